@@ -1,0 +1,91 @@
+"""The `lichen` command: one verb per module of this package, and one place that turns failures into words.
+
+Verb modules import what they need inside their functions, so `lichen --help` and `lichen account` never
+load torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import lichen
+from lichen.errors import LichenError
+
+app = typer.Typer(
+    name="lichen",
+    help="Describe, cost, train, export and run open models of the DeepSeek-V3 / Kimi K2 lineage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lichen {lichen.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def lichen_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; every failure ends as one line on stderr and a non-zero status.
+
+    Status: 1 for what the user can mend and for defects, 2 for a command that cannot be parsed, 130 after
+    Ctrl-C. With LICHEN_DEBUG=1 in the environment exceptions keep their traceback.
+    """
+    try:
+        status = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        print(f"error: {error.format_message()} (lichen --help shows what there is)", file=sys.stderr)
+        status = 2
+    except Exception as error:
+        if os.environ.get("LICHEN_DEBUG"):
+            raise
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output has left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            print(f"error: {explain(error)}", file=sys.stderr)
+        status = 1
+    if status == 130:
+        print("interrupted", file=sys.stderr)
+    sys.exit(status)
+
+
+def explain(error: Exception) -> str:
+    """One sentence for the person at the keyboard: what is wrong and, where it is known, what to do."""
+    if isinstance(error, LichenError):
+        return str(error)
+    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
+        return f"out of memory: use a smaller batch, a shorter context or a smaller model ({_line(error)})"
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return (
+        f"a defect in Lichen: {type(error).__name__}: {_line(error)} "
+        "(LICHEN_DEBUG=1 in the environment shows where it happened)"
+    )
+
+
+def _is_torch_out_of_memory(error: Exception) -> bool:
+    """Accelerators raise torch.OutOfMemoryError, the CPU allocator a plain RuntimeError."""
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
