@@ -50,7 +50,10 @@ def main() -> None:
         status = app(standalone_mode=False) or 0
         sys.stdout.flush()
     except typer.TyperException as error:
-        print(f"error: {error.format_message()} (lichen --help shows what there is)", file=sys.stderr)
+        if message := error.format_message().rstrip("."):  # empty when the help was shown instead
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "lichen"
+            print(f"error: {message}; `{command} --help` shows what there is", file=sys.stderr)
         status = 2
     except Exception as error:
         if os.environ.get("LICHEN_DEBUG"):
