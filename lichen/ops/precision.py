@@ -1,0 +1,22 @@
+"""Which number format to multiply in: bf16 where the hardware multiplies bf16 natively, else fp32."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+
+@cache
+def multiplies_bf16(device_type: str) -> bool:
+    """Whether matrix products in bf16 run on dedicated hardware on this kind of device."""
+    if device_type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device_type in ("npu", "xpu", "mps")
+
+
+def matmul_dtype(device: torch.device | str) -> torch.dtype:
+    """The faster of bf16 and fp32 for matrix products on `device`."""
+    return torch.bfloat16 if multiplies_bf16(torch.device(device).type) else torch.float32

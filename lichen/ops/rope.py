@@ -1,0 +1,86 @@
+"""Rotary position embedding (arXiv 2104.09864), YaRN (arXiv 2309.00071) and Llama 3.1's scaling.
+
+A head's channels are taken in pairs and pair i at position t is turned by the angle t * frequency[i].
+Published checkpoints pair channels in two ways: neighbours (0,1), (2,3), ... or the two halves
+(0, D/2), (1, D/2+1), ... The turn keeps the layout it finds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lichen.spec.model import Llama3Scaling, Rope, Yarn
+
+
+def frequencies(rope: Rope, dim: int) -> Tensor:
+    """Angle per position, in radians, of each of the dim/2 channel pairs: (dim/2,) fp32."""
+    inverse = 1.0 / (rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim))
+    match rope.scaling:
+        case None:
+            return inverse
+        case Yarn() as yarn:
+            return _yarn(inverse, rope.theta, dim, yarn)
+        case Llama3Scaling() as scaling:
+            return _llama3(inverse, scaling)
+
+
+def _yarn(inverse: Tensor, theta: float, dim: int, yarn: Yarn) -> Tensor:
+    """YaRN, section 3.2: fast pairs keep their frequency, slow ones are divided, a ramp in between."""
+
+    def pair_turning(rotations: float) -> float:
+        """The (fractional) pair that makes `rotations` full turns over the original context."""
+        length = yarn.original_max_position_embeddings
+        return dim * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_turning(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_turning(yarn.beta_slow)), dim - 1)
+    width = max(high - low, 0.001)
+    slow = ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / width).clamp(0, 1)
+    return inverse * (1 - slow) + inverse / yarn.factor * slow
+
+
+def _llama3(inverse: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Pairs with few turns over the original context are divided by `factor`, with a smooth passage."""
+    turns = scaling.original_max_position_embeddings * inverse / (2 * math.pi)
+    fast = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    fast = fast.clamp(0, 1)
+    return inverse * fast + inverse / scaling.factor * (1 - fast)
+
+
+def cos_sin(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for `positions` (...): two fp32 tensors (..., dim/2), scaled as YaRN asks."""
+    angles = positions[..., None].float() * frequencies(rope, dim).to(positions.device)
+    factor = rope.scaling.attention_factor if isinstance(rope.scaling, Yarn) else 1.0
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    pairs = x.unflatten(-1, (-1, 2) if interleaved else (2, -1))
+    a, b = pairs.unbind(-1 if interleaved else -2)
+    out = torch.empty_like(pairs)
+    out_a, out_b = out.unbind(-1 if interleaved else -2)
+    out_a.copy_((a * cos).addcmul_(b, sin, value=-1))
+    out_b.copy_((b * cos).addcmul_(a, sin))
+    return out.flatten(-2)
+
+
+class _ApplyRope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return _rotate(x, cos, sin, interleaved)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad.contiguous(), cos, -sin, ctx.interleaved), None, None, None
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Turn x (..., D) by cos, sin (broadcastable to (..., D/2), fp32); the result has x's dtype and layout."""
+    return _ApplyRope.apply(x, cos, sin, interleaved)
