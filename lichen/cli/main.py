@@ -47,7 +47,7 @@ def main() -> None:
     Ctrl-C. With LICHEN_DEBUG=1 in the environment exceptions keep their traceback.
     """
     try:
-        status = app(standalone_mode=False) or 0
+        status = app(prog_name="lichen", standalone_mode=False) or 0
         sys.stdout.flush()
     except typer.TyperException as error:
         if message := error.format_message().rstrip("."):  # empty when the help was shown instead

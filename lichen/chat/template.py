@@ -1,0 +1,16 @@
+"""Chat templates: how a conversation is written as text, per family of special tokens.
+
+The files in `templates/` are what an exported folder carries as `chat_template.jinja`; every engine that
+reads Hugging Face folders renders them from `messages`, `tools` and `add_generation_prompt` in the form of
+OpenAI's chat API. Neither gives the model a name that the conversation does not give it.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+
+
+def chat_template(family: str) -> str | None:
+    """The Jinja source for "kimi_k2" or "deepseek_v3" special tokens; None for a family without turns."""
+    file = resources.files("lichen.chat") / "templates" / f"{family}.jinja"
+    return file.read_text(encoding="utf-8") if file.is_file() else None

@@ -1,0 +1,128 @@
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+import lichen
+from lichen.cli import main as cli
+from lichen.errors import LichenError, SpecError
+
+
+def lichen_command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-c", "from lichen.cli.main import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def fail_with(monkeypatch, capsys, error):
+    """Run the command line with a verb that raises `error`; return its status and what it printed."""
+
+    def verb(**_):
+        raise error
+
+    monkeypatch.setattr(cli, "app", verb)
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    return exit.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_the_command_line_starts_without_torch(arguments):
+    code = (
+        "import sys\nfrom lichen.cli.main import main\n"
+        "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "lichen" in done.stdout.lower()
+
+
+def test_version():
+    assert lichen_command("--version").stdout == f"lichen {lichen.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["--fast"]])
+def test_a_command_that_cannot_be_parsed_is_one_line_and_status_2(arguments):
+    done = lichen_command(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert arguments[0] in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("error", [LichenError("the mast is broken; mend it"), SpecError("no mast")])
+def test_what_the_user_can_mend_is_one_line(monkeypatch, capsys, error):
+    assert fail_with(monkeypatch, capsys, error) == (1, f"error: {error}\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 123 bytes. Error code 12"
+        ),
+        type("OutOfMemoryError", (RuntimeError,), {})("tried to allocate 123 GiB\non device 0"),
+    ],
+)
+def test_out_of_memory_says_what_to_do(monkeypatch, capsys, error):
+    status, text = fail_with(monkeypatch, capsys, error)
+    assert status == 1
+    assert text.startswith("error: out of memory")
+    assert "smaller batch" in text
+    assert text.count("\n") == 1
+
+
+def test_the_systems_refusals_name_the_file(monkeypatch, capsys):
+    status, text = fail_with(
+        monkeypatch, capsys, FileNotFoundError(errno.ENOENT, "No such file", "/no/where")
+    )
+    assert (status, text) == (1, "error: No such file: /no/where\n")
+
+
+def test_a_defect_is_one_line_and_says_how_to_see_more(monkeypatch, capsys):
+    status, text = fail_with(monkeypatch, capsys, ZeroDivisionError("division\nby zero"))
+    assert status == 1
+    assert text.startswith("error: a defect in Lichen: ZeroDivisionError: division by zero")
+    assert "LICHEN_DEBUG=1" in text
+    assert text.count("\n") == 1
+
+
+def test_debugging_keeps_the_traceback(monkeypatch):
+    def verb(**_):
+        raise LichenError("x")
+
+    monkeypatch.setenv("LICHEN_DEBUG", "1")
+    monkeypatch.setattr(cli, "app", verb)
+    with pytest.raises(LichenError):
+        cli.main()
+
+
+def test_ctrl_c_ends_with_a_word_and_status_130():
+    code = (
+        "import os, signal\nfrom lichen.cli import main as cli\n"
+        "@cli.app.command()\ndef wait() -> None:\n    os.kill(os.getpid(), signal.SIGINT)\ncli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "wait"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_a_reader_that_leaves_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "from lichen.cli.main import main; main()", "--help"],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
