@@ -44,7 +44,21 @@ class Yarn:
 
     def __post_init__(self) -> None:
         require(self.factor >= 1, f"rope: YaRN factor is {self.factor}; it must be at least 1")
-        require_positive("rope", original_max_position_embeddings=self.original_max_position_embeddings)
+        require_positive(
+            "rope",
+            original_max_position_embeddings=self.original_max_position_embeddings,
+            beta_fast=self.beta_fast,
+            beta_slow=self.beta_slow,
+        )
+        require(
+            self.beta_fast >= self.beta_slow,
+            f"rope: beta_fast ({self.beta_fast}) must not be less than beta_slow ({self.beta_slow})",
+        )
+        # With only one of the two, DeepSeek's code and transformers compute different attention factors.
+        require(
+            bool(self.mscale_all_dim) == bool(self.mscale) or (self.mscale == 1 and not self.mscale_all_dim),
+            f"rope: mscale is {self.mscale} and mscale_all_dim is {self.mscale_all_dim}; give both or none",
+        )
 
     @staticmethod
     def _mscale(factor: float, mscale: float) -> float:
@@ -73,6 +87,12 @@ class Llama3Scaling:
     original_max_position_embeddings: int
 
     def __post_init__(self) -> None:
+        require(self.factor >= 1, f"rope: Llama 3 factor is {self.factor}; it must be at least 1")
+        require_positive(
+            "rope",
+            low_freq_factor=self.low_freq_factor,
+            original_max_position_embeddings=self.original_max_position_embeddings,
+        )
         require(
             self.high_freq_factor > self.low_freq_factor,
             f"rope: high_freq_factor ({self.high_freq_factor}) must be greater than "
@@ -245,7 +265,10 @@ class MoE:
 
     def __post_init__(self) -> None:
         require_positive("experts", moe_intermediate_size=self.moe_intermediate_size)
-        require(self.n_shared_experts >= 0, f"experts: n_shared_experts is {self.n_shared_experts}")
+        require(
+            self.n_shared_experts >= 0,
+            f"experts: n_shared_experts is {self.n_shared_experts}; it must be 0 or more",
+        )
 
 
 # ------------------------------------------------------------------------------------------------ model

@@ -1,0 +1,122 @@
+"""`config.json` <-> `ModelSpec`: one small file per family, and the way from a name or path to a spec."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lichen.errors import SpecError
+from lichen.spec.families import deepseek_v3, kimi_k25, llama
+from lichen.spec.families.fields import shown
+from lichen.spec.model import ModelSpec, MoE
+from lichen.spec.named import named_models
+
+FAMILIES: dict[str, ModuleType] = {
+    "deepseek_v3": deepseek_v3,
+    "kimi_k2": deepseek_v3,
+    "kimi_k25": kimi_k25,
+    "llama": llama,
+}
+
+LARGEST_CONFIG = 16 * 2**20
+
+
+def read_config(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a `config.json`. Raises SpecError naming the field, its value and what is supported."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        value = f"is {shown(model_type)}" if "model_type" in config else "is missing"
+        raise SpecError(f"model_type {value}; supported: " + ", ".join(FAMILIES))
+    return FAMILIES[model_type].read(config)
+
+
+def write_config(spec: ModelSpec) -> dict[str, Any]:
+    """The `config.json` of a spec, fields in alphabetical order as in published checkpoints.
+
+    Raises SpecError for a model that the spec's family cannot express.
+    """
+    if spec.family not in FAMILIES:
+        raise SpecError(f"family is {shown(spec.family)}; supported: " + ", ".join(FAMILIES))
+    return dict(sorted(FAMILIES[spec.family].write(spec).items()))
+
+
+def for_export(spec: ModelSpec) -> ModelSpec:
+    """The same model under the model_type that transformers, vLLM and llama.cpp all load.
+
+    Kimi's text towers become `deepseek_v3`, which is what they compute. Raises SpecError for a model that
+    transformers would load without a word and compute differently.
+    """
+    if spec.family == "kimi_k25":
+        spec = kimi_k25.text_tower(spec)
+    if spec.family == "llama":
+        return spec
+    config = write_config(spec)
+    if config["moe_layer_freq"] != 1:
+        raise SpecError(
+            f"moe_layer_freq is {config['moe_layer_freq']}; transformers puts experts into every layer from "
+            "first_k_dense_replace on, so only 1 can be exported"
+        )
+    for layer in spec.all_layers:
+        part = layer.feed_forward
+        if isinstance(part, MoE) and part.router.scoring_func != "sigmoid":
+            raise SpecError(
+                f"scoring_func is {shown(part.router.scoring_func)}; transformers scores the experts of this "
+                'family with a sigmoid, so only "sigmoid" can be exported'
+            )
+    return replace(spec, family="deepseek_v3")
+
+
+def load_spec(name_or_path: str | Path) -> ModelSpec:
+    """The spec of a named model, of a `config.json`, or of the one in a folder.
+
+    The name of a shipped model wins over a file of that name; "./NAME" or a Path always means the file.
+    Raises SpecError for an unknown name, a file that is not a config, or a config that cannot be expressed.
+    """
+    if isinstance(name_or_path, str) and name_or_path in named_models():
+        return read_config(named_models()[name_or_path].config)
+    path = Path(name_or_path)
+    try:
+        if path.is_dir():
+            path = path / "config.json"
+            if not path.exists():
+                raise SpecError(f"{path.parent} is a folder without a config.json")
+        elif not path.exists():
+            raise SpecError(_unknown(str(name_or_path)))
+        elif not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
+            raise SpecError(f"{path} is not a config.json: a regular file of at most 16 MiB is needed")
+        text = path.read_bytes()
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return read_config(_parse(text))
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def _parse(text: bytes) -> Mapping[str, Any]:
+    try:
+        config = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise SpecError(f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of 5,000 digits, endless nesting
+        raise SpecError(f"not JSON that can be read: {error}") from error
+    if not isinstance(config, dict):
+        raise SpecError(f"a JSON object is needed, not {shown(config)}")
+    return config
+
+
+def _refuse_constant(name: str) -> None:
+    raise SpecError(f"not JSON: {name} is not a number that JSON has")
+
+
+def _unknown(name: str) -> str:
+    """Nothing has this name. Kimi-K2.6 and moonshotai/Kimi-K2.6 lead to kimi-k2.6."""
+    names = list(named_models())
+    nearest = difflib.get_close_matches(name.rpartition("/")[2].lower(), names, n=1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return f"{name}: no such file, folder or model; {hint}models by name: {', '.join(names)}"

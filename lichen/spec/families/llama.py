@@ -1,0 +1,67 @@
+"""Llama 2 and 3 (arXiv 2302.13971, 2407.21783): grouped-query attention and SwiGLU in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lichen.errors import SpecError
+from lichen.spec.families.decoder import read_decoder, uniform, write_decoder
+from lichen.spec.families.fields import MOST_LAYERS, Fields
+from lichen.spec.families.rope import read_rope, write_rope
+from lichen.spec.model import GQA, Dense, LayerSpec, ModelSpec, Yarn
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a `config.json` with model_type llama. Raises SpecError for what it cannot express."""
+    fields = Fields(config)
+    heads = fields.integer("num_attention_heads")
+    hidden_size = fields.integer("hidden_size")
+    layer = LayerSpec(
+        GQA(
+            num_attention_heads=heads,
+            num_key_value_heads=fields.integer("num_key_value_heads", heads),
+            head_dim=fields.integer("head_dim", hidden_size // max(heads, 1)),
+            attention_bias=fields.boolean("attention_bias", False),
+        ),
+        Dense(fields.integer("intermediate_size"), fields.boolean("mlp_bias", False)),
+    )
+    layers = (layer,) * fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
+    spec = read_decoder(fields, "llama", layers, read_rope(fields, interleaved=False))
+    _check(spec)
+    return spec
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """The `config.json` of a spec. Raises SpecError for a model that is not a Llama."""
+    layer = uniform(list(spec.all_layers), "llama", "layer")
+    if not isinstance(layer.attention, GQA) or not isinstance(layer.feed_forward, Dense):
+        raise SpecError(f"llama: layers are GQA and Dense; this model has {layer}")
+    if spec.rope.interleaved or spec.mtp:
+        raise SpecError("llama: rotary pairs are the two halves of a head, and there are no MTP layers")
+    _check(spec)
+    attention, feed_forward = layer.attention, layer.feed_forward
+    return {
+        **write_decoder(spec, "LlamaForCausalLM"),
+        **write_rope(spec.rope, "rope_type"),
+        "num_attention_heads": attention.num_attention_heads,
+        "num_key_value_heads": attention.num_key_value_heads,
+        "head_dim": attention.head_dim,
+        "attention_bias": attention.attention_bias,
+        "intermediate_size": feed_forward.intermediate_size,
+        "mlp_bias": feed_forward.mlp_bias,
+    }
+
+
+def _check(spec: ModelSpec) -> None:
+    """What other readers of this family's configs insist on, so that every spec can be used there."""
+    heads = spec.layers[0].attention.num_attention_heads
+    if spec.hidden_size % heads:
+        raise SpecError(
+            f"llama: hidden_size ({spec.hidden_size}) must be a multiple of num_attention_heads ({heads})"
+        )
+    if isinstance(spec.rope.scaling, Yarn) and spec.rope.scaling.mscale_all_dim:
+        raise SpecError(
+            f"rope_scaling.mscale_all_dim is {spec.rope.scaling.mscale_all_dim}; supported: absent "
+            "(Llama's attention does not scale its softmax by it)"
+        )

@@ -1,0 +1,26 @@
+"""Published models that ship with the package: their configs, with source and date."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A `config.json` as it stood at `source` on `date` (ISO 8601)."""
+
+    name: str
+    source: str
+    date: str
+    config: dict[str, Any]
+
+
+def named_models() -> dict[str, NamedModel]:
+    """All of them, by name."""
+    folder = files("lichen.spec") / "models"
+    entries = [entry for entry in folder.iterdir() if entry.name.endswith(".json")]
+    models = [NamedModel(**json.loads(entry.read_text(encoding="utf-8"))) for entry in entries]
+    return {model.name: model for model in sorted(models, key=lambda model: model.name)}
