@@ -1,0 +1,310 @@
+"""Muon for matrices and AdamW for the rest, in one optimizer.
+
+A step does, for every matrix W with gradient G (Keller Jordan, 2024; Moonlight, arXiv 2502.16982):
+
+    M <- momentum M + G
+    O  = orthogonalise(G + momentum M)      with Nesterov; orthogonalise(M) without
+    W <- W (1 - lr weight_decay) - lr scale(W) O
+
+where a parameter may hold many matrices (`lichen.nn.roles.Role`). Matrices of one shape, wherever they
+come from, go through Newton-Schulz as one batch with their shorter side first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+from lichen.errors import LichenError
+from lichen.nn.roles import Role
+from lichen.optim import recipes
+from lichen.optim.newton_schulz import EPSILON, native_bf16, newton_schulz_
+from lichen.optim.recipes import OptimizerRecipe
+from lichen.optim.table import ParameterTable, Row
+
+# Matrix entries that go through Newton-Schulz together. On a CPU the working memory should stay in the
+# second-level cache; elsewhere it should fill the machine and stay small beside the model.
+CHUNK_ENTRIES = {"cpu": 1 << 19}
+CHUNK_ENTRIES_ELSEWHERE = 1 << 28
+
+
+@dataclass
+class Matrices:
+    """Equally shaped matrices of one parameter, (matrices, rows, columns), and how to update them."""
+
+    parameter: Tensor
+    gradient: Tensor
+    momentum: Tensor
+    lr: float
+    weight_decay: float
+
+    def __getitem__(self, index: slice) -> Matrices:
+        return Matrices(
+            self.parameter[index], self.gradient[index], self.momentum[index], self.lr, self.weight_decay
+        )
+
+    def __len__(self) -> int:
+        return self.parameter.size(0)
+
+
+class Muon(torch.optim.Optimizer):
+    """Updates every parameter of `table` as `recipe` says.
+
+    Parameters that share a learning rate and a weight decay form a group of `param_groups`, with `lr` and
+    `initial_lr`: both `torch.optim.lr_scheduler` and a trainer that writes
+    `group["lr"] = group["initial_lr"] * factor` can drive it. Parameters without a gradient are left
+    alone. State is fp32; a parameter in lower precision is updated in fp32 and rounded once.
+    """
+
+    def __init__(self, table: ParameterTable, recipe: OptimizerRecipe = recipes.muon) -> None:
+        if not len(table):
+            raise LichenError("optimizer: the model has no parameter that requires a gradient")
+        self.recipe = recipe
+        self._rows: dict[Tensor, Row] = {}
+        super().__init__([{"params": table}], {})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take more parameters: `{"params": table}`, or `(name, parameter)` pairs in place of a table.
+
+        `lr` and `weight_decay` in the group replace the recipe's. Without a table, parameters of two or
+        more dimensions are matrices and the others vectors. Raises LichenError for a parameter without a
+        name, and for one that is already here.
+        """
+        groups: dict[tuple[float, float], list[Row]] = {}
+        for row in _rows(param_group["params"]):
+            if row.parameter in self._rows or row.name in (known.name for known in self._rows.values()):
+                raise LichenError(f"optimizer: parameter {row.name} is already in the optimizer")
+            self._rows[row.parameter] = row
+            groups.setdefault(self._lr_and_weight_decay(row, param_group), []).append(row)
+        for (lr, weight_decay), rows in groups.items():
+            super().add_param_group(
+                {
+                    "params": [(row.name, row.parameter) for row in rows],
+                    "lr": lr,
+                    "initial_lr": lr,
+                    "weight_decay": weight_decay,
+                }
+            )
+
+    def _lr_and_weight_decay(self, row: Row, options: dict[str, Any]) -> tuple[float, float]:
+        recipe, kind = self.recipe, row.role.kind
+        is_muon = recipe.algorithm(kind) == "muon"
+        lr = options.get("lr", recipe.lr if is_muon or recipe.adamw_lr is None else recipe.adamw_lr)
+        decays = kind in recipe.decayed if row.weight_decay is None else row.weight_decay
+        return lr * row.lr_scale, options.get("weight_decay", recipe.weight_decay) if decays else 0.0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """Update every parameter that has a gradient; `closure` recomputes the loss first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        by_shape: dict[tuple[int, int, torch.device], list[Matrices]] = {}
+        for group in self.param_groups:
+            others: list[Row] = []
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                row = self._rows[parameter]
+                if self.recipe.algorithm(row.role.kind) == "adamw":
+                    others.append(row)
+                    continue
+                for matrices in self._matrices(row, group):
+                    _, rows, columns = matrices.parameter.shape
+                    key = (min(rows, columns), max(rows, columns), parameter.device)
+                    by_shape.setdefault(key, []).append(matrices)
+            self._adamw(others, group)
+        for (rows, columns, device), batch in by_shape.items():
+            _muon_step(batch, rows, columns, device, self.recipe)
+        return loss
+
+    def _matrices(self, row: Row, group: dict[str, Any]) -> Iterator[Matrices]:
+        state = self.state[row.parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(row.parameter, dtype=torch.float32)
+        views = (
+            row.matrices(tensor, per_head=self.recipe.per_head)
+            for tensor in (row.parameter, _gradient(row), state["momentum_buffer"])
+        )
+        for parameter, gradient, momentum in zip(*views, strict=True):
+            yield Matrices(parameter, gradient, momentum, group["lr"], group["weight_decay"])
+
+    def _adamw(self, rows: list[Row], group: dict[str, Any]) -> None:
+        """Decoupled-weight-decay Adam (arXiv 1711.05101) by PyTorch's own kernels."""
+        by_device: dict[torch.device, list[Row]] = {}
+        for row in rows:
+            by_device.setdefault(row.parameter.device, []).append(row)
+        for device, here in by_device.items():
+            for row in here:
+                state = self.state[row.parameter]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+                    state["exp_avg"] = torch.zeros_like(row.parameter, dtype=torch.float32)
+                    state["exp_avg_sq"] = torch.zeros_like(row.parameter, dtype=torch.float32)
+            masters = [row.parameter.float() for row in here]
+            states = [self.state[row.parameter] for row in here]
+            adamw(
+                masters,
+                [_gradient(row).float() for row in here],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=device.type in _get_fused_kernels_supported_devices(),
+                amsgrad=False,
+                beta1=self.recipe.adamw_betas[0],
+                beta2=self.recipe.adamw_betas[1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=self.recipe.adamw_eps,
+                maximize=False,
+            )
+            for row, master in zip(here, masters, strict=True):
+                if master is not row.parameter:
+                    row.parameter.copy_(master)
+
+    def state_bytes(self) -> int:
+        """Bytes of optimizer state held now (none before the first step)."""
+        return sum(tensor.nbytes for state in self.state.values() for tensor in state.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """State by parameter name: {"state": {name: {...tensors}}, "param_groups": [...]}.
+
+        Apart from the tensors in "state" it is made of numbers and strings. The tensors are the
+        optimizer's own, not copies.
+        """
+        return {
+            "state": {row.name: dict(self.state[p]) for p, row in self._rows.items() if p in self.state},
+            "param_groups": [
+                {key: value for key, value in group.items() if key not in ("params", "param_names")}
+                | {"params": list(group["param_names"])}
+                for group in self.param_groups
+            ],
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of a `state_dict()` whose groups may be cut differently.
+
+        Learning rates and weight decays are this optimizer's own; `lr` moves to the place on its schedule
+        that the saved one had reached. Raises LichenError if the saved parameters are not these.
+        """
+        saved_group = {name: group for group in state_dict["param_groups"] for name in group["params"]}
+        rows = {row.name: row for row in self._rows.values()}
+        if missing := rows.keys() - saved_group.keys():
+            raise LichenError(f"optimizer state: nothing is saved for {', '.join(sorted(missing))}")
+        if unknown := saved_group.keys() - rows.keys():
+            raise LichenError(f"optimizer state: {', '.join(sorted(unknown))} is not in this optimizer")
+        for name, saved in state_dict["state"].items():
+            row = rows[name]
+            expected = _state_names(self.recipe.algorithm(row.role.kind))
+            if saved.keys() != expected:
+                raise LichenError(
+                    f"optimizer state: {name} was updated with {', '.join(sorted(saved))}, but recipe "
+                    f"{self.recipe.name!r} needs {', '.join(sorted(expected))}; load it with the recipe it "
+                    "was saved with"
+                )
+            for key, tensor in saved.items():
+                if key != "step" and tensor.shape != row.parameter.shape:
+                    raise LichenError(
+                        f"optimizer state: {key} of {name} has shape {tuple(tensor.shape)}, the parameter "
+                        f"{tuple(row.parameter.shape)}"
+                    )
+
+        self.state.clear()
+        for name, saved in state_dict["state"].items():
+            parameter = rows[name].parameter
+            self.state[parameter] = {
+                key: tensor.to(parameter.device, torch.float32, copy=True) for key, tensor in saved.items()
+            }
+        for group in self.param_groups:
+            saved = saved_group[group["param_names"][0]]
+            same = saved["initial_lr"] == group["initial_lr"] or saved["initial_lr"] == 0
+            group["lr"] = saved["lr"] if same else group["initial_lr"] * (saved["lr"] / saved["initial_lr"])
+
+
+def _rows(params: ParameterTable | Iterable[tuple[str, nn.Parameter]]) -> Iterable[Row]:
+    if isinstance(params, ParameterTable):
+        return params
+    rows = []
+    for named in params:
+        if not isinstance(named, tuple):
+            raise LichenError(
+                "optimizer: state is kept by name, so give (name, parameter) pairs such as "
+                "model.named_parameters(), or a parameter_table"
+            )
+        name, parameter = named
+        rows.append(Row(name, parameter, Role("matrix" if parameter.ndim >= 2 else "vector")))
+    return ParameterTable(tuple(rows))
+
+
+def _state_names(algorithm: str) -> set[str]:
+    return {"momentum_buffer"} if algorithm == "muon" else {"step", "exp_avg", "exp_avg_sq"}
+
+
+def _gradient(row: Row) -> Tensor:
+    gradient = row.parameter.grad
+    if gradient is None or gradient.is_sparse or gradient.is_complex():
+        raise LichenError(f"optimizer: {row.name} needs a dense, real gradient")
+    return gradient
+
+
+def _muon_step(
+    batch: list[Matrices], rows: int, columns: int, device: torch.device, recipe: OptimizerRecipe
+) -> None:
+    """Update all matrices of one shape, rows <= columns or its transpose."""
+    dtype = torch.bfloat16 if native_bf16(device.type) else torch.float32
+    limit = max(1, CHUNK_ENTRIES.get(device.type, CHUNK_ENTRIES_ELSEWHERE) // (rows * columns))
+    for chunk in _chunks(batch, limit):
+        x = torch.empty(sum(map(len, chunk)), rows, columns, dtype=dtype, device=device)
+        for matrices, slot in _slots(chunk, x):
+            momentum, gradient = matrices.momentum, matrices.gradient
+            torch.add(gradient, momentum, alpha=recipe.momentum, out=momentum)
+            ahead = recipe.nesterov
+            update = torch.add(gradient, momentum, alpha=recipe.momentum) if ahead else momentum
+            norm = torch.linalg.vector_norm(update, dim=(1, 2), keepdim=True) + EPSILON
+            torch.div(update, norm, out=slot)
+        orthogonal = newton_schulz_(x, recipe.ns_schedule)
+        for matrices, slot in _slots(chunk, orthogonal):
+            parameter, lr = matrices.parameter, matrices.lr
+            scale = recipe.scale(parameter.size(1), parameter.size(2))
+            if parameter.dtype == torch.float32:
+                parameter.mul_(1 - lr * matrices.weight_decay).add_(slot, alpha=-lr * scale)
+            else:
+                decayed = parameter.float().mul_(1 - lr * matrices.weight_decay)
+                parameter.copy_(decayed.add_(slot, alpha=-lr * scale))
+
+
+def _chunks(batch: list[Matrices], limit: int) -> Iterator[list[Matrices]]:
+    """Cut a batch into lists of at most `limit` matrices in all."""
+    chunk: list[Matrices] = []
+    room = limit
+    for matrices in batch:
+        start = 0
+        while start < len(matrices):
+            part = matrices[start : start + room]
+            chunk.append(part)
+            start += len(part)
+            room -= len(part)
+            if room == 0:
+                yield chunk
+                chunk, room = [], limit
+    if chunk:
+        yield chunk
+
+
+def _slots(chunk: list[Matrices], x: Tensor) -> Iterator[tuple[Matrices, Tensor]]:
+    """Every part of a chunk with its place in `x`, transposed where the part has more rows than columns."""
+    start = 0
+    for matrices in chunk:
+        slot = x[start : start + len(matrices)]
+        yield matrices, slot.mT if matrices.parameter.size(1) > matrices.parameter.size(2) else slot
+        start += len(matrices)

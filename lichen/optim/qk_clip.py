@@ -1,0 +1,77 @@
+"""QK-clip: keep the largest attention logit of every head at or below tau (Kimi K2, arXiv 2507.20534).
+
+After an optimizer step, a head whose largest logit S of the step's forward pass was above tau gets its
+query and key weights multiplied so that its logits shrink by gamma = tau / S. Other heads, and the
+step's own forward and backward pass, are untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lichen.errors import LichenError
+from lichen.spec.model import GQA, MLA
+
+
+@torch.no_grad()
+def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> dict[str, int]:
+    """Clip every attention module named in `max_logits`; call it after `optimizer.step()`.
+
+    max_logits: attention module name -> (num_attention_heads,), the largest logit per head that went
+        into the softmax (softmax scale included), over the whole batch of the step and over all ranks.
+
+    Returns the number of clipped heads per module. Raises LichenError for a logit that is not finite,
+    for a wrong number of heads, and for an attention that QK-clip is not defined for.
+    """
+    if not tau > 0:
+        raise LichenError(f"QK-clip: tau is {tau}; it must be greater than 0")
+    for name, logits in max_logits.items():
+        if not logits.isfinite().all():
+            raise LichenError(f"QK-clip: the largest attention logits of {name} are not finite")
+    clipped: dict[str, Tensor] = {}
+    for name, logits in max_logits.items():
+        attention = model.get_submodule(name)
+        spec = getattr(attention, "spec", None)
+        if not isinstance(spec, MLA | GQA):
+            raise LichenError(f"QK-clip: {name} is not multi-head latent or grouped-query attention")
+        if logits.shape != (spec.num_attention_heads,):
+            raise LichenError(
+                f"QK-clip: {name} has {spec.num_attention_heads} heads, but its largest logits have shape "
+                f"{tuple(logits.shape)}"
+            )
+        gamma = tau / logits.float().clamp(min=tau)
+        if isinstance(spec, MLA):
+            _clip_mla(attention, spec, gamma)
+        else:
+            _clip_gqa(attention, spec, gamma)
+        clipped[name] = (gamma < 1).sum()
+    return {name: int(count) for name, count in clipped.items()}
+
+
+def _clip_mla(attention: nn.Module, spec: MLA, gamma: Tensor) -> None:
+    """Algorithm 1: sqrt(gamma) on each side of the content part, gamma on the query's rope part.
+
+    The rotated key is shared by all heads, so the head's whole rope factor falls on its query.
+    """
+    heads, nope = spec.num_attention_heads, spec.qk_nope_head_dim
+    query = attention.get_parameter("q_proj.weight" if spec.q_lora_rank is None else "q_b_proj.weight")
+    query_rows = query.view(heads, spec.qk_head_dim, -1)
+    key_value_rows = attention.get_parameter("kv_b_proj.weight").view(heads, nope + spec.v_head_dim, -1)
+    gamma = gamma.to(query.device).view(heads, 1, 1)
+    query_rows[:, :nope].mul_(gamma.sqrt())
+    query_rows[:, nope:].mul_(gamma)
+    key_value_rows[:, :nope].mul_(gamma.sqrt())
+
+
+def _clip_gqa(attention: nn.Module, spec: GQA, gamma: Tensor) -> None:
+    """All of gamma on the head's query, weight and bias.
+
+    The paper treats heads that own their key. A key that several query heads share cannot follow one of
+    them without moving the others, so it stays and every head is clipped exactly.
+    """
+    for parameter in attention.get_submodule("q_proj").parameters():
+        rows = parameter.view(spec.num_attention_heads, spec.head_dim, -1)
+        rows.mul_(gamma.to(rows.device).view(-1, 1, 1))
