@@ -57,11 +57,8 @@ class Detokenizer:
 
     def _bytes(self, token: int) -> bytes:
         characters = self._tokenizer.id_to_token(token)
-        if characters is None:
-            raise LichenError(
-                f"token {token} is not in the tokenizer's vocabulary of {self._tokenizer.get_vocab_size()}: "
-                "the model and the tokenizer do not belong together"
-            )
+        if characters is None:  # models pad their vocabulary to a round number; those tokens say nothing
+            return b""
         if all(character in BYTE_OF_CHARACTER for character in characters):
             return bytes(BYTE_OF_CHARACTER[character] for character in characters)
         return characters.encode()

@@ -28,7 +28,7 @@ def streamed(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = ()) -
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
 def test_any_tokens_stream_to_the_text_of_the_whole(tokenizer, data):
-    ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=40))
+    ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() + 3), max_size=40))
     assert streamed(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
@@ -100,8 +100,3 @@ def test_a_tokenizer_of_another_kind_is_refused():
     tokenizer.decoder = decoders.Metaspace()
     with pytest.raises(LichenError, match="Metaspace"):
         Detokenizer(tokenizer)
-
-
-def test_a_token_outside_the_vocabulary_is_named(tokenizer):
-    with pytest.raises(LichenError, match="99999"):
-        Detokenizer(tokenizer).push(99999)
