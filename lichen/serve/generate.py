@@ -1,0 +1,49 @@
+"""Continue a prompt: one pass over the prompt, then one token at a time from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import torch
+
+from lichen.errors import LichenError
+from lichen.nn.cache import Cache
+from lichen.nn.transformer import Transformer
+from lichen.serve.sampling import SamplingParams, sample
+
+# A long prompt enters the cache in pieces, so that attention scores take bounded memory.
+PREFILL_CHUNK = 2048
+
+
+def generate(
+    model: Transformer, prompt_ids: list[int], params: SamplingParams, *, eos_ids: Collection[int]
+) -> Iterator[int]:
+    """Yield the tokens that follow `prompt_ids`, as they are drawn.
+
+    Ends before a token of `eos_ids`, after `params.max_tokens`, or where the context is full. Stop strings
+    are the business of the text (`lichen.serve.detokenizer`): whoever reads it stops taking tokens.
+
+    Raises LichenError when the prompt is empty or leaves no room in the model's context.
+    """
+    context = model.spec.max_position_embeddings
+    if not prompt_ids:
+        raise LichenError("the prompt is empty; give at least one token to continue")
+    if len(prompt_ids) >= context:
+        raise LichenError(
+            f"the prompt has {len(prompt_ids):,} tokens and the model's context {context:,}; "
+            "shorten the prompt so that there is room for an answer"
+        )
+    device = next(model.parameters()).device
+    generator = params.generator(device)
+    capacity = min(context, len(prompt_ids) + params.max_tokens)
+    cache = Cache(model.spec, batch=1, capacity=capacity, dtype=model.compute_dtype, device=device)
+
+    for chunk in torch.tensor([prompt_ids], device=device).split(PREFILL_CHUNK, dim=1):
+        logits = model.extend(chunk, cache)
+    for position in range(len(prompt_ids), capacity):
+        next_token = sample(logits, params, generator)
+        if (token := int(next_token)) in eos_ids:
+            return
+        yield token
+        if position + 1 < capacity:
+            logits = model.extend(next_token[:, None], cache)
