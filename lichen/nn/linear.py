@@ -1,0 +1,54 @@
+"""Layers whose fp32 master weight is cast where it is used, and normalisation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lichen.nn.roles import Role
+from lichen.ops.norm import rms_norm
+
+
+class Linear(nn.Module):
+    """y = x W^T + b in x's dtype; W (out_features, in_features) and b keep their own."""
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = False, role: Role | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.roles = {"weight": role or Role("matrix")}
+        if bias:
+            self.roles["bias"] = Role("bias")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last dimension; see `lichen.ops.norm`."""
+
+    roles = {"weight": Role("norm")}
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Embedding(nn.Module):
+    """Rows of a (vocab_size, hidden_size) table."""
+
+    roles = {"weight": Role("embedding")}
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.embedding(tokens, self.weight).to(dtype)
