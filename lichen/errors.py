@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exceptions that are meant for the person at the keyboard."""
 
 
 class LichenError(Exception):
@@ -10,3 +10,11 @@ class LichenError(Exception):
 
 class SpecError(LichenError):
     """A model description that cannot be built, or that this version of Lichen cannot express."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says so: accelerators raise torch.OutOfMemoryError, the CPU a plain RuntimeError."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
+    )

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import lichen
-from lichen.errors import LichenError
+from lichen.errors import LichenError, is_out_of_memory
 
 app = typer.Typer(
     name="lichen",
@@ -72,7 +72,7 @@ def explain(error: Exception) -> str:
     """One sentence for the person at the keyboard: what is wrong and, where it is known, what to do."""
     if isinstance(error, LichenError):
         return str(error)
-    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
+    if is_out_of_memory(error):
         return f"out of memory: use a smaller batch, a shorter context or a smaller model ({_line(error)})"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
@@ -80,13 +80,6 @@ def explain(error: Exception) -> str:
     return (
         f"a defect in Lichen: {type(error).__name__}: {_line(error)} "
         "(LICHEN_DEBUG=1 in the environment shows where it happened)"
-    )
-
-
-def _is_torch_out_of_memory(error: Exception) -> bool:
-    """Accelerators raise torch.OutOfMemoryError, the CPU allocator a plain RuntimeError."""
-    return isinstance(error, RuntimeError) and (
-        type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     )
 
 

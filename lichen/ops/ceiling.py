@@ -1,25 +1,39 @@
-"""What this machine can do at most: the rate of its matrix multiplier, and whether that takes bf16."""
+"""What this machine is, and what it can do at most: the rate of its matrix multiplier."""
 
 from __future__ import annotations
 
 import functools
+import os
+import platform
 import time
+from pathlib import Path
 
 import torch
 
 _SECONDS = 0.3
 
 
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 matrices natively, so that bf16 is faster than fp32.
+def machine(device: torch.device) -> dict[str, str]:
+    """What a figure measured here should be read with: processor, device, threads, versions."""
+    facts = {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if device.type != "cpu":
+        facts["device"] = getattr(torch.get_device_module(device), "get_device_name", lambda: device.type)()
+    return facts
 
-    A CPU needs AVX512-BF16 or AMX, a CUDA device compute capability 8.0; other accelerators do.
-    """
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return True
+
+def _processor() -> str:
+    """The processor's own name; Python's `platform.processor` is empty or only the architecture on Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @functools.cache

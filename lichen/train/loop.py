@@ -1,0 +1,119 @@
+"""A run from where it stands to its end, or to the moment someone stops it."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from rich.console import Console
+
+from lichen.errors import LichenError, is_out_of_memory
+from lichen.train.checkpoint import newest_good
+from lichen.train.metrics import MetricsLog, StepMetrics
+from lichen.train.progress import Progress
+from lichen.train.report import write_report
+from lichen.train.run import Run
+from lichen.train.trainer import Trainer
+
+
+def train(run: Run, console: Console) -> signal.Signals | None:
+    """Train `run` from its newest good checkpoint, or from the beginning, to its last step; then report.
+
+    Returns the signal that stopped it early, with a checkpoint saved, or None at the end. Raises LichenError
+    for a loss that is not finite, memory that does not suffice, a full disk, and checkpoints of which none
+    is good; what was saved before stays.
+    """
+    steps = run.recipe.train.steps
+    checkpoint, damaged = newest_good(run.checkpoints)
+    for damage in damaged:
+        console.print(f"{damage}; it is skipped", markup=False, highlight=False, soft_wrap=True)
+    if damaged and checkpoint is None:
+        raise LichenError(
+            f"no checkpoint in {run.checkpoints} is good; remove them to begin this run again, or bring one back"
+        )
+    trainer = Trainer(run)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+        console.print(f"continuing from {checkpoint}", markup=False, highlight=False, soft_wrap=True)
+
+    with (
+        StopRequest(console) as stop,
+        MetricsLog(run.folder, trainer.step) as log,
+        Progress(run.folder.name, steps, console) as progress,
+    ):
+        while trainer.step < steps and stop.signal is None:
+            try:
+                metrics = _step(trainer)
+            except Exception as error:
+                raise _explained(error, run, trainer.step, checkpoint) from error
+            log.append(metrics)
+            progress.update(metrics)
+            if _due(run.recipe.checkpoint.every, trainer.step, steps) or stop.signal is not None:
+                log.sync()
+                checkpoint = trainer.save()
+    if trainer.step == steps:
+        write_report(run)
+        return None
+    return stop.signal
+
+
+class StopRequest:
+    """While active, Ctrl-C and SIGTERM ask the run to finish its step and save; the second one ends it at once."""
+
+    def __init__(self, console: Console) -> None:
+        self.signal: signal.Signals | None = None
+        self._console = console
+
+    def __enter__(self) -> StopRequest:
+        self._before = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+        self._console.print("finishing this step, then saving; once more stops at once and saves nothing")
+
+
+# ------------------------------------------------------------------------------------------------ details
+
+
+def _step(trainer: Trainer) -> StepMetrics:
+    """One optimizer step and, where they are due after it, an evaluation and samples."""
+    recipe = trainer.run.recipe
+    metrics = trainer.train_step()
+    if _due(recipe.eval.every, trainer.step, recipe.train.steps) and (scores := trainer.evaluate()):
+        metrics = replace(metrics, validation_loss=scores[0], bits_per_byte=scores[1])
+    if recipe.sample.prompts and _due(recipe.sample.every, trainer.step, recipe.train.steps):
+        metrics = replace(metrics, samples=trainer.sample())
+    return metrics
+
+
+def _due(every: int, step: int, steps: int) -> bool:
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def _explained(error: Exception, run: Run, step: int, checkpoint: Path | None) -> Exception:
+    """Add to a failure what the person needs to go on: the last good checkpoint, and what to lower."""
+    good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+    resume = f"lichen train {run.folder}"
+    if is_out_of_memory(error):
+        train = run.recipe.train
+        return LichenError(
+            f"out of memory in step {step + 1} with train.micro_batch = {train.micro_batch} sequences of "
+            f"{train.seq_len} tokens; {good}. Lower it, the result does not depend on it: "
+            f"{resume} train.micro_batch={max(1, train.micro_batch // 2)}"
+        )
+    if isinstance(error, LichenError):
+        return LichenError(f"{error}; {good}")
+    return error

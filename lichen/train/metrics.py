@@ -1,0 +1,132 @@
+"""What a run reports of every step: one JSON line in metrics.jsonl, and the same numbers for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from lichen.errors import LichenError
+from lichen.files import disk_errors, write_text
+
+
+@dataclass(frozen=True)
+class Sample:
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One optimizer step. None: the model or the recipe has no such thing, or it was not due.
+
+    Losses are nats per target. `balance` is the sum of all sequence-wise balance losses as it enters `loss`.
+    `load_worst` and `load_mean` are the busiest expert's load over the mean load, in the worst layer and
+    averaged over layers. `seconds` is the whole step, `optimizer_seconds` the part after the gradient.
+    `ceiling_share` is model FLOPs over the measured matrix rate of the machine.
+    """
+
+    step: int
+    tokens: int
+    loss: float
+    cross_entropy: float
+    lr: float
+    grad_norm: float
+    seconds: float
+    optimizer_seconds: float
+    tokens_per_second: float
+    ceiling_share: float
+    mtp: float | None = None
+    balance: float | None = None
+    load_worst: float | None = None
+    load_mean: float | None = None
+    max_logit: float | None = None
+    clipped_heads: int | None = None
+    validation_loss: float | None = None
+    bits_per_byte: float | None = None
+    samples: tuple[Sample, ...] | None = None
+
+
+TIMINGS = ("seconds", "optimizer_seconds", "tokens_per_second", "ceiling_share")
+"""Fields that differ between two runs of the same recipe; everything else is the same to the last bit."""
+
+
+def load_balance(counts: Mapping[str, Tensor]) -> tuple[float, float] | tuple[None, None]:
+    """(worst layer, mean over layers) of the busiest expert's tokens over the mean expert's tokens.
+
+    counts: one (n_routed_experts,) tensor per layer. 1.0 is perfect balance.
+    """
+    ratios = [float(layer.max() / layer.double().mean()) for layer in counts.values()]
+    return (max(ratios), sum(ratios) / len(ratios)) if ratios else (None, None)
+
+
+class MetricsLog:
+    """metrics.jsonl and tensorboard/ of a run. `after_step` is where a resumed run goes on: later lines go."""
+
+    def __init__(self, folder: Path, after_step: int) -> None:
+        self._path = folder / "metrics.jsonl"
+        if self._path.exists():
+            kept = [line for line in read_metrics(self._path) if line.step <= after_step]
+            write_text(self._path, "".join(_line(metrics) for metrics in kept))
+        with disk_errors(self._path):
+            self._file: IO[str] = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)
+
+    def append(self, metrics: StepMetrics) -> None:
+        with disk_errors(self._path):
+            self._file.write(_line(metrics))
+            self._file.flush()
+        for field in fields(metrics):
+            value = getattr(metrics, field.name)
+            if isinstance(value, int | float) and field.name != "step":
+                self._board.add_scalar(field.name, value, metrics.step)
+        for sample in metrics.samples or ():
+            self._board.add_text(sample.prompt, sample.prompt + sample.text, metrics.step)
+
+    def sync(self) -> None:
+        """Make every line so far survive a power cut; a checkpoint counts on them."""
+        with disk_errors(self._path):
+            os.fsync(self._file.fileno())
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[StepMetrics]:
+    """All steps in `path`. A last line without its end, which a kill can leave, is ignored.
+
+    Raises LichenError for any other line that is not a step's metrics.
+    """
+    metrics = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            metrics.append(_parse(json.loads(line)))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise LichenError(f"{path}, line {number}, is not the metrics of a step ({error})") from error
+    return metrics
+
+
+def _parse(values: dict[str, Any]) -> StepMetrics:
+    if samples := values.get("samples"):
+        values["samples"] = tuple(Sample(**sample) for sample in samples)
+    return StepMetrics(**values)
+
+
+def _line(metrics: StepMetrics) -> str:
+    values = {name: value for name, value in asdict(metrics).items() if value is not None}
+    return json.dumps(values, allow_nan=False) + "\n"

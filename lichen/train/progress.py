@@ -1,0 +1,143 @@
+"""What a person sees while a run trains: a live panel on a terminal, an occasional line anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from lichen.train.metrics import StepMetrics
+
+_PLAIN_EVERY = 10.0  # seconds
+_RECENT = 20  # steps that the remaining time is judged by
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+class Progress:
+    """Use as a context manager; `update` after every step, `note` for a sentence that should stay."""
+
+    def __init__(self, name: str, steps: int, console: Console) -> None:
+        self._name, self._steps, self._console = name, steps, console
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._losses: list[float] = []
+        self._validation: StepMetrics | None = None
+        self._last_line = float("-inf")
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def update(self, metrics: StepMetrics) -> None:
+        self._recent.append(metrics.seconds)
+        self._losses.append(metrics.cross_entropy)
+        evaluated = metrics.bits_per_byte is not None
+        if evaluated:
+            self._validation = metrics
+        if self._live:
+            self._live.update(self._panel(metrics))
+        elif evaluated or time.monotonic() - self._last_line >= _PLAIN_EVERY or metrics.step == self._steps:
+            self._last_line = time.monotonic()
+            self.note(self._plain_line(metrics))
+        for sample in metrics.samples or ():
+            self.note(f"{sample.prompt}{sample.text}\n")
+
+    def _eta(self, metrics: StepMetrics) -> str:
+        seconds = (self._steps - metrics.step) * sum(self._recent) / len(self._recent)
+        return format_duration(seconds)
+
+    def _plain_line(self, metrics: StepMetrics) -> str:
+        parts = [
+            f"step {metrics.step:,}/{self._steps:,}",
+            f"loss {metrics.cross_entropy:.3f}",
+            f"{metrics.tokens_per_second:,.0f} tokens/s",
+            f"{metrics.ceiling_share:.0%} of ceiling",
+        ]
+        if metrics.bits_per_byte is not None:
+            parts.insert(2, f"validation {metrics.bits_per_byte:.3f} bits/byte")
+        if metrics.load_worst is not None:
+            parts.append(f"load {metrics.load_worst:.2f}")
+        if metrics.max_logit is not None:
+            parts.append(f"logit {metrics.max_logit:.1f}")
+        return "  ".join([*parts, f"eta {self._eta(metrics)}"])
+
+    def _panel(self, metrics: StepMetrics) -> RenderableType:
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        bar.add_row(
+            f"[bold]step {metrics.step:,}[/] of {self._steps:,}",
+            ProgressBar(total=self._steps, completed=metrics.step),
+            f"eta [bold]{self._eta(metrics)}[/]",
+        )
+        numbers = Table.grid(padding=(0, 1))
+        numbers.add_column(style="dim", no_wrap=True)
+        numbers.add_column(no_wrap=True)
+        for label, value in self._rows(metrics):
+            numbers.add_row(label, value)
+        return Panel(Group(bar, Text(), numbers), title=self._name, title_align="left", border_style="dim")
+
+    def _rows(self, metrics: StepMetrics) -> list[tuple[str, str]]:
+        loss = f"[bold]{metrics.cross_entropy:.3f}[/]  [cyan]{_sparkline(self._losses)}[/]"
+        rows = [("loss", loss)]
+        if self._validation is not None:
+            rows.append(
+                (
+                    "validation",
+                    f"[bold]{self._validation.bits_per_byte:.3f}[/] bits/byte, loss "
+                    f"{self._validation.validation_loss:.3f} [dim]at step {self._validation.step:,}[/]",
+                )
+            )
+        rows += [
+            (
+                "speed",
+                f"[bold]{metrics.tokens_per_second:,.0f}[/] tokens/s, {metrics.ceiling_share:.0%} of the "
+                f"matrix ceiling, {metrics.optimizer_seconds / metrics.seconds:.0%} in the optimizer",
+            ),
+            ("learning rate", f"{metrics.lr:.2e}, gradient norm {metrics.grad_norm:.2f}"),
+        ]
+        if metrics.load_worst is not None:
+            rows.append(
+                (
+                    "expert load",
+                    f"max/mean {metrics.load_mean:.2f}, {metrics.load_worst:.2f} in the worst layer",
+                )
+            )
+        if metrics.max_logit is not None:
+            clipped = "" if metrics.clipped_heads is None else f", {metrics.clipped_heads} heads clipped"
+            rows.append(("largest logit", f"{metrics.max_logit:.1f}{clipped}"))
+        return rows
+
+
+def format_duration(seconds: float) -> str:
+    """1:05 or 2:03:04."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _sparkline(values: list[float], width: int = 40) -> str:
+    """The whole history in `width` characters, each the mean of its share."""
+    size = max(1, -(-len(values) // width))
+    means = [sum(chunk) / len(chunk) for i in range(0, len(values), size) if (chunk := values[i : i + size])]
+    low, high = min(means), max(means)
+    span = (high - low) or 1.0
+    return "".join(_BARS[round((mean - low) / span * (len(_BARS) - 1))] for mean in means)

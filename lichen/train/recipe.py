@@ -1,0 +1,269 @@
+"""What to train, in one TOML file: every key, its type, its default and its meaning.
+
+The models below are the only description of a recipe. `read_recipe` validates a file and its command-line
+overrides against them, `lichen train --keys` prints them, and the resolved recipe that a run keeps is
+written by `write_recipe`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from lichen.errors import LichenError
+from lichen.files import write_text
+from lichen.optim.schedule import lr_factor
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    config: str | dict[str, Any] = Field(
+        description="what to train: a named model, a config.json or its folder, or a table of its fields"
+    )
+    weights: str | None = Field(
+        None, description="folder of weights to start from (Hugging Face layout); without it, random weights"
+    )
+
+
+class DataSection(Section):
+    path: str = Field(description="folder written by `lichen data prepare`")
+
+
+class OptimizerSection(Section):
+    recipe: Literal["adamw", "keller_jordan", "muon", "muonclip", "deepseek_v4"] = Field(
+        description="published update rule; its numbers hold unless given here"
+    )
+    lr: float | None = Field(None, gt=0, description="peak learning rate")
+    adamw_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of what Muon leaves to AdamW; without it, lr"
+    )
+    weight_decay: float | None = Field(
+        None, ge=0, description="decoupled, for the kinds that the rule decays"
+    )
+    qk_clip_tau: float | None = Field(None, gt=0, description="largest attention logit that muonclip allows")
+
+
+class ScheduleSection(Section):
+    kind: Literal["constant", "cosine", "wsd"] = Field(
+        "wsd", description="after the warm-up: flat; cosine to the end; or flat, then a decay"
+    )
+    warmup_steps: int = Field(0, ge=0, description="linear rise from 0 to the peak")
+    decay_steps: int = Field(0, ge=0, description="length of wsd's final decay")
+    min_ratio: float = Field(0.1, ge=0, le=1, description="final learning rate as a share of the peak")
+
+
+class TrainSection(Section):
+    steps: int = Field(gt=0, description="optimizer steps")
+    tokens_per_step: int = Field(gt=0, description="tokens of one optimizer step, a multiple of seq_len")
+    seq_len: int = Field(gt=1, description="tokens of one sequence")
+    micro_batch: int = Field(
+        gt=0, description="sequences in memory at once; the result does not depend on it"
+    )
+    seed: int = Field(0, ge=0, description="of the initial weights and the order of the data")
+    dtype: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="of matrix products; auto is bf16 where the machine multiplies it natively"
+    )
+    clip_grad_norm: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    bias_update_rate: float = Field(
+        0.001, ge=0, description="step of the router's selection bias (arXiv 2412.19437, section 4.2)"
+    )
+    mtp_weight: float = Field(
+        0.3, ge=0, description="weight of the multi-token-prediction loss, where the model predicts several"
+    )
+
+
+class EvalSection(Section):
+    every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
+    tokens: int = Field(65536, gt=0, description="validation tokens per evaluation, at most")
+
+
+class SampleSection(Section):
+    every: int = Field(0, ge=0, description="steps between samples; 0: only at the end")
+    prompts: list[str] = Field([], description="texts to continue")
+    max_tokens: int = Field(64, gt=0, description="length of each continuation")
+    temperature: float = Field(0.8, ge=0, description="0 takes the likeliest token")
+    seed: int = Field(0, ge=0, description="of the sampling")
+
+
+class CheckpointSection(Section):
+    every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end and when stopped")
+    keep: int = Field(2, gt=0, description="newest checkpoints to keep")
+
+
+class Recipe(Section):
+    """A whole recipe. Immutable; `model_dump()` is the plain form."""
+
+    model: ModelSection
+    data: DataSection
+    optimizer: OptimizerSection
+    schedule: ScheduleSection = ScheduleSection()
+    train: TrainSection
+    eval: EvalSection = EvalSection()
+    sample: SampleSection = SampleSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.train.tokens_per_step // self.train.seq_len
+
+
+# Once a run has begun, these cannot change: its weights, its optimizer state or its position in the data
+# would no longer mean the same. Everything else may, by an override of the run.
+FIXED = ("model", "data", "optimizer.recipe", "train.seed", "train.seq_len", "train.tokens_per_step")
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe file; `overrides` are `section.key=value` strings that win over the file.
+
+    Raises LichenError for an unreadable file, an unknown key, a wrong type or numbers that disagree.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LichenError(f"there is no recipe {path}") from None
+    except OSError as error:
+        raise LichenError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LichenError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = _sentences(error)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise LichenError(f"recipe {path}: {problems[0]}{more}") from None
+    _check_numbers(recipe, path)
+    return recipe
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write every key, defaults included, so that the run does not depend on a later version's defaults."""
+    write_text(path, tomli_w.dumps(recipe.model_dump(exclude_none=True)))
+
+
+def differences(ours: Recipe, theirs: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with both values."""
+    left, right = dict(_flat(ours)), dict(_flat(theirs))
+    return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
+
+
+def is_fixed(key: str) -> bool:
+    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)
+
+
+def describe_keys() -> list[tuple[str, str, str, str]]:
+    """Rows (key, type, default, meaning) of everything a recipe may hold."""
+    rows = []
+    for section, section_field in Recipe.model_fields.items():
+        section_type = section_field.annotation
+        assert isinstance(section_type, type)
+        assert issubclass(section_type, Section)
+        for key, field in section_type.model_fields.items():
+            if field.is_required():
+                default = "required"
+            else:
+                default = "" if field.default is None else str(field.default)
+            rows.append((f"{section}.{key}", _type_name(field.annotation), default, field.description or ""))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------ details
+
+
+def _type_name(annotation: Any) -> str:
+    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    name = name.replace("typing.", "").replace(" | None", "").replace("dict[str, Any]", "table")
+    return name.removeprefix("Literal[").removesuffix("]") if name.startswith("Literal") else name
+
+
+def _flat(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    for section, values in recipe.model_dump().items():
+        for key, value in values.items():
+            yield f"{section}.{key}", value
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value`. The value follows TOML; what is not TOML is taken as a bare string."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise LichenError(f"cannot understand the override {override!r}; write section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise LichenError(f"override {override!r}: {key} is not a table")
+    values[keys[-1]] = value
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    """One sentence per field; the branches of a union speak of the same field and are told once."""
+    told: dict[str, str] = {}
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"]]
+        told.setdefault(".".join(location[:2]), _sentence(problem, ".".join(location[:2])))
+    return list(told.values())
+
+
+def _sentence(problem: ErrorDetails, path: str) -> str:
+    meanings = {key: meaning for key, _, _, meaning in describe_keys()}
+    if problem["type"] == "extra_forbidden":
+        return f"there is no key {path}; {_nearest(path)}"
+    if problem["type"] == "missing":
+        return f"{path} is missing" + (f" ({meanings[path]})" if path in meanings else "")
+    if path == "model.config":
+        expected = "a string or a table"
+    elif problem["type"] == "model_type":
+        expected = f"a table [{path}]"
+    else:
+        expected = problem["msg"].removeprefix("Input should be ")
+    return f"{path} is {json.dumps(problem['input'], default=str)}; expected {expected}"
+
+
+def _nearest(path: str) -> str:
+    keys = [key for key, _, _, _ in describe_keys()]
+    section, _, leaf = path.rpartition(".")
+    if not section:
+        names = list(Recipe.model_fields)
+        near = difflib.get_close_matches(leaf, names, 1, cutoff=0.5)
+        return f"did you mean [{near[0]}]?" if near else f"the sections are {', '.join(names)}"
+    near = [key for key in keys if key.endswith(f".{leaf}")] or difflib.get_close_matches(path, keys, 1)
+    if near:
+        return f"did you mean {near[0]}?"
+    own = [key.removeprefix(f"{section}.") for key in keys if key.startswith(f"{section}.")]
+    return f"[{section}] has {', '.join(own)}"
+
+
+def _check_numbers(recipe: Recipe, path: Path) -> None:
+    train, schedule = recipe.train, recipe.schedule
+    if train.tokens_per_step % train.seq_len:
+        nearest = max(1, round(train.tokens_per_step / train.seq_len)) * train.seq_len
+        raise LichenError(
+            f"recipe {path}: train.tokens_per_step ({train.tokens_per_step}) is not a multiple of "
+            f"train.seq_len ({train.seq_len}); the nearest is {nearest}"
+        )
+    lr_factor(steps=train.steps, step=0, **schedule.model_dump())  # raises for numbers that do not fit
+    if schedule.decay_steps and schedule.kind != "wsd":
+        raise LichenError(
+            f'recipe {path}: schedule.decay_steps is for kind = "wsd"; here it is "{schedule.kind}"'
+        )
+    if recipe.optimizer.qk_clip_tau is not None and recipe.optimizer.recipe != "muonclip":
+        raise LichenError(
+            f'recipe {path}: optimizer.qk_clip_tau is for recipe = "muonclip"; here it is '
+            f'"{recipe.optimizer.recipe}"'
+        )

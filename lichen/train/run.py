@@ -1,0 +1,179 @@
+"""The folder of a run: what it was told to do, beside what it has done.
+
+RUN/recipe.toml     the resolved recipe          RUN/metrics.jsonl   one line per step
+RUN/config.json     the model                    RUN/tensorboard/    the same, for TensorBoard
+RUN/run.json        format, machine, versions    RUN/checkpoints/    see `lichen.train.checkpoint`
+RUN/report.html     written at the end           RUN/plots/          its figures
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lichen
+from lichen.errors import LichenError
+from lichen.files import disk_errors, sync_folder, write_text
+from lichen.ops.ceiling import machine
+from lichen.optim import recipes
+from lichen.optim.recipes import OptimizerRecipe
+from lichen.spec.families import load_spec, read_config, write_config
+from lichen.spec.model import ModelSpec
+from lichen.train.checkpoint import FORMAT_VERSION, check_format_version
+from lichen.train.recipe import Recipe, differences, is_fixed, read_recipe, write_recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    recipe: Recipe
+    spec: ModelSpec
+    facts: dict[str, Any]
+    """What run.json holds: format_version, lichen, started (ISO 8601), machine."""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "recipe.toml").is_file() and (folder / "run.json").is_file()
+
+
+def start_run(recipe: Recipe, folder: Path) -> Run:
+    """The run of `recipe` in `folder`: a new one, or the one already there if it is of the same recipe.
+
+    Raises LichenError when the folder holds something else; it says what differs.
+    """
+    recipe, spec = resolve(recipe)
+    if is_run(folder):
+        return _same_run(open_run(folder), recipe, spec)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LichenError(f"{folder} exists and is not a run; choose another --out")
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "lichen": lichen.__version__,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(default_device()),
+    }
+    # Built aside and renamed: a folder is a whole run or none.
+    aside = folder.with_name(f".{folder.name}.starting")
+    with disk_errors(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        write_text(aside / "config.json", _json(write_config(spec)))
+        write_text(aside / "run.json", _json(facts))
+        write_recipe(recipe, aside / "recipe.toml")
+        os.rename(aside, folder)
+        sync_folder(folder.parent)
+    return Run(folder, recipe, spec, facts)
+
+
+def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
+    """The run in `folder`, with `overrides` applied to its recipe and kept there.
+
+    Raises LichenError for a folder that is not a run, is of a newer Lichen, or is asked to change what
+    cannot change once a run has begun.
+    """
+    if not is_run(folder):
+        raise LichenError(f"{folder} is not a run; it has no recipe.toml and run.json")
+    facts = _read_json(folder / "run.json")
+    try:
+        check_format_version(facts.get("format_version"), folder)
+    except ValueError as error:
+        raise LichenError(f"{folder / 'run.json'} is damaged: {error}") from error
+    spec = read_config(_read_json(folder / "config.json"))
+    recipe = read_recipe(folder / "recipe.toml")
+    if overrides:
+        changed = read_recipe(folder / "recipe.toml", overrides)
+        for key, (new, old) in differences(changed, recipe).items():
+            if is_fixed(key):
+                raise LichenError(
+                    f"{key} is {old!r} in the run {folder} and cannot become {new!r}: the run's weights and "
+                    "place in the data depend on it. Start a new run with another --out"
+                )
+        recipe = changed
+        write_recipe(recipe, folder / "recipe.toml")
+    return Run(folder, recipe, spec, facts)
+
+
+def resolve(recipe: Recipe) -> tuple[Recipe, ModelSpec]:
+    """Make a recipe independent of the current folder and of Lichen's defaults, and read its model."""
+    config, rule = recipe.model.config, optimizer_recipe(recipe)
+    spec = load_spec(config) if isinstance(config, str) else read_config(config)
+    if isinstance(config, str) and Path(config).exists():
+        config = str(Path(config).resolve())
+    weights = recipe.model.weights and str(Path(recipe.model.weights).resolve())
+    resolved = recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"config": config, "weights": weights}),
+            "data": recipe.data.model_copy(update={"path": str(Path(recipe.data.path).resolve())}),
+            "optimizer": recipe.optimizer.model_copy(
+                update={key: getattr(rule, key) for key in ("lr", "adamw_lr", "weight_decay", "qk_clip_tau")}
+            ),
+        }
+    )
+    return resolved, spec
+
+
+def optimizer_recipe(recipe: Recipe) -> OptimizerRecipe:
+    """The published update rule with the recipe's own numbers."""
+    chosen = recipe.optimizer
+    rule: OptimizerRecipe = getattr(recipes, chosen.recipe)
+    own = chosen.model_dump(exclude_none=True, exclude={"recipe"})
+    return replace(rule, **own)
+
+
+def default_device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+# ------------------------------------------------------------------------------------------------ details
+
+
+def _same_run(run: Run, recipe: Recipe, spec: ModelSpec) -> Run:
+    told = [
+        f"{key} is {old!r} there and {new!r} here"
+        for key, (new, old) in differences(recipe, run.recipe).items()
+    ]
+    if not told and spec != run.spec:
+        ours, theirs = write_config(spec), write_config(run.spec)
+        told = [
+            f"the model's {key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+            for key in {**theirs, **ours}
+            if theirs.get(key) != ours.get(key)
+        ]
+    if told:
+        more = f" (and {len(told) - 3} more)" if len(told) > 3 else ""
+        raise LichenError(
+            f"{run.folder} is a run of another recipe: {'; '.join(told[:3])}{more}. Choose another --out, or "
+            f"continue that run with: lichen train {run.folder}"
+        )
+    return run
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise LichenError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise LichenError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise LichenError(f"{path} is damaged: it holds no JSON object")
+    return values
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,266 @@
+"""One optimizer step after another: the state of a training run and what can be done with it.
+
+A step takes a whole batch of `tokens_per_step` from the loader and cuts it into micro-batches that fit in
+memory. Every micro-batch's loss is divided by the targets of the whole step, so the gradient is that of the
+mean over all of them, however they were cut. Then, in this order: the gradient is clipped, checked, applied;
+heads with too large logits are clipped; and the routers' selection biases move by the loads of the whole step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lichen.data.loader import Batch, Loader
+from lichen.data.dataset import TokenDataset
+from lichen.data.tokenizer import load_tokenizer
+from lichen.errors import LichenError
+from lichen.files import write_text
+from lichen.nn.tensor_files import Outgoing, write_file
+from lichen.nn.transformer import Transformer
+from lichen.nn.weights import load_weights, save_weights
+from lichen.ops.ceiling import matrix_rate
+from lichen.ops.precision import matmul_dtype
+from lichen.optim import Muon, parameter_table, qk_clip
+from lichen.optim.schedule import lr_factor
+from lichen.serve.detokenizer import stream_text
+from lichen.serve.generate import generate
+from lichen.serve.sampling import SamplingParams
+from lichen.spec.account import training_flops_per_token
+from lichen.train.checkpoint import restore_rng, rng_state, save_checkpoint, step_of
+from lichen.train.metrics import Sample, StepMetrics, load_balance
+from lichen.train.run import Run, default_device, optimizer_recipe
+
+IGNORED = -100
+"""Target of a position where there is nothing to predict."""
+
+
+class Trainer:
+    """Model, optimizer, data and step of a run. `step` counts the optimizer steps taken."""
+
+    def __init__(self, run: Run) -> None:
+        recipe = run.recipe
+        self.run = run
+        self.step = 0
+        self.device = default_device()
+        self.compute_dtype = _compute_dtype(recipe.train.dtype, self.device)
+        self.dataset = TokenDataset.open(Path(recipe.data.path))
+        _check_fit(run, self.dataset)
+        self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
+        torch.manual_seed(recipe.train.seed)
+        with self.device:
+            self.model = Transformer(run.spec, self.compute_dtype)
+        if recipe.model.weights is None:
+            self.model.initialize(recipe.train.seed)
+        else:
+            load_weights(self.model, Path(recipe.model.weights))
+        self.rule = optimizer_recipe(recipe)
+        self.optimizer = Muon(parameter_table(self.model), self.rule)
+        self.loader = self._loader("train", recipe.sequences_per_step, recipe.train.seed)
+        self.flops_per_token = training_flops_per_token(run.spec, recipe.train.seq_len)
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def train_step(self) -> StepMetrics:
+        """Take one optimizer step. Raises LichenError, with nothing applied, when the loss is not finite."""
+        train = self.run.recipe.train
+        start = time.perf_counter()
+        self.optimizer.zero_grad()
+        totals, counts, max_logits = self._forward_backward(self.loader.next_batch())
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_grad_norm))
+        if not math.isfinite(totals["loss"]) or not math.isfinite(grad_norm):
+            raise LichenError(
+                f"step {self.step + 1}: the loss is {totals['loss']:g} and the norm of its gradient {grad_norm:g}; "
+                "the step was not applied"
+            )
+
+        applied = time.perf_counter()
+        lr = self.rule.lr * self._apply_lr()
+        self.optimizer.step()
+        clipped = None
+        if self.rule.qk_clip_tau is not None:
+            clipped = sum(qk_clip(self.model, max_logits, self.rule.qk_clip_tau).values())
+        if counts and train.bias_update_rate:
+            self.model.update_selection_bias(counts, train.bias_update_rate)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        self.step += 1
+
+        seconds = time.perf_counter() - start
+        rate = train.tokens_per_step / seconds
+        worst, mean = load_balance(counts)
+        return StepMetrics(
+            step=self.step,
+            tokens=self.step * train.tokens_per_step,
+            **totals,
+            lr=lr,
+            grad_norm=grad_norm,
+            seconds=seconds,
+            optimizer_seconds=time.perf_counter() - applied,
+            tokens_per_second=rate,
+            ceiling_share=rate * self.flops_per_token / matrix_rate(self.compute_dtype, self.device),
+            load_worst=worst,
+            load_mean=mean,
+            max_logit=max((float(logits.max()) for logits in max_logits.values()), default=None),
+            clipped_heads=clipped,
+        )
+
+    def _forward_backward(
+        self, batch: Batch
+    ) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
+        """Gradients of the whole step; its losses, tokens per expert, and largest logit per head."""
+        totals: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        max_logits: dict[str, Tensor] = {}
+        normalizer = int((batch.targets != IGNORED).sum())
+        for tokens, targets, segment_ids in self._micro_batches(batch):
+            output = self.model.loss(
+                tokens,
+                targets,
+                segment_ids,
+                max_logits=True,
+                mtp_weight=self.run.recipe.train.mtp_weight if self.run.spec.mtp else 0.0,
+                normalizer=normalizer,
+            )
+            output.loss.backward()
+            for name in ("loss", "cross_entropy", "mtp", "balance"):
+                value = getattr(output, name)
+                if value is not None:
+                    totals[name] = totals.get(name, 0) + value.detach()
+            for name, layer in output.routing.items():
+                counts[name] = counts[name] + layer if name in counts else layer
+            for name, layer in output.max_logits.items():
+                max_logits[name] = torch.maximum(max_logits[name], layer) if name in max_logits else layer
+        return {name: float(total) for name, total in totals.items()}, counts, max_logits
+
+    def _apply_lr(self) -> float:
+        recipe = self.run.recipe
+        factor = lr_factor(step=self.step, steps=recipe.train.steps, **recipe.schedule.model_dump())
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return factor
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        size = self.run.recipe.train.micro_batch
+        columns = (batch.tokens, batch.targets, batch.segment_ids)
+        for start in range(0, len(batch.tokens), size):
+            tokens, targets, segments = (column[start : start + size].to(self.device) for column in columns)
+            yield tokens, targets, segments
+
+    def _loader(self, split: str, batch_size: int, seed: int) -> Loader:
+        return Loader(self.dataset, split, batch_size, self.run.recipe.train.seq_len, seed)
+
+    # ---------------------------------------------------------------------------------------- evaluation
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float] | None:
+        """(nats per target, bits per UTF-8 byte) on the same first validation tokens every time.
+
+        None when the data has no validation split.
+        """
+        recipe = self.run.recipe
+        available = self.dataset.manifest.splits["validation"].tokens
+        sequences = min(recipe.eval.tokens, available) // recipe.train.seq_len
+        if not available:
+            return None
+        batch = self._loader("validation", max(1, sequences), seed=0).next_batch()
+        nats, targets = 0.0, int((batch.targets != IGNORED).sum())
+        for micro_batch in self._micro_batches(batch):
+            nats += float(self.model.loss(*micro_batch, normalizer=1).cross_entropy)
+        return nats / targets, nats / math.log(2) / batch.n_bytes
+
+    def sample(self) -> tuple[Sample, ...]:
+        """One continuation of each of the recipe's prompts; the same prompt draws from the same seed."""
+        chosen = self.run.recipe.sample
+        params = SamplingParams(
+            temperature=chosen.temperature, seed=chosen.seed, max_tokens=chosen.max_tokens
+        )
+        samples = []
+        for prompt in chosen.prompts:
+            ids = self.tokenizer.encode(prompt).ids
+            tokens = generate(self.model, ids, params, eos_ids=self.dataset.manifest.eos_ids)
+            samples.append(Sample(prompt, "".join(stream_text(tokens, self.tokenizer))))
+        return tuple(samples)
+
+    # --------------------------------------------------------------------------------------- checkpoints
+
+    def save(self) -> Path:
+        """Write a checkpoint of this step; it is durable when this returns."""
+
+        def write(folder: Path) -> None:
+            save_weights(self.model, folder / "model", torch.float32)
+            write_file(
+                folder / "optimizer.safetensors", _optimizer_tensors(self.optimizer.state_dict()["state"])
+            )
+            state = {
+                "step": self.step,
+                "tokenizer_hash": self.dataset.manifest.tokenizer_hash,
+                "loader": self.loader.state(),
+                "rng": rng_state(),
+            }
+            write_text(folder / "state.json", json.dumps(state) + "\n")
+
+        return save_checkpoint(self.run.checkpoints, self.step, self.run.recipe.checkpoint.keep, write)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Continue from a verified checkpoint, to the last bit as if there had been no pause."""
+        state = json.loads((checkpoint / "state.json").read_bytes())
+        if state["tokenizer_hash"] != self.dataset.manifest.tokenizer_hash:
+            raise LichenError(
+                f"{checkpoint} was trained with another tokenizer than the data in {self.run.recipe.data.path} "
+                "has now; prepare the data with the run's tokenizer again"
+            )
+        load_weights(self.model, checkpoint / "model")
+        # Learning rates and the like come from the recipe; the checkpoint brings only what was learnt.
+        groups = self.optimizer.state_dict()["param_groups"]
+        saved = _optimizer_state(load_file(checkpoint / "optimizer.safetensors"))
+        self.optimizer.load_state_dict({"state": saved, "param_groups": groups})
+        self.loader.restore(state["loader"])
+        restore_rng(state["rng"])
+        self.step = state["step"]
+
+
+# ------------------------------------------------------------------------------------------------ details
+
+
+def _compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    return {"auto": matmul_dtype(device), "bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
+
+
+def _check_fit(run: Run, dataset: TokenDataset) -> None:
+    """Refuse a model that cannot read the data or is shorter than the sequences."""
+    spec, train = run.spec, run.recipe.train
+    if dataset.manifest.vocab_size > spec.vocab_size:
+        raise LichenError(
+            f"the data in {run.recipe.data.path} has token ids up to {dataset.manifest.vocab_size - 1:,} and the "
+            f"model a vocab_size of {spec.vocab_size:,}; set the model's vocab_size to "
+            f"{dataset.manifest.vocab_size} or prepare the data with a smaller vocabulary"
+        )
+    if train.seq_len > spec.max_position_embeddings:
+        raise LichenError(
+            f"train.seq_len ({train.seq_len}) is longer than the model's max_position_embeddings "
+            f"({spec.max_position_embeddings})"
+        )
+
+
+def _optimizer_tensors(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Outgoing]:
+    return {
+        f"{name}.{key}": Outgoing(tensor, tensor.dtype)
+        for name, entry in state.items()
+        for key, tensor in entry.items()
+    }
+
+
+def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    state: dict[str, dict[str, Tensor]] = {}
+    for dotted, tensor in tensors.items():
+        name, _, key = dotted.rpartition(".")
+        state.setdefault(name, {})[key] = tensor
+    return state

@@ -1,0 +1,92 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lichen.errors import LichenError
+from lichen.train.metrics import MetricsLog, Sample, StepMetrics, load_balance, read_metrics
+
+
+def metrics_of(step: int) -> StepMetrics:
+    return StepMetrics(
+        step=step,
+        tokens=step * 256,
+        loss=3.0 / step,
+        cross_entropy=2.5 / step,
+        lr=1e-3,
+        grad_norm=0.5,
+        seconds=0.25,
+        optimizer_seconds=0.05,
+        tokens_per_second=1024.0,
+        ceiling_share=0.5,
+        load_worst=1.5,
+        load_mean=1.25,
+    )
+
+
+def test_lines_come_back_as_they_went(tmp_path: Path):
+    written = [
+        metrics_of(1),
+        replace(metrics_of(2), samples=(Sample("def", " f():\n\u2028    pass"), Sample("", "x"))),
+    ]
+    with MetricsLog(tmp_path, 0) as log:
+        for metrics in written:
+            log.append(metrics)
+    assert read_metrics(tmp_path / "metrics.jsonl") == written
+
+
+def test_a_resumed_log_has_every_step_once(tmp_path: Path):
+    with MetricsLog(tmp_path, 0) as log:
+        for step in range(1, 6):
+            log.append(metrics_of(step))
+    with MetricsLog(tmp_path, 3) as log:
+        log.append(metrics_of(4))
+    assert [metrics.step for metrics in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(tmp_path, 0) as log:
+        for step in (1, 2):
+            log.append(metrics_of(step))
+    path.write_text(path.read_text()[:-20])
+    assert [metrics.step for metrics in read_metrics(path)] == [1]
+    with MetricsLog(tmp_path, 1) as log:
+        log.append(metrics_of(2))
+    assert [metrics.step for metrics in read_metrics(path)] == [1, 2]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', '{"unknown": 1}'])
+def test_any_other_damage_is_named(tmp_path: Path, line: str):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(LichenError, match="line 1"):
+        read_metrics(path)
+
+
+def test_absent_numbers_are_absent_and_nan_is_refused(tmp_path: Path):
+    with MetricsLog(tmp_path, 0) as log:
+        log.append(metrics_of(1))
+        with pytest.raises(ValueError, match="JSON"):
+            log.append(replace(metrics_of(2), loss=float("nan")))
+    assert "mtp" not in json.loads((tmp_path / "metrics.jsonl").read_text())
+
+
+def test_tensorboard_reads_the_same_numbers_after_a_resume(tmp_path: Path):
+    with MetricsLog(tmp_path, 0) as log:
+        for step in (1, 2, 3):
+            log.append(metrics_of(step))
+    with MetricsLog(tmp_path, 2) as log:
+        log.append(replace(metrics_of(3), loss=7.0))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert {event.step: event.value for event in events} == {1: 3.0, 2: 1.5, 3: 7.0}
+
+
+def test_load_balance_is_the_busiest_over_the_mean():
+    even, skewed = torch.tensor([4, 4, 4, 4]), torch.tensor([10, 2, 2, 2])
+    assert load_balance({"a": even}) == (1.0, 1.0)
+    assert load_balance({"a": even, "b": skewed}) == (2.5, 1.75)
+    assert load_balance({}) == (None, None)
