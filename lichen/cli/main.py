@@ -9,11 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
 
 import lichen
+from lichen.cli.export import export
+from lichen.cli.sample import sample
 from lichen.errors import LichenError, is_out_of_memory
 
 app = typer.Typer(
@@ -40,12 +43,17 @@ def lichen_options(
     pass
 
 
+app.command()(export)
+app.command()(sample)
+
+
 def main() -> None:
     """Run the command line; every failure ends as one line on stderr and a non-zero status.
 
     Status: 1 for what the user can mend and for defects, 2 for a command that cannot be parsed, 130 after
     Ctrl-C. With LICHEN_DEBUG=1 in the environment exceptions keep their traceback.
     """
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         status = app(prog_name="lichen", standalone_mode=False) or 0
         sys.stdout.flush()

@@ -26,7 +26,6 @@ from tokenizers import Tokenizer
 
 import lichen
 from lichen.chat.template import chat_template
-from lichen.data.dataset import TokenDataset
 from lichen.data.special_tokens import SpecialIds
 from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
@@ -73,14 +72,16 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
         _write_json(building / "config.json", write_config(spec))
         _write_json(building / "generation_config.json", _generation_config(spec))
         shutil.copyfile(dataset.tokenizer_path, building / "tokenizer.json")
-        _write_json(building / "tokenizer_config.json", _tokenizer_config(spec, tokenizer))
+        _write_json(
+            building / "tokenizer_config.json", _tokenizer_config(spec, dataset.special_ids, tokenizer)
+        )
         if template is not None:
             write_text(building / "chat_template.jinja", template)
         write_text(building / "README.md", model_card(run, step, spec, dataset))
         mark = {
             "format_version": FORMAT_VERSION,
             "lichen": lichen.__version__,
-            "run": str(run.folder.resolve()),
+            "run": run.folder.resolve().name,
             "step": step,
             "files": sorted([MARK, *(file.name for file in building.iterdir())]),
         }
@@ -135,8 +136,8 @@ def _check_replaceable(out: Path) -> None:
         raise LichenError(f"{out / MARK} is damaged; name another folder, or remove {out}") from error
     if foreign := sorted(present - ours):
         raise LichenError(
-            f"{out} holds {foreign[0]}, which the earlier export did not write; move it away, or name another "
-            "folder"
+            f"{out} holds {foreign[0]}, which the earlier export did not write; move it away, or name "
+            "another folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""Finding a trained model: the newest good checkpoint of a run, or a folder in the Hugging Face layout."""
+"""Loading a trained model for use: a run's newest good checkpoint, or a folder in the Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -7,42 +7,63 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from tokenizers import Tokenizer
+
 from lichen.data.dataset import TokenDataset
 from lichen.data.special_tokens import SpecialIds
-from lichen.data.tokenizer import tokenizer_file
+from lichen.data.tokenizer import load_tokenizer, tokenizer_file, vocabulary_size
 from lichen.errors import LichenError
+from lichen.nn.transformer import Transformer
+from lichen.nn.weights import load_model
+from lichen.ops.precision import matmul_dtype
 from lichen.spec.families import load_spec
+from lichen.spec.model import ModelSpec
 from lichen.train.checkpoint import newest_good
 from lichen.train.run import Run, is_run, open_run
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What it takes to continue a text: `weights` is a folder with config.json and safetensors, `tokenizer`
-    a tokenizer.json, and `eos_ids` are the tokens before which a text ends."""
+    """What continues a text; a text ends before a token of `eos_ids`."""
 
-    weights: Path
-    tokenizer: Path
+    model: Transformer
+    tokenizer: Tokenizer
     eos_ids: frozenset[int]
 
 
-def find_trained(folder: Path) -> Trained:
-    """The trained model that `folder`, a run or a Hugging Face folder, holds.
+def load_trained(folder: Path, device: torch.device) -> Trained:
+    """Load what `folder`, a run or a folder in the Hugging Face layout, holds.
 
-    Raises LichenError when it is neither, or the run has no good checkpoint or another tokenizer than its data.
+    Weights stored as fp32, as in a run, compute in fp32; others in bf16 where `device` multiplies it.
+
+    Raises LichenError when there is no model, a run has no good checkpoint or other data than it had, or
+    model and tokenizer do not belong together.
     """
     if is_run(folder):
         run = open_run(folder)
         checkpoint = newest_checkpoint(run)
         dataset = dataset_of(run, checkpoint)
-        return Trained(
-            checkpoint / "model", dataset.tokenizer_path, frozenset(end_ids(dataset.special_ids))
+        weights, dtype, tokenizer_path = checkpoint / "model", torch.float32, dataset.tokenizer_path
+        ends = end_ids(dataset.special_ids)
+    else:
+        if not folder.is_dir():
+            raise LichenError(
+                f"there is no folder {folder}; name a run or a folder in the Hugging Face layout"
+            )
+        if not (folder / "config.json").is_file():
+            raise LichenError(f"{folder} holds no model: it is not a run, and it has no config.json")
+        spec = load_spec(folder)
+        weights, tokenizer_path, ends = folder, tokenizer_file(folder), _published_end_ids(folder, spec)
+        dtype = torch.float32 if spec.dtype == "float32" else matmul_dtype(device)
+    tokenizer = load_tokenizer(tokenizer_path)
+    model = load_model(weights, dtype, device, param_dtype=dtype)
+    if vocabulary_size(tokenizer) > model.spec.vocab_size:
+        raise LichenError(
+            f"{tokenizer_path} has {vocabulary_size(tokenizer):,} tokens and the model in {weights} a "
+            f"vocab_size of {model.spec.vocab_size:,}; they do not belong together"
         )
-    if not folder.is_dir():
-        raise LichenError(f"there is no folder {folder}; name a run or a folder in the Hugging Face layout")
-    if not (folder / "config.json").is_file():
-        raise LichenError(f"{folder} holds no model: it is not a run, and it has no config.json")
-    return Trained(folder, tokenizer_file(folder), frozenset(_published_end_ids(folder)))
+    return Trained(model, tokenizer, frozenset(ends))
 
 
 def newest_checkpoint(run: Run) -> Path:
@@ -59,7 +80,8 @@ def newest_checkpoint(run: Run) -> Path:
 def dataset_of(run: Run, checkpoint: Path) -> TokenDataset:
     """The data of `run`, which hold its tokenizer. Raises LichenError if `checkpoint` knows another one."""
     dataset = TokenDataset.open(Path(run.recipe.data.path))
-    if json.loads((checkpoint / "state.json").read_bytes())["tokenizer_hash"] != dataset.manifest.tokenizer_hash:
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    if state["tokenizer_hash"] != dataset.manifest.tokenizer_hash:
         raise LichenError(
             f"{checkpoint} was trained with another tokenizer than the data in {dataset.folder} have now; "
             "prepare the data with the run's tokenizer again"
@@ -72,7 +94,7 @@ def end_ids(special: SpecialIds) -> list[int]:
     return list(dict.fromkeys(i for i in (special.eos, special.end_of_turn) if i is not None))
 
 
-def _published_end_ids(folder: Path) -> list[int]:
+def _published_end_ids(folder: Path, spec: ModelSpec) -> list[int]:
     """What generation_config.json says, which may be more than config.json does."""
     file = folder / "generation_config.json"
     end = None
@@ -82,5 +104,5 @@ def _published_end_ids(folder: Path) -> list[int]:
         except (ValueError, AttributeError) as error:
             raise LichenError(f"{file} is damaged ({error}); copy or download it again") from error
     if end is None:
-        end = load_spec(folder).eos_token_id
+        end = spec.eos_token_id
     return [] if end is None else [end] if isinstance(end, int) else list(end)

@@ -1,0 +1,56 @@
+"""`lichen sample`: continue a text, as it is drawn."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lichen.errors import LichenError
+
+
+def sample(
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN|DIR", help="A run, or a folder in the Hugging Face layout.")
+    ],
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
+    max_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 always takes the most likely token.")] = 0.8,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens that have this probability together.")
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from this many likeliest tokens; 0: from all.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Repeat a draw; without it, every draw differs.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be given several times.")
+    ] = None,
+) -> None:
+    """Continue PROMPT with a trained model, and print the text as it comes.
+
+    On a terminal the prompt is printed before it.
+    """
+    from lichen.serve.detokenizer import stream_text
+    from lichen.serve.generate import generate
+    from lichen.serve.sampling import SamplingParams
+    from lichen.train.run import default_device
+    from lichen.train.trained import load_trained
+
+    params = SamplingParams(temperature, top_p, top_k, seed, max_tokens, tuple(stop or ()))
+    text = _read_prompt(prompt)
+    trained = load_trained(model, default_device())
+    tokens = generate(trained.model, trained.tokenizer.encode(text).ids, params, eos_ids=trained.eos_ids)
+    if sys.stdout.isatty():
+        typer.secho(text, bold=True, nl=False)
+    for piece in stream_text(tokens, trained.tokenizer, params.stop):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _read_prompt(prompt: str) -> str:
+    """The prompt itself, or standard input for "-"; what is not UTF-8 is refused."""
+    try:
+        return sys.stdin.buffer.read().decode() if prompt == "-" else prompt.encode().decode()
+    except UnicodeError as error:
+        raise LichenError(f"the prompt is not UTF-8 text ({error}); convert it first") from error
