@@ -91,7 +91,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def newest_good(folder: Path) -> tuple[Path | None, list[Damage]]:
     """The newest checkpoint whose every byte is as written, and what is wrong with the newer ones."""
-    damaged = []
+    damaged: list[Damage] = []
     for path in reversed(list_checkpoints(folder)):
         reason = find_damage(path)
         if reason is None:

@@ -31,7 +31,7 @@ def train(run: Run, console: Console) -> signal.Signals | None:
         console.print(f"{damage}; it is skipped", markup=False, highlight=False, soft_wrap=True)
     if damaged and checkpoint is None:
         raise LichenError(
-            f"no checkpoint in {run.checkpoints} is good; remove them to begin this run again, or bring one back"
+            f"no checkpoint in {run.checkpoints} is good; bring one back, or remove them and begin again"
         )
     trainer = Trainer(run)
     if checkpoint is not None:
@@ -60,7 +60,7 @@ def train(run: Run, console: Console) -> signal.Signals | None:
 
 
 class StopRequest:
-    """While active, Ctrl-C and SIGTERM ask the run to finish its step and save; the second one ends it at once."""
+    """While active, Ctrl-C and SIGTERM ask the run to finish its step and save; a second one ends it."""
 
     def __init__(self, console: Console) -> None:
         self.signal: signal.Signals | None = None

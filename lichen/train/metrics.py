@@ -68,7 +68,7 @@ def load_balance(counts: Mapping[str, Tensor]) -> tuple[float, float] | tuple[No
 
 
 class MetricsLog:
-    """metrics.jsonl and tensorboard/ of a run. `after_step` is where a resumed run goes on: later lines go."""
+    """metrics.jsonl and tensorboard/ of a run that goes on after `after_step`; later lines are dropped."""
 
     def __init__(self, folder: Path, after_step: int) -> None:
         self._path = folder / "metrics.jsonl"

@@ -32,7 +32,8 @@ class ModelSection(Section):
         description="what to train: a named model, a config.json or its folder, or a table of its fields"
     )
     weights: str | None = Field(
-        None, description="folder of weights to start from (Hugging Face layout); without it, random weights"
+        default=None,
+        description="folder of weights to start from (Hugging Face layout); without it, random weights",
     )
 
 
@@ -44,23 +45,27 @@ class OptimizerSection(Section):
     recipe: Literal["adamw", "keller_jordan", "muon", "muonclip", "deepseek_v4"] = Field(
         description="published update rule; its numbers hold unless given here"
     )
-    lr: float | None = Field(None, gt=0, description="peak learning rate")
+    lr: float | None = Field(default=None, gt=0, description="peak learning rate")
     adamw_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of what Muon leaves to AdamW; without it, lr"
+        default=None, gt=0, description="peak learning rate of what Muon leaves to AdamW; without it, lr"
     )
     weight_decay: float | None = Field(
-        None, ge=0, description="decoupled, for the kinds that the rule decays"
+        default=None, ge=0, description="decoupled, for the kinds that the rule decays"
     )
-    qk_clip_tau: float | None = Field(None, gt=0, description="largest attention logit that muonclip allows")
+    qk_clip_tau: float | None = Field(
+        default=None, gt=0, description="largest attention logit that muonclip allows"
+    )
 
 
 class ScheduleSection(Section):
     kind: Literal["constant", "cosine", "wsd"] = Field(
-        "wsd", description="after the warm-up: flat; cosine to the end; or flat, then a decay"
+        default="wsd", description="after the warm-up: flat; cosine to the end; or flat, then a decay"
     )
-    warmup_steps: int = Field(0, ge=0, description="linear rise from 0 to the peak")
-    decay_steps: int = Field(0, ge=0, description="length of wsd's final decay")
-    min_ratio: float = Field(0.1, ge=0, le=1, description="final learning rate as a share of the peak")
+    warmup_steps: int = Field(default=0, ge=0, description="linear rise from 0 to the peak")
+    decay_steps: int = Field(default=0, ge=0, description="length of wsd's final decay")
+    min_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="final learning rate as a share of the peak"
+    )
 
 
 class TrainSection(Section):
@@ -70,35 +75,40 @@ class TrainSection(Section):
     micro_batch: int = Field(
         gt=0, description="sequences in memory at once; the result does not depend on it"
     )
-    seed: int = Field(0, ge=0, description="of the initial weights and the order of the data")
+    seed: int = Field(default=0, ge=0, description="of the initial weights and the order of the data")
     dtype: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="of matrix products; auto is bf16 where the machine multiplies it natively"
+        default="auto",
+        description="of matrix products; auto is bf16 where the machine multiplies it natively",
     )
-    clip_grad_norm: float = Field(1.0, gt=0, description="largest norm of the whole gradient")
+    clip_grad_norm: float = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
     bias_update_rate: float = Field(
-        0.001, ge=0, description="step of the router's selection bias (arXiv 2412.19437, section 4.2)"
+        default=0.001, ge=0, description="step of the router's selection bias (arXiv 2412.19437, section 4.2)"
     )
     mtp_weight: float = Field(
-        0.3, ge=0, description="weight of the multi-token-prediction loss, where the model predicts several"
+        default=0.3,
+        ge=0,
+        description="weight of the multi-token-prediction loss, where the model predicts several",
     )
 
 
 class EvalSection(Section):
-    every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
-    tokens: int = Field(65536, gt=0, description="validation tokens per evaluation, at most")
+    every: int = Field(default=0, ge=0, description="steps between evaluations; 0: only at the end")
+    tokens: int = Field(default=65536, gt=0, description="validation tokens per evaluation, at most")
 
 
 class SampleSection(Section):
-    every: int = Field(0, ge=0, description="steps between samples; 0: only at the end")
-    prompts: list[str] = Field([], description="texts to continue")
-    max_tokens: int = Field(64, gt=0, description="length of each continuation")
-    temperature: float = Field(0.8, ge=0, description="0 takes the likeliest token")
-    seed: int = Field(0, ge=0, description="of the sampling")
+    every: int = Field(default=0, ge=0, description="steps between samples; 0: only at the end")
+    prompts: list[str] = Field(default=[], description="texts to continue")
+    max_tokens: int = Field(default=64, gt=0, description="length of each continuation")
+    temperature: float = Field(default=0.8, ge=0, description="0 takes the likeliest token")
+    seed: int = Field(default=0, ge=0, description="of the sampling")
 
 
 class CheckpointSection(Section):
-    every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end and when stopped")
-    keep: int = Field(2, gt=0, description="newest checkpoints to keep")
+    every: int = Field(
+        default=0, ge=0, description="steps between checkpoints; 0: only at the end and when stopped"
+    )
+    keep: int = Field(default=2, gt=0, description="newest checkpoints to keep")
 
 
 class Recipe(Section):

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 import lichen
+from lichen.data.dataset import TokenDataset
+from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
 from lichen.files import disk_errors, sync_folder, write_text
 from lichen.ops.ceiling import machine
@@ -27,6 +29,7 @@ from lichen.optim import recipes
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.spec.families import load_spec, read_config, write_config
 from lichen.spec.model import ModelSpec
+from lichen.spec.named import named_models
 from lichen.train.checkpoint import FORMAT_VERSION, check_format_version
 from lichen.train.recipe import Recipe, differences, is_fixed, read_recipe, write_recipe
 
@@ -55,7 +58,8 @@ def is_run(folder: Path) -> bool:
 def start_run(recipe: Recipe, folder: Path) -> Run:
     """The run of `recipe` in `folder`: a new one, or the one already there if it is of the same recipe.
 
-    Raises LichenError when the folder holds something else; it says what differs.
+    Raises LichenError when the folder holds something else (it says what differs), and when the recipe, the
+    model and the data do not fit together; then no folder is made.
     """
     recipe, spec = resolve(recipe)
     if is_run(folder):
@@ -89,10 +93,10 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     if not is_run(folder):
         raise LichenError(f"{folder} is not a run; it has no recipe.toml and run.json")
     facts = _read_json(folder / "run.json")
-    try:
-        check_format_version(facts.get("format_version"), folder)
-    except ValueError as error:
-        raise LichenError(f"{folder / 'run.json'} is damaged: {error}") from error
+    version = facts.get("format_version")
+    if not isinstance(version, int):
+        raise LichenError(f"{folder / 'run.json'} is damaged: its format_version is {version!r}")
+    check_format_version(version, folder)
     spec = read_config(_read_json(folder / "config.json"))
     recipe = read_recipe(folder / "recipe.toml")
     if overrides:
@@ -109,22 +113,35 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def resolve(recipe: Recipe) -> tuple[Recipe, ModelSpec]:
-    """Make a recipe independent of the current folder and of Lichen's defaults, and read its model."""
-    config, rule = recipe.model.config, optimizer_recipe(recipe)
-    spec = load_spec(config) if isinstance(config, str) else read_config(config)
-    if isinstance(config, str) and Path(config).exists():
+    """Make a recipe independent of the current folder and of Lichen's defaults, and read its model.
+
+    The special tokens of the model are those of the data. Raises LichenError when the model and the data do
+    not fit together.
+    """
+    config, weights, rule = recipe.model.config, recipe.model.weights, optimizer_recipe(recipe)
+    dataset = TokenDataset.open(Path(recipe.data.path))
+    spec = model_spec(recipe)
+    if isinstance(config, str) and config not in named_models():
         config = str(Path(config).resolve())
-    weights = recipe.model.weights and str(Path(recipe.model.weights).resolve())
+    _check_fit(recipe, spec, dataset)
+    special = dataset.special_ids
+    spec = replace(spec, bos_token_id=special.bos, eos_token_id=special.eos, pad_token_id=special.pad)
+    model = {"config": config, "weights": weights and str(Path(weights).resolve())}
+    optimizer = {key: getattr(rule, key) for key in ("lr", "adamw_lr", "weight_decay", "qk_clip_tau")}
     resolved = recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(update={"config": config, "weights": weights}),
-            "data": recipe.data.model_copy(update={"path": str(Path(recipe.data.path).resolve())}),
-            "optimizer": recipe.optimizer.model_copy(
-                update={key: getattr(rule, key) for key in ("lr", "adamw_lr", "weight_decay", "qk_clip_tau")}
-            ),
+            "model": recipe.model.model_copy(update=model),
+            "data": recipe.data.model_copy(update={"path": str(dataset.folder.resolve())}),
+            "optimizer": recipe.optimizer.model_copy(update=optimizer),
         }
     )
     return resolved, spec
+
+
+def model_spec(recipe: Recipe) -> ModelSpec:
+    """The model that a recipe names or describes."""
+    config = recipe.model.config
+    return load_spec(config) if isinstance(config, str) else read_config(config)
 
 
 def optimizer_recipe(recipe: Recipe) -> OptimizerRecipe:
@@ -140,6 +157,28 @@ def default_device() -> torch.device:
 
 
 # ------------------------------------------------------------------------------------------------ details
+
+
+def _check_fit(recipe: Recipe, spec: ModelSpec, dataset: TokenDataset) -> None:
+    """Refuse a model that cannot read the data, or that learnt another tokenizer."""
+    vocab_size, seq_len = dataset.manifest.vocab_size, recipe.train.seq_len
+    if vocab_size > spec.vocab_size:
+        raise LichenError(
+            f"the data in {dataset.folder} has a vocabulary of {vocab_size:,} tokens and the model of "
+            f"{spec.vocab_size:,}; set the model's vocab_size to {vocab_size} or prepare the data with less"
+        )
+    if seq_len > spec.max_position_embeddings:
+        raise LichenError(
+            f"train.seq_len is {seq_len}, longer than the model's max_position_embeddings of "
+            f"{spec.max_position_embeddings}"
+        )
+    if recipe.model.weights is not None:
+        tokenizer = Path(recipe.model.weights) / "tokenizer.json"
+        if tokenizer.exists() and tokenizer_hash(tokenizer) != dataset.manifest.tokenizer_hash:
+            raise LichenError(
+                f"the weights in {recipe.model.weights} belong to another tokenizer than the data in "
+                f"{dataset.folder}; prepare the data with --tokenizer {tokenizer}"
+            )
 
 
 def _same_run(run: Run, recipe: Recipe, spec: ModelSpec) -> Run:

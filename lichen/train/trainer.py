@@ -2,8 +2,9 @@
 
 A step takes a whole batch of `tokens_per_step` from the loader and cuts it into micro-batches that fit in
 memory. Every micro-batch's loss is divided by the targets of the whole step, so the gradient is that of the
-mean over all of them, however they were cut. Then, in this order: the gradient is clipped, checked, applied;
-heads with too large logits are clipped; and the routers' selection biases move by the loads of the whole step.
+mean over all of them, however they were cut. Then, in this order: the gradient is clipped, checked and
+applied; heads with too large logits are clipped; and the routers' selection biases move by the loads of the
+whole step.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lichen.data.loader import Batch, Loader
 from lichen.data.dataset import TokenDataset
+from lichen.data.loader import IGNORE, Batch, Loader
+from lichen.data.manifest import Split
 from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
 from lichen.files import write_text
@@ -34,12 +36,15 @@ from lichen.serve.detokenizer import stream_text
 from lichen.serve.generate import generate
 from lichen.serve.sampling import SamplingParams
 from lichen.spec.account import training_flops_per_token
-from lichen.train.checkpoint import restore_rng, rng_state, save_checkpoint, step_of
+from lichen.train.checkpoint import (
+    FORMAT_VERSION,
+    check_format_version,
+    restore_rng,
+    rng_state,
+    save_checkpoint,
+)
 from lichen.train.metrics import Sample, StepMetrics, load_balance
 from lichen.train.run import Run, default_device, optimizer_recipe
-
-IGNORED = -100
-"""Target of a position where there is nothing to predict."""
 
 
 class Trainer:
@@ -52,7 +57,6 @@ class Trainer:
         self.device = default_device()
         self.compute_dtype = _compute_dtype(recipe.train.dtype, self.device)
         self.dataset = TokenDataset.open(Path(recipe.data.path))
-        _check_fit(run, self.dataset)
         self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
         torch.manual_seed(recipe.train.seed)
         with self.device:
@@ -61,10 +65,13 @@ class Trainer:
             self.model.initialize(recipe.train.seed)
         else:
             load_weights(self.model, Path(recipe.model.weights))
+        self._mtp_weight = recipe.train.mtp_weight if run.spec.mtp else 0.0
         self.rule = optimizer_recipe(recipe)
         self.optimizer = Muon(parameter_table(self.model), self.rule)
         self.loader = self._loader("train", recipe.sequences_per_step, recipe.train.seed)
-        self.flops_per_token = training_flops_per_token(run.spec, recipe.train.seq_len)
+        self.flops_per_token = training_flops_per_token(
+            run.spec, recipe.train.seq_len, mtp=self._mtp_weight > 0
+        )
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -77,8 +84,8 @@ class Trainer:
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_grad_norm))
         if not math.isfinite(totals["loss"]) or not math.isfinite(grad_norm):
             raise LichenError(
-                f"step {self.step + 1}: the loss is {totals['loss']:g} and the norm of its gradient {grad_norm:g}; "
-                "the step was not applied"
+                f"step {self.step + 1}: the loss is {totals['loss']:g} and the norm of its gradient "
+                f"{grad_norm:g}; the step was not applied"
             )
 
         applied = time.perf_counter()
@@ -99,7 +106,10 @@ class Trainer:
         return StepMetrics(
             step=self.step,
             tokens=self.step * train.tokens_per_step,
-            **totals,
+            loss=totals["loss"],
+            cross_entropy=totals["cross_entropy"],
+            mtp=totals.get("mtp"),
+            balance=totals.get("balance"),
             lr=lr,
             grad_norm=grad_norm,
             seconds=seconds,
@@ -119,14 +129,14 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         max_logits: dict[str, Tensor] = {}
-        normalizer = int((batch.targets != IGNORED).sum())
+        normalizer = int((batch.targets != IGNORE).sum())
         for tokens, targets, segment_ids in self._micro_batches(batch):
             output = self.model.loss(
                 tokens,
                 targets,
                 segment_ids,
                 max_logits=True,
-                mtp_weight=self.run.recipe.train.mtp_weight if self.run.spec.mtp else 0.0,
+                mtp_weight=self._mtp_weight,
                 normalizer=normalizer,
             )
             output.loss.backward()
@@ -154,7 +164,7 @@ class Trainer:
             tokens, targets, segments = (column[start : start + size].to(self.device) for column in columns)
             yield tokens, targets, segments
 
-    def _loader(self, split: str, batch_size: int, seed: int) -> Loader:
+    def _loader(self, split: Split, batch_size: int, seed: int) -> Loader:
         return Loader(self.dataset, split, batch_size, self.run.recipe.train.seq_len, seed)
 
     # ---------------------------------------------------------------------------------------- evaluation
@@ -165,27 +175,28 @@ class Trainer:
 
         None when the data has no validation split.
         """
-        recipe = self.run.recipe
-        available = self.dataset.manifest.splits["validation"].tokens
-        sequences = min(recipe.eval.tokens, available) // recipe.train.seq_len
-        if not available:
+        recipe, held_out = self.run.recipe, self.dataset.manifest.splits["validation"]
+        if not held_out.documents:
             return None
-        batch = self._loader("validation", max(1, sequences), seed=0).next_batch()
-        nats, targets = 0.0, int((batch.targets != IGNORED).sum())
+        predictions = min(recipe.eval.tokens, held_out.tokens - held_out.documents)
+        sequences = max(1, predictions // recipe.train.seq_len)
+        batch = self._loader("validation", sequences, seed=0).next_batch()
+        nats, targets = 0.0, int((batch.targets != IGNORE).sum())
         for micro_batch in self._micro_batches(batch):
             nats += float(self.model.loss(*micro_batch, normalizer=1).cross_entropy)
         return nats / targets, nats / math.log(2) / batch.n_bytes
 
     def sample(self) -> tuple[Sample, ...]:
         """One continuation of each of the recipe's prompts; the same prompt draws from the same seed."""
-        chosen = self.run.recipe.sample
+        chosen, special = self.run.recipe.sample, self.dataset.special_ids
+        ends = [token for token in (special.eos, special.end_of_turn) if token is not None]
         params = SamplingParams(
             temperature=chosen.temperature, seed=chosen.seed, max_tokens=chosen.max_tokens
         )
         samples = []
         for prompt in chosen.prompts:
             ids = self.tokenizer.encode(prompt).ids
-            tokens = generate(self.model, ids, params, eos_ids=self.dataset.manifest.eos_ids)
+            tokens = generate(self.model, ids, params, eos_ids=ends)
             samples.append(Sample(prompt, "".join(stream_text(tokens, self.tokenizer))))
         return tuple(samples)
 
@@ -195,11 +206,13 @@ class Trainer:
         """Write a checkpoint of this step; it is durable when this returns."""
 
         def write(folder: Path) -> None:
+            write_text(folder / "model" / "config.json", (self.run.folder / "config.json").read_text("utf-8"))
             save_weights(self.model, folder / "model", torch.float32)
             write_file(
                 folder / "optimizer.safetensors", _optimizer_tensors(self.optimizer.state_dict()["state"])
             )
             state = {
+                "format_version": FORMAT_VERSION,
                 "step": self.step,
                 "tokenizer_hash": self.dataset.manifest.tokenizer_hash,
                 "loader": self.loader.state(),
@@ -212,10 +225,11 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         """Continue from a verified checkpoint, to the last bit as if there had been no pause."""
         state = json.loads((checkpoint / "state.json").read_bytes())
+        check_format_version(state["format_version"], checkpoint)
         if state["tokenizer_hash"] != self.dataset.manifest.tokenizer_hash:
             raise LichenError(
-                f"{checkpoint} was trained with another tokenizer than the data in {self.run.recipe.data.path} "
-                "has now; prepare the data with the run's tokenizer again"
+                f"{checkpoint} was trained with another tokenizer than the data in "
+                f"{self.run.recipe.data.path} has now; prepare the data with the run's tokenizer again"
             )
         load_weights(self.model, checkpoint / "model")
         # Learning rates and the like come from the recipe; the checkpoint brings only what was learnt.
@@ -232,22 +246,6 @@ class Trainer:
 
 def _compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return {"auto": matmul_dtype(device), "bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
-
-
-def _check_fit(run: Run, dataset: TokenDataset) -> None:
-    """Refuse a model that cannot read the data or is shorter than the sequences."""
-    spec, train = run.spec, run.recipe.train
-    if dataset.manifest.vocab_size > spec.vocab_size:
-        raise LichenError(
-            f"the data in {run.recipe.data.path} has token ids up to {dataset.manifest.vocab_size - 1:,} and the "
-            f"model a vocab_size of {spec.vocab_size:,}; set the model's vocab_size to "
-            f"{dataset.manifest.vocab_size} or prepare the data with a smaller vocabulary"
-        )
-    if train.seq_len > spec.max_position_embeddings:
-        raise LichenError(
-            f"train.seq_len ({train.seq_len}) is longer than the model's max_position_embeddings "
-            f"({spec.max_position_embeddings})"
-        )
 
 
 def _optimizer_tensors(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Outgoing]:

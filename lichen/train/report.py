@@ -1,0 +1,112 @@
+"""The report of a run: one HTML file that needs nothing else, and its figures as PNG files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from lichen.files import atomic_write, write_text
+from lichen.spec.account import account
+from lichen.spec.model import ModelSpec
+from lichen.train.metrics import StepMetrics, read_metrics
+from lichen.train.plots import plots
+from lichen.train.progress import format_duration
+from lichen.train.run import Run
+
+Rows = list[tuple[str, str]]
+
+
+def write_report(run: Run) -> None:
+    """Write report.html and plots/*.png of what metrics.jsonl says."""
+    metrics = read_metrics(run.metrics)
+    charts = plots(metrics, run.recipe.optimizer.qk_clip_tau)
+    for chart in charts:
+        with atomic_write(run.folder / "plots" / f"{chart.name}.png") as file:
+            file.write(chart.png())
+    sampled = [m for m in metrics if m.samples][-1:]
+    template = Template((files("lichen.train") / "report_page.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        name=escape(run.folder.name),
+        summary=escape(_summary(run, metrics)),
+        cards="".join(_card(label, value) for label, value in _figures(metrics)),
+        plots="".join(f"<figure>{chart.svg()}</figure>" for chart in charts),
+        samples="".join(f"<h2>Samples</h2>{_samples(m)}" for m in sampled),
+        model=_table(_model_rows(run.spec)),
+        machine=_table(_machine_rows(run, metrics)),
+        recipe=escape((run.folder / "recipe.toml").read_text(encoding="utf-8")),
+    )
+    write_text(run.folder / "report.html", page)
+
+
+# ------------------------------------------------------------------------------------------ what is in it
+
+
+def _summary(run: Run, metrics: Sequence[StepMetrics]) -> str:
+    counted = account(run.spec)
+    return (
+        f"{run.spec.family}, {counted.total_parameters / 1e6:,.1f} M parameters of which "
+        f"{counted.active_parameters / 1e6:,.1f} M work on a token; {run.recipe.optimizer.recipe}, "
+        f"{metrics[-1].step:,} steps of {run.recipe.train.tokens_per_step:,} tokens"
+    )
+
+
+def _figures(metrics: Sequence[StepMetrics]) -> list[tuple[str, str]]:
+    last = metrics[-1]
+    steady = metrics[len(metrics) // 10 :]  # without the first steps, which pay for buffers and kernels
+    speed = sum(m.tokens_per_second * m.seconds for m in steady) / _seconds(steady)
+    share = sum(m.ceiling_share * m.seconds for m in steady) / _seconds(steady)
+    figures = [
+        ("tokens", f"{last.tokens / 1e6:,.2f} M"),
+        ("training time", format_duration(_seconds(metrics))),
+    ]
+    figures += [("tokens per second", f"{speed:,.0f}"), ("of the matrix ceiling", f"{share:.0%}")]
+    for m in reversed(metrics):
+        if m.bits_per_byte is not None and m.validation_loss is not None:
+            validation = [("validation bits per byte", f"{m.bits_per_byte:.3f}")]
+            return [*validation, ("validation loss", f"{m.validation_loss:.3f}"), *figures]
+    return figures
+
+
+def _model_rows(spec: ModelSpec) -> Rows:
+    counted = account(spec)
+    rows = [("total parameters", f"{counted.total_parameters:,}")]
+    rows += [(part.replace("_", " "), f"{count:,}") for part, count in counted.parameters.items() if count]
+    rows += [("active per token", f"{counted.active_parameters:,}")]
+    rows += [("vocabulary", f"{spec.vocab_size:,}"), ("longest context", f"{spec.max_position_embeddings:,}")]
+    return [*rows, ("cache per token, bf16", f"{counted.cache_bytes_per_token['bf16']:,} bytes")]
+
+
+def _machine_rows(run: Run, metrics: Sequence[StepMetrics]) -> Rows:
+    in_optimizer = sum(m.optimizer_seconds for m in metrics)
+    return [
+        *run.facts["machine"].items(),
+        ("lichen", run.facts["lichen"]),
+        ("run begun", f"{datetime.fromisoformat(run.facts['started']):%Y-%m-%d %H:%M} UTC"),
+        ("training steps", format_duration(_seconds(metrics))),
+        ("of which optimizer", format_duration(in_optimizer)),
+    ]
+
+
+def _seconds(metrics: Sequence[StepMetrics]) -> float:
+    return sum(m.seconds for m in metrics)
+
+
+# ------------------------------------------------------------------------------------------ how it looks
+
+
+def _card(label: str, value: str) -> str:
+    return f"<div class=card><b>{escape(value)}</b><span>{escape(label)}</span></div>"
+
+
+def _table(rows: Rows) -> str:
+    cells = "".join(f"<tr><th>{escape(label)}<td>{escape(value)}" for label, value in rows)
+    return f"<table>{cells}</table>"
+
+
+def _samples(metrics: StepMetrics) -> str:
+    return f"<p class=note>At step {metrics.step:,}; the prompt is underlined.</p>" + "".join(
+        f"<pre><u>{escape(sample.prompt)}</u>{escape(sample.text)}</pre>" for sample in metrics.samples or ()
+    )
