@@ -13,7 +13,12 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def read_decoder(
-    fields: Fields, family: str, layers: tuple[LayerSpec, ...], rope: Rope, mtp: tuple[LayerSpec, ...] = ()
+    fields: Fields,
+    family: str,
+    architecture: str,
+    layers: tuple[LayerSpec, ...],
+    rope: Rope,
+    mtp: tuple[LayerSpec, ...] = (),
 ) -> ModelSpec:
     """The model around `layers`. Called last: fields that nobody read become the spec's metadata.
 
@@ -21,6 +26,7 @@ def read_decoder(
     original ones in all of them; a config without a storage type means float32 there.
     """
     fields.get("model_type")
+    fields.fixed("architectures", [architecture], "the model_type's language model")
     fields.fixed("hidden_act", "silu", "the activation of SwiGLU")
     fields.fixed("attention_dropout", 0, "this version computes without dropout")
     return ModelSpec(
@@ -47,8 +53,8 @@ def write_decoder(spec: ModelSpec, architecture: str) -> dict[str, Any]:
     """The fields of `read_decoder`, over the metadata that the config came with."""
     eos = spec.eos_token_id
     return {
-        "architectures": [architecture],
         **copy.deepcopy(spec.metadata),
+        "architectures": [architecture],
         "model_type": spec.family,
         "hidden_act": "silu",
         "attention_dropout": 0.0,

@@ -16,6 +16,7 @@ from lichen.spec.families.fields import MOST_LAYERS, Fields
 from lichen.spec.families.rope import read_rope, write_rope
 from lichen.spec.model import MLA, Dense, LayerSpec, ModelSpec, MoE, Router
 
+ARCHITECTURE = "DeepseekV3ForCausalLM"
 MODEL_TYPES = ("deepseek_v3", "kimi_k2")
 
 # With the balancing bias, and plainly by score.
@@ -44,7 +45,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         parts[False] = Dense(fields.integer("intermediate_size"))
     layers = tuple(LayerSpec(attention, parts[moe]) for moe in has_experts)
     rope = read_rope(fields, fields.boolean("rope_interleave", True))
-    return read_decoder(fields, family, layers[:n_layers], rope, layers[n_layers:])
+    return read_decoder(fields, family, ARCHITECTURE, layers[:n_layers], rope, layers[n_layers:])
 
 
 def _expert_pattern(n: int, first_k_dense_replace: int, moe_layer_freq: int) -> list[bool]:
@@ -109,7 +110,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     if not isinstance(attention, MLA):
         raise SpecError(f"{spec.family}: attention is MLA; this model has {attention}")
     return {
-        **write_decoder(spec, "DeepseekV3ForCausalLM"),
+        **write_decoder(spec, ARCHITECTURE),
         **write_rope(spec.rope, "type"),
         "rope_interleave": spec.rope.interleaved,
         "num_attention_heads": attention.num_attention_heads,

@@ -17,6 +17,8 @@ from lichen.spec.families.decoder import read_dtype
 from lichen.spec.families.fields import Fields, shown
 from lichen.spec.model import ModelSpec
 
+ARCHITECTURE = "KimiK25ForConditionalGeneration"
+
 # Said by the wrapper and by the text tower alike.
 REPEATED = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype")
 
@@ -25,6 +27,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of the text tower. Raises SpecError for what it cannot express."""
     fields = Fields(config)
     fields.get("model_type")
+    fields.fixed("architectures", [ARCHITECTURE], "the model_type's model")
     inner = fields.section("text_config")
     if inner is None:
         fields.refuse("text_config", "the text tower's config is needed")
@@ -58,8 +61,8 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     """The whole config, vision tower included. For the text tower alone, write `text_tower(spec)`."""
     text_config = deepseek_v3.write(text_tower(spec))
     return {
-        "architectures": ["KimiK25ForConditionalGeneration"],
         **copy.deepcopy(spec.metadata),
+        "architectures": [ARCHITECTURE],
         "model_type": "kimi_k25",
         "text_config": text_config,
         **{key: text_config[key] for key in REPEATED},

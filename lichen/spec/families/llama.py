@@ -11,6 +11,8 @@ from lichen.spec.families.fields import MOST_LAYERS, Fields
 from lichen.spec.families.rope import read_rope, write_rope
 from lichen.spec.model import GQA, Dense, LayerSpec, ModelSpec, Yarn
 
+ARCHITECTURE = "LlamaForCausalLM"
+
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of a `config.json` with model_type llama. Raises SpecError for what it cannot express."""
@@ -27,7 +29,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         Dense(fields.integer("intermediate_size"), fields.boolean("mlp_bias", False)),
     )
     layers = (layer,) * fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
-    spec = read_decoder(fields, "llama", layers, read_rope(fields, interleaved=False))
+    spec = read_decoder(fields, "llama", ARCHITECTURE, layers, read_rope(fields, interleaved=False))
     _check(spec)
     return spec
 
@@ -42,7 +44,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     _check(spec)
     attention, feed_forward = layer.attention, layer.feed_forward
     return {
-        **write_decoder(spec, "LlamaForCausalLM"),
+        **write_decoder(spec, ARCHITECTURE),
         **write_rope(spec.rope, "rope_type"),
         "num_attention_heads": attention.num_attention_heads,
         "num_key_value_heads": attention.num_key_value_heads,
