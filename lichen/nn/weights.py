@@ -40,6 +40,11 @@ PLAIN_CODES = {DTYPE_CODES[dtype] for dtype in (torch.float64, torch.float32, to
 FP8_CODE = DTYPE_CODES[torch.float8_e4m3fn]
 FP8_BLOCK = 128  # rows, and columns, that share a scale
 PACKED_SUFFIXES = (".weight_packed", ".qweight")
+KIMI_K25_PREFIXES = {
+    "language_model.model.blocks.": "model.layers.",  # as transformers saves it
+    "language_model.": "",  # as Moonshot publishes it
+    "model.language_model.": "model.",  # as transformers holds it in memory
+}
 VISION_PREFIXES = ("vision_tower.", "mm_projector.", "model.vision_tower.", "model.mm_projector.")
 
 
@@ -168,17 +173,16 @@ def load_weights(model: Transformer, folder: Path | str) -> None:
 
 
 def _text_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """What the folder holds, by the names of a text-only checkpoint.
+    """What the folder holds, by the names of a text-only checkpoint."""
+    return {_text_name(key): tensor for key, tensor in read_headers(folder).items()}
 
-    Kimi-K2.5 keeps the text tower under `language_model.model.…`; transformers, in memory and in what it
-    saves from there, under `model.language_model.…`.
-    """
-    prefixes = {"language_model.": "", "model.language_model.": "model."}
-    stored: dict[str, StoredTensor] = {}
-    for key, tensor in read_headers(folder).items():
-        prefix = next((prefix for prefix in prefixes if key.startswith(prefix)), None)
-        stored[prefixes[prefix] + key.removeprefix(prefix) if prefix else key] = tensor
-    return stored
+
+def _text_name(key: str) -> str:
+    """`key` without what Kimi-K2.5, a text tower beside a vision tower, puts around it."""
+    for theirs, plain in KIMI_K25_PREFIXES.items():
+        if key.startswith(theirs):
+            return plain + key.removeprefix(theirs)
+    return key
 
 
 def _load(model: Transformer, folder: Path, stored: dict[str, StoredTensor]) -> None:
