@@ -70,7 +70,7 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
     with _replacing(out) as building:
         save_weights(load_model(checkpoint / "model"), building, dtype)
         _write_json(building / "config.json", write_config(spec))
-        _write_json(building / "generation_config.json", _generation_config(spec))
+        _write_json(building / "generation_config.json", _generation_config(spec, dataset.special_ids))
         shutil.copyfile(dataset.tokenizer_path, building / "tokenizer.json")
         _write_json(
             building / "tokenizer_config.json", _tokenizer_config(spec, dataset.special_ids, tokenizer)
@@ -90,19 +90,22 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
 
 
 def _exported_spec(spec: ModelSpec, special: SpecialIds, dtype: torch.dtype) -> ModelSpec:
-    ends = end_ids(special)
     return replace(
         for_export(spec),
         dtype=str(dtype).removeprefix("torch."),
         bos_token_id=special.bos,
-        eos_token_id=ends[0] if len(ends) == 1 else tuple(ends),
+        eos_token_id=special.eos,
         pad_token_id=special.pad,
     )
 
 
-def _generation_config(spec: ModelSpec) -> dict[str, Any]:
-    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {"do_sample": True, **{key: value for key in keys if (value := getattr(spec, key)) is not None}}
+def _generation_config(spec: ModelSpec, special: SpecialIds) -> dict[str, Any]:
+    ids = {
+        "bos_token_id": spec.bos_token_id,
+        "pad_token_id": spec.pad_token_id,
+        "eos_token_id": end_ids(special),
+    }
+    return {"do_sample": True, **{key: value for key, value in ids.items() if value is not None}}
 
 
 def _tokenizer_config(spec: ModelSpec, special: SpecialIds, tokenizer: Tokenizer) -> dict[str, Any]:

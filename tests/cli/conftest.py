@@ -1,0 +1,44 @@
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from lichen.cli.main import main
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch, capsys) -> Callable[..., Done]:
+    """Run the command line in this process, as the installed command does."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> Done:
+        monkeypatch.setattr(sys, "argv", ["lichen", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return Done(int(exit.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refusal(run) -> Callable[..., str]:
+    """The one line with which a command refuses."""
+
+    def refusal(*arguments: object, stdin: bytes = b"") -> str:
+        done = run(*arguments, stdin=stdin)
+        assert (done.status, done.out) == (1, "")
+        assert done.err.startswith("error: ")
+        assert done.err.count("\n") == 1
+        return done.err
+
+    return refusal
