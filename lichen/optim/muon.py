@@ -7,14 +7,13 @@ A step does, for every matrix W with gradient G (Keller Jordan, 2024; Moonlight,
     W <- W (1 - lr weight_decay) - lr scale(W) O
 
 where a parameter may hold many matrices (`lichen.nn.roles.Role`). Matrices of one shape, wherever they
-come from, go through Newton-Schulz as one batch with their shorter side first.
+come from, go through Newton-Schulz as one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,9 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Role
+from lichen.ops.precision import matmul_dtype
 from lichen.optim import recipes
-from lichen.optim.newton_schulz import EPSILON, native_bf16, newton_schulz_
+from lichen.optim.newton_schulz import EPSILON, orthogonalize
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.table import ParameterTable, Row
 
@@ -34,23 +34,12 @@ CHUNK_ENTRIES = {"cpu": 1 << 19}
 CHUNK_ENTRIES_ELSEWHERE = 1 << 28
 
 
-@dataclass
-class Matrices:
-    """Equally shaped matrices of one parameter, (matrices, rows, columns), and how to update them."""
+class Matrices(NamedTuple):
+    """Equally shaped matrices of one parameter, each (matrices, rows, columns)."""
 
     parameter: Tensor
     gradient: Tensor
     momentum: Tensor
-    lr: float
-    weight_decay: float
-
-    def __getitem__(self, index: slice) -> Matrices:
-        return Matrices(
-            self.parameter[index], self.gradient[index], self.momentum[index], self.lr, self.weight_decay
-        )
-
-    def __len__(self) -> int:
-        return self.parameter.size(0)
 
 
 class Muon(torch.optim.Optimizer):
@@ -107,35 +96,31 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        by_shape: dict[tuple[int, int, torch.device], list[Matrices]] = {}
         for group in self.param_groups:
-            others: list[Row] = []
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                row = self._rows[parameter]
-                if self.recipe.algorithm(row.role.kind) == "adamw":
-                    others.append(row)
-                    continue
-                for matrices in self._matrices(row, group):
-                    _, rows, columns = matrices.parameter.shape
-                    key = (min(rows, columns), max(rows, columns), parameter.device)
-                    by_shape.setdefault(key, []).append(matrices)
-            self._adamw(others, group)
-        for (rows, columns, device), batch in by_shape.items():
-            _muon_step(batch, rows, columns, device, self.recipe)
+            with_gradient = [self._rows[p] for p in group["params"] if p.grad is not None]
+            self._muon([row for row in with_gradient if self._algorithm(row) == "muon"], group)
+            self._adamw([row for row in with_gradient if self._algorithm(row) == "adamw"], group)
         return loss
 
-    def _matrices(self, row: Row, group: dict[str, Any]) -> Iterator[Matrices]:
-        state = self.state[row.parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(row.parameter, dtype=torch.float32)
-        views = (
-            row.matrices(tensor, per_head=self.recipe.per_head)
-            for tensor in (row.parameter, _gradient(row), state["momentum_buffer"])
-        )
-        for parameter, gradient, momentum in zip(*views, strict=True):
-            yield Matrices(parameter, gradient, momentum, group["lr"], group["weight_decay"])
+    def _algorithm(self, row: Row) -> str:
+        return self.recipe.algorithm(row.role.kind)
+
+    def _muon(self, rows: list[Row], group: dict[str, Any]) -> None:
+        batches: dict[tuple[torch.device, torch.Size], list[Matrices]] = {}
+        for row in rows:
+            state = self.state[row.parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(row.parameter, dtype=torch.float32)
+            for matrices in map(
+                Matrices,
+                *(
+                    row.matrices(tensor, per_head=self.recipe.per_head)
+                    for tensor in (row.parameter, _gradient(row), state["momentum_buffer"])
+                ),
+            ):
+                batches.setdefault((row.parameter.device, matrices.parameter.shape[1:]), []).append(matrices)
+        for batch in batches.values():
+            muon_update(batch, self.recipe, lr=group["lr"], weight_decay=group["weight_decay"])
 
     def _adamw(self, rows: list[Row], group: dict[str, Any]) -> None:
         """Decoupled-weight-decay Adam (arXiv 1711.05101) by PyTorch's own kernels."""
@@ -257,54 +242,44 @@ def _gradient(row: Row) -> Tensor:
     return gradient
 
 
-def _muon_step(
-    batch: list[Matrices], rows: int, columns: int, device: torch.device, recipe: OptimizerRecipe
+def muon_update(
+    batch: Sequence[Matrices], recipe: OptimizerRecipe, *, lr: float, weight_decay: float
 ) -> None:
-    """Update all matrices of one shape, rows <= columns or its transpose."""
-    dtype = torch.bfloat16 if native_bf16(device.type) else torch.float32
+    """Update momentum and parameters of matrices that all have one shape and one device."""
+    _, rows, columns = batch[0].parameter.shape
+    device = batch[0].parameter.device
+    dtype = matmul_dtype(device)
     limit = max(1, CHUNK_ENTRIES.get(device.type, CHUNK_ENTRIES_ELSEWHERE) // (rows * columns))
     for chunk in _chunks(batch, limit):
-        x = torch.empty(sum(map(len, chunk)), rows, columns, dtype=dtype, device=device)
-        for matrices, slot in _slots(chunk, x):
-            momentum, gradient = matrices.momentum, matrices.gradient
+        sizes = [matrices.parameter.size(0) for matrices in chunk]
+        x = torch.empty(sum(sizes), rows, columns, dtype=dtype, device=device)
+        for (_, gradient, momentum), slot in zip(chunk, x.split(sizes), strict=True):
             torch.add(gradient, momentum, alpha=recipe.momentum, out=momentum)
             ahead = recipe.nesterov
             update = torch.add(gradient, momentum, alpha=recipe.momentum) if ahead else momentum
-            norm = torch.linalg.vector_norm(update, dim=(1, 2), keepdim=True) + EPSILON
-            torch.div(update, norm, out=slot)
-        orthogonal = newton_schulz_(x, recipe.ns_schedule)
-        for matrices, slot in _slots(chunk, orthogonal):
-            parameter, lr = matrices.parameter, matrices.lr
-            scale = recipe.scale(parameter.size(1), parameter.size(2))
+            norm = torch.linalg.vector_norm(update, dim=(1, 2), keepdim=True)
+            torch.div(update, norm.add_(EPSILON), out=slot)
+        x = orthogonalize(x, recipe.ns_schedule, -lr * recipe.scale(rows, columns))
+        for (parameter, _, _), step in zip(chunk, x.split(sizes), strict=True):
             if parameter.dtype == torch.float32:
-                parameter.mul_(1 - lr * matrices.weight_decay).add_(slot, alpha=-lr * scale)
+                torch.add(step, parameter, alpha=1 - lr * weight_decay, out=parameter)
             else:
-                decayed = parameter.float().mul_(1 - lr * matrices.weight_decay)
-                parameter.copy_(decayed.add_(slot, alpha=-lr * scale))
+                parameter.copy_(torch.add(step.float(), parameter, alpha=1 - lr * weight_decay))
 
 
-def _chunks(batch: list[Matrices], limit: int) -> Iterator[list[Matrices]]:
+def _chunks(batch: Sequence[Matrices], limit: int) -> Iterator[list[Matrices]]:
     """Cut a batch into lists of at most `limit` matrices in all."""
     chunk: list[Matrices] = []
     room = limit
     for matrices in batch:
-        start = 0
-        while start < len(matrices):
-            part = matrices[start : start + room]
-            chunk.append(part)
-            start += len(part)
-            room -= len(part)
+        start, count = 0, matrices.parameter.size(0)
+        while start < count:
+            stop = min(start + room, count)
+            chunk.append(Matrices(*(tensor[start:stop] for tensor in matrices)))
+            room -= stop - start
+            start = stop
             if room == 0:
                 yield chunk
                 chunk, room = [], limit
     if chunk:
         yield chunk
-
-
-def _slots(chunk: list[Matrices], x: Tensor) -> Iterator[tuple[Matrices, Tensor]]:
-    """Every part of a chunk with its place in `x`, transposed where the part has more rows than columns."""
-    start = 0
-    for matrices in chunk:
-        slot = x[start : start + len(matrices)]
-        yield matrices, slot.mT if matrices.parameter.size(1) > matrices.parameter.size(2) else slot
-        start += len(matrices)

@@ -11,8 +11,6 @@ exceeds 1 (Keller Jordan, "Muon: an optimizer for hidden layers in neural networ
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -28,16 +26,6 @@ DEEPSEEK_V4: Schedule = ((3.4445, -4.7750, 2.0315),) * 8 + ((2.0, -1.5, 0.5),) *
 EPSILON = 1e-7
 
 
-@cache
-def native_bf16(device_type: str) -> bool:
-    """Whether this kind of device multiplies bfloat16 matrices in hardware."""
-    if device_type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device_type != "mps"
-
-
 def newton_schulz(matrices: Tensor, schedule: Schedule) -> Tensor:
     """Orthogonalise every matrix of `matrices` (..., rows, columns), in its own dtype.
 
@@ -51,17 +39,33 @@ def newton_schulz(matrices: Tensor, schedule: Schedule) -> Tensor:
     return x.mT if matrices.size(-2) > matrices.size(-1) else x
 
 
-def newton_schulz_(x: Tensor, schedule: Schedule) -> Tensor:
-    """Orthogonalise a batch (matrices, rows, columns) with rows <= columns; `x` serves as working memory.
+def orthogonalize(x: Tensor, schedule: Schedule, scale: float = 1.0) -> Tensor:
+    """`newton_schulz` times `scale` for a contiguous batch (matrices, rows, columns).
 
-    Each matrix of `x` must already have a Frobenius norm of at most 1.
+    Each matrix of `x` must have a Frobenius norm of at most 1. `x` serves as working memory and is
+    overwritten; beside it the working memory is one more such batch and two of (matrices, shorter side,
+    shorter side).
     """
+    tall = x.size(1) > x.size(2)
+    if tall:
+        x = _transposed(x)
     gram = x.new_empty(x.size(0), x.size(1), x.size(1))
-    polynomial = torch.empty_like(gram)
-    other = torch.empty_like(x)
-    for a, b, c in schedule:
+    polynomial, y = torch.empty_like(gram), torch.empty_like(x)
+    for step, (a, b, c) in enumerate(schedule, start=1):
+        factor = scale if step == len(schedule) else 1.0
         torch.bmm(x, x.mT, out=gram)
         torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial)
-        torch.baddbmm(x, polynomial, x, beta=a, out=other)
-        x, other = other, x
-    return x
+        torch.baddbmm(x, polynomial, x, beta=a * factor, alpha=factor, out=y)
+        x, y = y, x
+    return _transposed(x) if tall else x
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """A contiguous copy of `x.mT`."""
+    if x.device.type != "cpu":
+        return x.mT.contiguous()
+    # On CPU, PyTorch's cache-blocked transposing copy takes one matrix at a time.
+    out = x.new_empty(x.size(0), x.size(2), x.size(1))
+    for target, matrix in zip(out, x, strict=True):
+        target.copy_(matrix.t())
+    return out
