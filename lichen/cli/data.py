@@ -1,0 +1,119 @@
+"""`lichen data`: from text files to token shards, and a look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lichen.data.manifest import Manifest
+    from lichen.data.plan import Progress
+
+data = typer.Typer(
+    name="data", help="Prepare text for training, and look at what was prepared.", no_args_is_help=True
+)
+
+
+@data.command()
+def prepare(
+    out: Annotated[Path, typer.Option(help="Folder for the tokenizer, the token shards and the manifest.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders and glob patterns of text, .jsonl or .parquet, plain, .gz or .zst. "
+            "Without any: the modules of Python's standard library.",
+            show_default=False,
+        ),
+    ] = None,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(help="Tokens of the tokenizer to train, special ones included.", show_default="8192"),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Use this tokenizer.json, or the one in this folder.")
+    ] = None,
+    family: Annotated[
+        str, typer.Option(help="Whose special tokens: kimi_k2, deepseek_v3 or llama.")
+    ] = "kimi_k2",
+    validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.05,
+    field: Annotated[str, typer.Option(help="JSON field or Parquet column that holds the text.")] = "text",
+    sample_mib: Annotated[
+        int, typer.Option(min=1, help="Most text to train the tokenizer on, in MiB.")
+    ] = 128,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="all cores")] = None,
+) -> None:
+    """Turn text into a tokenizer and token shards. When it was killed, run it again: it goes on."""
+    from lichen.data.prepare import prepare as run
+
+    with _bars() as progress:
+        manifest = run(
+            sources or [],
+            out,
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            family=family,
+            validation_fraction=validation_fraction,
+            field=field,
+            sample_bytes=sample_mib * 2**20,
+            workers=workers,
+            progress=progress,
+        )
+    _print_manifest(out, manifest)
+
+
+@data.command()
+def inspect(folder: Annotated[Path, typer.Argument(help="What `lichen data prepare` wrote.")]) -> None:
+    """Check prepared data against its hashes, and show its counts and the start of a document."""
+    from lichen.data.dataset import TokenDataset
+    from lichen.data.tokenizer import load_tokenizer
+
+    dataset = TokenDataset.open(folder)
+    dataset.verify()
+    _print_manifest(folder, dataset.manifest)
+    documents = dataset.documents("train")
+    tokens = documents.read(documents.starts[0], min(documents.starts[1], 200))
+    print("The first training document begins:\n")
+    print(load_tokenizer(dataset.tokenizer_path).decode(tokens.tolist(), skip_special_tokens=False))
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """A progress bar per stage, on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    with Bars(console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+def _print_manifest(folder: Path, manifest: Manifest) -> None:
+    from lichen.data.sources import MAX_DOCUMENT_BYTES
+
+    for split, counts in manifest.splits.items():
+        per_token = f", {counts.bytes / counts.tokens:.2f} bytes per token" if counts.tokens else ""
+        print(
+            f"{split:>10}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
+            f"{counts.bytes:,} bytes of text{per_token}"
+        )
+    print(f"{'tokenizer':>10}: {manifest.vocab_size:,} tokens, SHA-256 {manifest.tokenizer_hash}")
+    print(f"{'sources':>10}: {manifest.sources:,} files, {manifest.source_bytes:,} bytes")
+    for reason, left in manifest.left_out.items():
+        print(f"{'left out':>10}: {left.count:,} {reason} (for example {left.examples[0]})")
+    if manifest.extra_documents:
+        print(
+            f"{'cut':>10}: text longer than {MAX_DOCUMENT_BYTES >> 20} MiB, at line ends, into "
+            f"{manifest.extra_documents:,} more documents"
+        )
+    print(f"{'folder':>10}: {folder}")

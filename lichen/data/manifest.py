@@ -1,0 +1,152 @@
+"""What a folder of prepared data says about itself: `manifest.json`, written last, so its presence means
+that everything it names is complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
+
+from lichen.errors import LichenError
+from lichen.files import write_text
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+PREPARATION_FILE = "preparation.json"
+SOURCES_FILE = "sources.jsonl"
+TOKENIZER_FILE = "tokenizer.json"
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Everything besides the sources that the prepared bytes depend on.
+
+    `given_tokenizer` is the SHA-256 of the tokenizer.json that was given, None if one was trained;
+    `sample_bytes` bounds the text it was trained on. A shard ends after `shard_bytes` of source text.
+    """
+
+    family: str
+    vocab_size: int
+    given_tokenizer: str | None
+    validation_fraction: float
+    field: str
+    sample_bytes: int
+    shard_bytes: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """`tokens` include the special ones; `bytes` are UTF-8 bytes of text."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.documents + other.documents, self.tokens + other.tokens, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of tokens and one of document offsets, both `.npy`."""
+
+    split: Split
+    index: int
+    counts: Counts
+    tokens_sha256: str
+    offsets_sha256: str
+
+    @property
+    def tokens_file(self) -> str:
+        return f"{self.split}-{self.index:05d}.tokens.npy"
+
+    @property
+    def offsets_file(self) -> str:
+        return f"{self.split}-{self.index:05d}.offsets.npy"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Source files or records that gave no document, for one reason, with the first few of them."""
+
+    count: int = 0
+    examples: tuple[str, ...] = ()
+
+    MAX_EXAMPLES = 5
+
+    def __add__(self, other: LeftOut) -> LeftOut:
+        examples = (*self.examples, *other.examples)[: self.MAX_EXAMPLES]
+        return LeftOut(self.count + other.count, examples)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of a finished preparation.
+
+    `dtype` is the NumPy type of the stored tokens. `extra_documents` counts the documents that exist only
+    because longer ones were cut. `sources_sha256` is the hash of sources.jsonl, which lists each source
+    with its size and hash.
+    """
+
+    format_version: int
+    parameters: Parameters
+    vocab_size: int
+    dtype: str
+    tokenizer_hash: str
+    splits: dict[Split, Counts]
+    shards: tuple[Shard, ...]
+    sources: int
+    source_bytes: int
+    sources_sha256: str
+    extra_documents: int
+    left_out: dict[str, LeftOut]
+
+
+def total(shards: Iterable[Shard]) -> dict[Split, Counts]:
+    """Counts per split."""
+    counts: dict[Split, Counts] = dict.fromkeys(SPLITS, Counts())
+    for shard in shards:
+        counts[shard.split] += shard.counts
+    return counts
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a dataclass of this room to `path`, atomically."""
+    write_text(path, json.dumps(dataclasses.asdict(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Read a dataclass of this room back. Raises LichenError if the file is damaged or of a newer version."""
+    text = path.read_bytes()
+    try:
+        version = json.loads(text).get("format_version", FORMAT_VERSION)
+        if version > FORMAT_VERSION:
+            raise LichenError(
+                f"{path} has format version {version}; this Lichen reads up to {FORMAT_VERSION}: "
+                "use the newer Lichen that wrote it"
+            )
+        return TypeAdapter(kind).validate_json(text)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise LichenError(f"{path} is damaged; delete the folder and prepare the data again") from error
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of `folder`. Raises LichenError if the preparation is missing, unfinished or damaged."""
+    path = folder / MANIFEST_FILE
+    if path.is_file():
+        return read_json(path, Manifest)
+    if (folder / PREPARATION_FILE).is_file():
+        raise LichenError(
+            f"the preparation in {folder} is unfinished; run the same `lichen data prepare` again to go on"
+        )
+    raise LichenError(f"{folder} holds no prepared data; make it with `lichen data prepare --out {folder}`")

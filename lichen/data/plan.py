@@ -1,0 +1,141 @@
+"""What a preparation is made from: the sources by content, and the check that a folder holds this very one.
+
+The plan is written before any work. A second run with the same plan goes on where the first one ended; a
+run with another plan is refused, naming what differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from lichen.data.manifest import (
+    FORMAT_VERSION,
+    PREPARATION_FILE,
+    SOURCES_FILE,
+    TOKENIZER_FILE,
+    Parameters,
+    read_json,
+    write_json,
+)
+from lichen.errors import LichenError
+from lichen.files import atomic_write
+
+# Called with the name of the stage, and how much of how much of it is done.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source file. `sha256` of its raw bytes, None if it cannot be read; `left_out`: why it is unused."""
+
+    path: str
+    size: int
+    modified_ns: int
+    sha256: str | None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    format_version: int
+    parameters: Parameters
+
+
+def begin(
+    out: Path, parameters: Parameters, paths: Sequence[Path], workers: int, progress: Progress
+) -> list[Source]:
+    """Hash the sources and write the plan into `out`, or check that `out` holds the same plan already.
+
+    A folder counts as taken once its tokenizer is there: a preparation that failed before that may be
+    repeated with other parameters. Raises LichenError if `out` is taken by another preparation or other
+    files, or if a source is not what it was.
+    """
+    plan = out / PREPARATION_FILE
+    if not plan.exists() and any(not file.name.startswith(".") for file in out.iterdir()):
+        raise LichenError(f"{out} is not empty and holds no prepared data; choose another --out")
+    taken = (out / TOKENIZER_FILE).exists()
+    if taken:
+        _refuse_other_parameters(out, read_json(plan, _Preparation).parameters, parameters)
+    known = _read_sources(out / SOURCES_FILE)
+    sources = _hash_sources(paths, known, workers, progress)
+    if taken:
+        _refuse_other_sources(out, known, sources)
+    else:
+        write_json(plan, _Preparation(FORMAT_VERSION, parameters))
+        with atomic_write(out / SOURCES_FILE, "w") as file:
+            file.writelines(json.dumps(dataclasses.asdict(source)) + "\n" for source in sources)
+    return sources
+
+
+def _refuse_other_parameters(out: Path, there: Parameters, here: Parameters) -> None:
+    for field in dataclasses.fields(Parameters):
+        old, new = getattr(there, field.name), getattr(here, field.name)
+        if old != new:
+            raise LichenError(
+                f"{out} holds another preparation: {field.name} is {old!r} there and {new!r} here; choose "
+                "another --out, or delete the folder to prepare it anew"
+            )
+
+
+def _refuse_other_sources(out: Path, there: dict[str, Source], here: list[Source]) -> None:
+    def refuse(path: str, what: str) -> None:
+        raise LichenError(
+            f"the sources are not those that {out} was begun with: {path} {what}; choose another --out, or "
+            "delete the folder to prepare it anew"
+        )
+
+    for source in here:
+        if source.path not in there:
+            refuse(source.path, "is new")
+        if source.sha256 != there[source.path].sha256:
+            refuse(source.path, "has changed")
+    for path in there.keys() - {source.path for source in here}:
+        refuse(path, "is missing")
+    for old, new in zip(there, here, strict=True):
+        if old != new.path:
+            refuse(new.path, "comes in another order")
+
+
+def _read_sources(file: Path) -> dict[str, Source]:
+    if not file.exists():
+        return {}
+    try:
+        sources = [Source(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, TypeError) as error:
+        raise LichenError(f"{file} is damaged; delete its folder and prepare the data again") from error
+    return {source.path: source for source in sources}
+
+
+def _hash_sources(
+    paths: Iterable[Path], known: dict[str, Source], workers: int, progress: Progress
+) -> list[Source]:
+    """Size, time and hash of each path; a `known` file of the same size and time is not read again."""
+
+    def describe(path: Path) -> Source:
+        try:
+            stat = path.stat()
+            old = known.get(str(path))
+            if old and (old.size, old.modified_ns) == (stat.st_size, stat.st_mtime_ns):
+                return dataclasses.replace(old, left_out=None)
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return Source(str(path), 0, 0, None, "unreadable")
+        return Source(str(path), stat.st_size, stat.st_mtime_ns, sha256)
+
+    paths = list(paths)
+    sources: list[Source] = []
+    first_of: dict[str | None, str] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        for source in pool.map(describe, paths):
+            if source.size and first_of.setdefault(source.sha256, source.path) != source.path:
+                source = dataclasses.replace(source, left_out="duplicate of another file")
+            sources.append(source)
+            progress("reading the sources", len(sources), len(paths))
+    return sources

@@ -1,0 +1,227 @@
+"""Sources -> tokenizer -> token shards -> manifest; what is done is kept when a run is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import heapq
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from lichen.data.encode import Part, remove_parts, token_dtype, write_shards
+from lichen.data.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    SOURCES_FILE,
+    TOKENIZER_FILE,
+    LeftOut,
+    Manifest,
+    Parameters,
+    read_manifest,
+    total,
+    write_json,
+)
+from lichen.data.plan import Progress, Source, begin
+from lichen.data.sources import find_files, require_readers
+from lichen.data.special_tokens import special_ids
+from lichen.data.stream import (
+    Position,
+    Texts,
+    Work,
+    add_left_out,
+    document_share,
+    in_order,
+    read_work,
+    split_of,
+    texts,
+)
+from lichen.data.tokenizer import (
+    load_tokenizer,
+    tokenizer_file,
+    tokenizer_hash,
+    train_tokenizer,
+    vocabulary_size,
+)
+from lichen.errors import LichenError
+from lichen.files import atomic_write, disk_errors, write_text
+
+DEFAULT_VOCAB_SIZE = 8192
+
+
+def _no_progress(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def prepare(
+    sources: Sequence[str],
+    out: Path,
+    *,
+    vocab_size: int | None = None,
+    tokenizer: Path | None = None,
+    family: str = "kimi_k2",
+    validation_fraction: float = 0.05,
+    field: str = "text",
+    sample_bytes: int = 2**27,
+    shard_bytes: int = 2**26,
+    workers: int | None = None,
+    progress: Progress = _no_progress,
+) -> Manifest:
+    """Turn `sources` into a folder that `TokenDataset.open` reads; go on where an earlier run was killed.
+
+    `sources`: files, folders and glob patterns of text, JSONL or Parquet (`field` holds the text), plain,
+    .gz or .zst; none means the modules of Python's standard library. The tokenizer is the given one, or
+    byte-level BPE of `vocab_size` (8192) trained on at most `sample_bytes` of the training split, with the
+    special tokens of `family`. About `validation_fraction` of the documents, chosen by the hash of their
+    text, are held out. Memory: the sample, one shard, and a few MiB for each of `workers` threads (all
+    cores), besides a few hundred bytes per source file.
+
+    Raises LichenError if there is no readable text, the vocabulary is larger than the text supports, `out`
+    holds something else, a source changed since `out` was begun, or the tokenizer does not fit the family.
+    """
+    if not 0 <= validation_fraction < 1:
+        raise LichenError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
+    given = _given_tokenizer(tokenizer, vocab_size, family) if tokenizer else None
+    parameters = Parameters(
+        family=family,
+        vocab_size=vocabulary_size(given) if given else vocab_size or DEFAULT_VOCAB_SIZE,
+        given_tokenizer=tokenizer_hash(tokenizer) if tokenizer else None,
+        validation_fraction=validation_fraction,
+        field=field,
+        sample_bytes=sample_bytes,
+        shard_bytes=shard_bytes,
+    )
+    workers = workers or len(os.sched_getaffinity(0))
+    paths = find_files(sources)
+    require_readers(paths)
+    with _held(out):
+        files = begin(out, parameters, paths, workers, progress)
+        if (out / MANIFEST_FILE).exists():
+            remove_parts(out)
+            return read_manifest(out)
+        if not (out / TOKENIZER_FILE).exists():
+            _write_tokenizer(out, tokenizer, files, parameters, workers, progress)
+        used = load_tokenizer(out)
+        parts = write_shards(out, files, parameters, used, tokenizer_hash(out), workers, progress)
+        manifest = _manifest(out, files, parameters, used, parts)
+        write_json(out / MANIFEST_FILE, manifest)
+        remove_parts(out)
+        return manifest
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Make `out`, keep other preparations out of it, and clear away half-written files of a killed one."""
+    try:
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise LichenError(f"{out} is not a folder; choose another --out") from error
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for pattern in (".*.npy.*", ".*.json.*", ".*.jsonl.*"):
+            for file in out.glob(pattern):
+                file.unlink()
+        yield
+    except BlockingIOError as error:
+        raise LichenError(f"another `lichen data prepare` is writing {out}; wait for it to end") from error
+    finally:
+        os.close(descriptor)
+
+
+def _given_tokenizer(path: Path, vocab_size: int | None, family: str) -> Tokenizer:
+    tokenizer = load_tokenizer(path)
+    special_ids(tokenizer, family)
+    if vocab_size not in (None, vocabulary_size(tokenizer)):
+        raise LichenError(
+            f"vocab_size is {vocab_size} and the tokenizer {path} has {vocabulary_size(tokenizer)} tokens; "
+            "leave out one of the two"
+        )
+    return tokenizer
+
+
+def _write_tokenizer(
+    out: Path,
+    given: Path | None,
+    files: list[Source],
+    parameters: Parameters,
+    workers: int,
+    progress: Progress,
+) -> None:
+    remove_parts(out)
+    if given:
+        with atomic_write(out / TOKENIZER_FILE) as file:
+            file.write(tokenizer_file(given).read_bytes())
+        return
+    sample = _sample(files, parameters, workers, progress)
+    progress("training the tokenizer", 0, 1)
+    tokenizer = train_tokenizer((text.decode() for text in sample), parameters.vocab_size, parameters.family)
+    write_text(out / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
+    progress("training the tokenizer", 1, 1)
+
+
+def _sample(files: list[Source], parameters: Parameters, workers: int, progress: Progress) -> list[bytes]:
+    """The training documents with the smallest hashes, up to `sample_bytes`: evenly from the whole corpus,
+    in bounded memory, and the same whatever the order of the sources. Raises LichenError if there are none.
+    """
+    total_bytes = sum(source.size for source in files)
+    kept: list[tuple[float, bytes]] = []  # a heap with the largest hash on top
+    kept_bytes = 0
+    left_out: dict[str, LeftOut] = {}
+
+    def shares(work: Work) -> tuple[Texts, list[float]]:
+        found = texts(work, parameters.field)
+        return found, [document_share(document) for document in found.documents]
+
+    work = read_work(files, parameters.field, parameters.shard_bytes, Position())
+    for done, (found, document_shares) in in_order(shares, work, workers):
+        progress("sampling text", done.done_bytes, total_bytes)
+        left_out = add_left_out(left_out, found.left_out)
+        for document, share in zip(found.documents, document_shares, strict=True):
+            if split_of(share, parameters.validation_fraction) == "train":
+                heapq.heappush(kept, (-share, document))
+                kept_bytes += len(document)
+        while kept_bytes > parameters.sample_bytes and len(kept) > 1:
+            kept_bytes -= len(heapq.heappop(kept)[1])
+    if not kept:
+        raise _no_text(left_out)
+    return [document for _, document in sorted(kept, reverse=True)]
+
+
+def _manifest(
+    out: Path, files: list[Source], parameters: Parameters, tokenizer: Tokenizer, parts: list[Part]
+) -> Manifest:
+    shards = tuple(shard for part in parts for shard in part.shards)
+    left_out: dict[str, LeftOut] = {}
+    for part in parts:
+        left_out = add_left_out(left_out, part.left_out)
+    counts = total(shards)
+    if not counts["train"].documents:
+        (out / TOKENIZER_FILE).unlink()  # the folder is free for another attempt
+        raise _no_text(left_out)
+    vocab_size = vocabulary_size(tokenizer)
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        parameters=parameters,
+        vocab_size=vocab_size,
+        dtype=token_dtype(vocab_size).name,
+        tokenizer_hash=tokenizer_hash(out),
+        splits=counts,
+        shards=shards,
+        sources=len(files),
+        source_bytes=sum(source.size for source in files),
+        sources_sha256=hashlib.sha256((out / SOURCES_FILE).read_bytes()).hexdigest(),
+        extra_documents=sum(part.extra_documents for part in parts),
+        left_out=left_out,
+    )
+
+
+def _no_text(left_out: dict[str, LeftOut]) -> LichenError:
+    reasons = "; ".join(
+        f"{reason}: {left.count} (for example {left.examples[0]})" for reason, left in left_out.items()
+    )
+    return LichenError(f"the sources hold no text to train on ({reasons or 'no training document'})")

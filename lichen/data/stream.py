@@ -1,0 +1,135 @@
+"""The sources as a stream of work: read in order by one thread, processed by many, results in order.
+
+Memory holds a few pieces of work per thread, whatever the size of the corpus, and everything that comes
+out depends on the sources alone, not on the number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from lichen.data.manifest import LeftOut, Split
+from lichen.data.plan import Source
+from lichen.data.sources import Record, Unreadable, documents, file_kind, read_records
+
+# Source text handed to a thread at a time.
+_WORK_BYTES = 2**19
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next record to read."""
+
+    source: int = 0
+    record: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """Consecutive records, each with its source; the position behind them; source bytes read by then."""
+
+    records: list[tuple[Source, Record]]
+    end: Position
+    ends_shard: bool
+    done_bytes: int
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The documents of some work. `extra` of them exist only because longer ones were cut."""
+
+    documents: list[bytes]
+    extra: int
+    left_out: dict[str, LeftOut]
+
+
+def read_work(sources: Sequence[Source], field: str, shard_bytes: int, start: Position) -> Iterator[Work]:
+    """Cut the records from `start` on into work. A shard ends after `shard_bytes` of text."""
+    records: list[tuple[Source, Record]] = []
+    work_bytes = bytes_in_shard = 0
+    done_bytes = sum(source.size for source in sources[: start.source])
+    for index in range(start.source, len(sources)):
+        source = sources[index]
+        for record in _records(source, field, start.record if index == start.source else 0):
+            records.append((source, record))
+            if not isinstance(record.payload, Unreadable):
+                work_bytes += len(record.payload)
+            end = Position(index, record.index + 1)
+            ends_shard = bytes_in_shard + work_bytes >= shard_bytes
+            if ends_shard or work_bytes >= _WORK_BYTES:
+                yield Work(records, end, ends_shard, done_bytes + record.end)
+                bytes_in_shard = 0 if ends_shard else bytes_in_shard + work_bytes
+                records, work_bytes = [], 0
+        done_bytes += source.size
+    if records or bytes_in_shard:
+        yield Work(records, Position(len(sources)), True, done_bytes)
+
+
+def _records(source: Source, field: str, start: int) -> Iterator[Record]:
+    if source.left_out:
+        if start == 0:
+            yield Record(0, Unreadable(source.left_out), source.size)
+        return
+    yield from read_records(Path(source.path), field, start)
+
+
+def texts(work: Work, field: str) -> Texts:
+    """The documents of `work`, and what gave none and why."""
+    found: list[bytes] = []
+    extra = 0
+    left_out: dict[str, LeftOut] = {}
+    for source, record in work.records:
+        kind = file_kind(Path(source.path))
+        try:
+            parts = documents(record, kind, field)
+        except Unreadable as reason:
+            example = source.path if kind == "text" else f"{source.path}:{record.index + 1}"
+            left_out = add_left_out(left_out, {str(reason): LeftOut(1, (example,))})
+            continue
+        found += parts
+        # A long text file arrives cut already: its parts are records of their own.
+        extra += len(parts) - 1 + (kind == "text" and record.index > 0)
+    return Texts(found, extra, left_out)
+
+
+def document_share(document: bytes) -> float:
+    """A number in [0, 1) that depends on the content alone: the hash that splits and samples go by."""
+    return int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
+
+
+def split_of(share: float, validation_fraction: float) -> Split:
+    """The split of a document: equal documents are never parted."""
+    return "validation" if share < validation_fraction else "train"
+
+
+def add_left_out(some: dict[str, LeftOut], more: dict[str, LeftOut]) -> dict[str, LeftOut]:
+    """The sum of two reports, reason by reason."""
+    return some | {reason: some.get(reason, LeftOut()) + left_out for reason, left_out in more.items()}
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[tuple[Item, Result]]:
+    """Each item with `function(item)`, in order, computed by `workers` threads a few items ahead."""
+    pending: deque[tuple[Item, Future[Result]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                pending.append((item, pool.submit(function, item)))
+                if len(pending) > 2 * workers:
+                    first, result = pending.popleft()
+                    yield first, result.result()
+            while pending:
+                first, result = pending.popleft()
+                yield first, result.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
