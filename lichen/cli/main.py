@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import lichen
+from lichen.cli.data import data
 from lichen.cli.export import export
 from lichen.cli.sample import sample
 from lichen.errors import LichenError, is_out_of_memory
@@ -43,6 +44,7 @@ def lichen_options(
     pass
 
 
+app.add_typer(data)
 app.command()(export)
 app.command()(sample)
 
