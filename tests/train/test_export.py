@@ -1,0 +1,281 @@
+"""A run, exported, is the same model to `transformers` as it is to us."""
+
+import io
+import json
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lichen.data.prepare import prepare
+from lichen.errors import LichenError
+from lichen.nn.weights import load_model
+from lichen.serve.generate import generate
+from lichen.serve.sampling import SamplingParams
+from lichen.train import export as export_module
+from lichen.train.export import export_run
+from lichen.train.loop import train
+from lichen.train.recipe import read_recipe
+from lichen.train.run import Run, open_run, start_run
+from lichen.train.trained import load_trained
+
+CPU = torch.device("cpu")
+EXPERTS = """
+model_type = "{family}"
+num_hidden_layers = 2
+num_attention_heads = 2
+q_lora_rank = 16
+kv_lora_rank = 16
+qk_nope_head_dim = 8
+qk_rope_head_dim = 8
+v_head_dim = 8
+n_routed_experts = 4
+num_experts_per_tok = 2
+n_group = {groups}
+topk_group = 1
+n_shared_experts = 1
+moe_intermediate_size = 16
+first_k_dense_replace = 1
+norm_topk_prob = true
+routed_scaling_factor = 2.0
+num_nextn_predict_layers = {mtp}
+"""
+DENSE = """
+model_type = "llama"
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+tie_word_embeddings = true
+"""
+MODELS = {
+    "kimi_k2": EXPERTS.format(family="kimi_k2", groups=1, mtp=0),
+    "deepseek_v3": EXPERTS.format(family="deepseek_v3", groups=2, mtp=1),
+    "llama": DENSE,
+}
+RECIPE = """
+[model.config]
+{model}
+vocab_size = 512
+hidden_size = 32
+intermediate_size = 48
+max_position_embeddings = 256
+rope_theta = 10000.0
+initializer_range = 0.2
+
+[data]
+path = "{data}"
+
+[optimizer]
+recipe = "adamw"
+
+[train]
+steps = 2
+tokens_per_step = 256
+seq_len = 64
+micro_batch = 4
+dtype = "fp32"
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Run]:
+    """Two steps of a small model of every family."""
+    folder = tmp_path_factory.mktemp("runs")
+    modules = [str(Path(sysconfig.get_path("stdlib")) / name) for name in ("ast.py", "bisect.py", "heapq.py")]
+    runs = {}
+    for family, model in MODELS.items():
+        data = folder / f"data-{family}"
+        prepare(modules, data, vocab_size=500, family=family, validation_fraction=0)
+        recipe = folder / f"{family}.toml"
+        recipe.write_text(RECIPE.format(model=model, data=data))
+        run = start_run(read_recipe(recipe), folder / family)
+        train(run, Console(file=io.StringIO()))
+        runs[family] = run
+    return runs
+
+
+@pytest.fixture(scope="module")
+def exports(runs) -> dict[str, Path]:
+    exports = {family: run.folder.with_name(f"{family}-export") for family, run in runs.items()}
+    for family, out in exports.items():
+        export_run(runs[family].folder, out)
+    return exports
+
+
+@pytest.fixture
+def run(runs, tmp_path) -> Run:
+    return open_run(shutil.copytree(runs["kimi_k2"].folder, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_transformers_computes_the_logits_and_texts_of_the_run(runs, exports, family):
+    theirs = AutoModelForCausalLM.from_pretrained(exports[family]).eval()
+    ours = load_trained(runs[family].folder, CPU)
+    prompt = AutoTokenizer.from_pretrained(exports[family])("def f(x):\n    return x", return_tensors="pt")
+    ids = prompt["input_ids"]
+    assert ours.tokenizer.encode("def f(x):\n    return x").ids == ids[0].tolist()
+    with torch.no_grad():
+        expected, logits = theirs(ids).logits, ours.model(ids)
+    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+    greedy = theirs.generate(**prompt, max_new_tokens=64, do_sample=False, return_dict_in_generate=False)
+    params = SamplingParams(temperature=0, max_tokens=64)
+    for model in (ours.model, load_model(exports[family])):
+        text = list(generate(model, ids[0].tolist(), params, eos_ids=ours.eos_ids))
+        assert text == [i for i in greedy[0, ids.shape[1] :].tolist() if i not in ours.eos_ids]
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_the_tokenizer_is_whole(runs, exports, family):
+    theirs, ours = AutoTokenizer.from_pretrained(exports[family]), load_trained(runs[family].folder, CPU)
+    text = "class A:\n\tx = 'é 中 🎉'  # <think>\r\n\n"
+    ids = theirs(text)["input_ids"]
+    assert ids == ours.tokenizer.encode(text).ids
+    assert theirs.decode(ids, skip_special_tokens=True) == text
+    generation = json.loads((exports[family] / "generation_config.json").read_text())
+    assert set(generation["eos_token_id"]) == ours.eos_ids
+    assert theirs.eos_token_id in ours.eos_ids
+    assert None not in (theirs.bos_token_id, theirs.pad_token_id)
+    assert theirs.model_max_length == 256
+
+
+@pytest.mark.parametrize("family", ["kimi_k2", "deepseek_v3"])
+def test_all_markup_of_a_conversation_is_special_tokens(exports, family):
+    tokenizer = AutoTokenizer.from_pretrained(exports[family])
+    conversation = [{"role": "user", "content": "x"}]
+    text = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert sum(i in tokenizer.added_tokens_decoder for i in ids) == text.count("<")
+
+
+def test_the_config_says_what_other_engines_ask_for(exports):
+    config = json.loads((exports["kimi_k2"] / "config.json").read_text())
+    assert config["model_type"] == "deepseek_v3"
+    assert config["architectures"] == ["DeepseekV3ForCausalLM"]
+    assert (config["topk_method"], config["scoring_func"]) == ("noaux_tc", "sigmoid")
+    assert config["torch_dtype"] == "float32"
+
+
+def test_the_multi_token_prediction_layer_is_exported(exports):
+    with safe_open(exports["deepseek_v3"] / "model.safetensors", "pt") as tensors:
+        assert "model.layers.2.eh_proj.weight" in tensors.keys()  # noqa: SIM118
+
+
+def test_bf16_halves_the_weights_and_keeps_the_selection_bias(runs, tmp_path):
+    whole = export_run(runs["kimi_k2"].folder, tmp_path / "fp32")
+    half = export_run(runs["kimi_k2"].folder, tmp_path / "bf16", torch.bfloat16)
+    assert half.weight_bytes < 0.6 * whole.weight_bytes
+    assert json.loads((tmp_path / "bf16" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "bf16").dtype == torch.bfloat16
+    with safe_open(tmp_path / "bf16" / "model.safetensors", "pt") as tensors:
+        assert tensors.get_tensor("model.layers.1.mlp.gate.e_score_correction_bias").dtype == torch.float32
+
+
+def test_the_model_card_says_what_the_model_is(exports, runs):
+    card = (exports["kimi_k2"] / "README.md").read_text()
+    parameters = sum(p.numel() for p in load_model(exports["kimi_k2"]).parameters())
+    assert f"{parameters:,}" in card
+    assert "base model" in card
+    assert "512 tokens seen in 2 steps" in card
+    assert str(runs["kimi_k2"].folder.parent) not in card
+
+
+def test_an_export_is_replaced_by_the_next(run, tmp_path):
+    out = tmp_path / "out"
+    assert export_run(run.folder, out, torch.bfloat16).step == 2
+    (out / "chat_template.jinja").unlink()
+    export_run(run.folder, out)
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
+    assert (out / "chat_template.jinja").is_file()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_what_is_not_an_export_is_not_replaced(run, tmp_path, exported):
+    out = tmp_path / "out"
+    if exported:
+        export_run(run.folder, out)
+    out.mkdir(exist_ok=True)
+    (out / "thesis.txt").write_text("years of work")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(LichenError, match=r"thesis\.txt|not empty"):
+        export_run(run.folder, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    with pytest.raises(LichenError, match="is a file"):
+        export_run(run.folder, out / "thesis.txt")
+    with pytest.raises(LichenError, match="not empty"):
+        export_run(run.folder, run.folder)
+
+
+def test_an_export_that_breaks_off_leaves_the_earlier_one(run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export_run(run.folder, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_module, "model_card", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(run.folder, out, torch.bfloat16)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    with pytest.raises(KeyboardInterrupt):
+        export_run(run.folder, tmp_path / "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_exported(run, tmp_path):
+    first = run.checkpoints / "step-00000001"
+    newest = run.checkpoints / "step-00000002"
+    shutil.copytree(newest, first)
+    weights = newest / "model" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    with pytest.warns(UserWarning, match="step-00000002 is damaged.*skipped"):
+        assert export_run(run.folder, tmp_path / "out").step == 1
+    shutil.rmtree(first)
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(LichenError, match="no good checkpoint"):
+        export_run(run.folder, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_without_a_checkpoint_says_how_to_make_one(run, tmp_path):
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(LichenError, match=f"no checkpoint yet.*lichen train {run.folder}"):
+        export_run(run.folder, tmp_path / "out")
+
+
+def test_what_is_not_a_run_is_refused(tmp_path):
+    with pytest.raises(LichenError, match="not a run"):
+        export_run(tmp_path, tmp_path / "out")
+
+
+def test_another_tokenizer_than_the_runs_is_noticed(run, runs, tmp_path):
+    recipe = run.folder / "recipe.toml"
+    other = runs["llama"].recipe.data.path
+    recipe.write_text(recipe.read_text().replace(run.recipe.data.path, other))
+    with pytest.raises(LichenError, match="another tokenizer"):
+        export_run(run.folder, tmp_path / "out")
+
+
+def test_a_model_that_transformers_would_compute_differently_is_not_exported(run, tmp_path):
+    config = run.folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "scoring_func": "softmax"}))
+    with pytest.raises(LichenError, match="softmax"):
+        export_run(run.folder, tmp_path / "out")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_module.shutil, "copyfile", full)
+    with pytest.raises(LichenError, match="no space left"):
+        export_run(run.folder, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
