@@ -46,7 +46,7 @@ def account(
         console.print(f"config: {source}", markup=False, soft_wrap=True)
     console.print(_table(result))
     for note in result.not_carried:
-        console.print(f"Not carried: {note}", markup=False)
+        console.print(f"Not carried: {note}", markup=False, soft_wrap=True)
 
 
 def _table(result: Account) -> Table:

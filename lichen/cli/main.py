@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import lichen
+from lichen.cli.account import account
 from lichen.cli.data import data
 from lichen.cli.export import export
 from lichen.cli.sample import sample
@@ -44,6 +45,7 @@ def lichen_options(
     pass
 
 
+app.command()(account)
 app.add_typer(data)
 app.command()(export)
 app.command()(sample)

@@ -189,6 +189,23 @@ def test_decode_reads_mla_absorbed() -> None:
     assert flops_per_token(llama, 9).decode - flops_per_token(llama, 8).decode == 32 * 32 * 2 * (128 + 128)
 
 
+@pytest.mark.parametrize("spec", [small_deepseek(layers=small_deepseek().layers[:1] * 2), small_llama()])
+def test_decode_is_what_our_engine_computes(spec: ModelSpec) -> None:
+    """Without experts, whose rows the engine may pad."""
+    from lichen.nn.cache import Cache
+    from lichen.nn.transformer import Transformer
+
+    model = Transformer(spec)
+    model.initialize(0)
+    cache = Cache(spec, 1, 64, torch.float32, torch.device("cpu"))
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad():
+        model.extend(torch.zeros(1, 20, dtype=torch.int64), cache)
+        with counter:
+            model.extend(torch.zeros(1, 1, dtype=torch.int64), cache)
+    assert counter.get_total_flops() == flops_per_token(spec, 21).decode
+
+
 def test_training_the_mtp_layer_costs_a_layer_a_projection_and_a_head() -> None:
     spec = small_deepseek()
     deeper = replace(spec, layers=(*spec.layers, spec.layers[-1]))

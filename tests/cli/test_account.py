@@ -1,0 +1,90 @@
+"""`lichen account` as a person and as a script meet it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lichen.spec.account import account
+from lichen.spec.families import load_spec, write_config
+
+
+def lichen_account(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from lichen.cli.main import main; main()", "account", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "headline"),
+    [
+        ("deepseek-v3", "671.0 B parameters, 37 B active per token"),
+        ("kimi-k2.6", "1,026 B parameters, 32 B active per token"),
+    ],
+)
+def test_the_table_says_what_the_model_is_and_costs(name: str, headline: str) -> None:
+    done = lichen_account(name)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{name}: {headline}\n")
+    assert "70,272 B" in done.stdout
+    assert "/config.json (2026-11-23)" in done.stdout
+    assert ("MTP layers" in done.stdout) == (name == "deepseek-v3")
+    assert ("Not carried: the vision tower" in done.stdout) == (name == "kimi-k2.6")
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_json_holds_the_whole_account() -> None:
+    done = lichen_account("kimi-k2.6", "--context", "131072", "--batch", "8", "--dtype", "fp8", "--json")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    result = account(load_spec("kimi-k2.6"), 131072, 8, "fp8")
+    assert printed["model"] == "kimi-k2.6"
+    assert printed["total_parameters"] == result.total_parameters
+    assert printed["cache_bytes"] == result.cache_bytes
+    assert printed["bytes_of_model"]["weights"] == result.bytes_of_model.weights
+    assert printed["flops_per_token"]["decode"] == result.flops_per_token.decode
+    assert printed["not_carried"] == list(result.not_carried)
+
+
+def test_a_folder_is_counted_without_a_source(tmp_path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(write_config(load_spec("llama-3.1-8b"))))
+    done = lichen_account(str(tmp_path), "--json")
+    assert json.loads(done.stdout)["source"] is None
+    assert json.loads(done.stdout)["total_parameters"] == 8_030_261_248
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["kimi-k27"], "did you mean kimi-k2? models by name: deepseek-v3, kimi-k2,"),
+        (["kimi-k2.6", "--context", "0"], "context is 0"),
+        (["kimi-k2.6", "--context", "-4"], "context is -4"),
+        (["kimi-k2.6", "--batch", "0"], "batch is 0"),
+        (["kimi-k2.6", "--dtype", "fp3"], "dtype is fp3; supported: fp32, bf16, fp8, int4"),
+        (["llama-3.1-8b", "--dtype", "int4"], "this model has none"),
+        (["."], "folder without a config.json"),
+        (["kimi-k2.6", "--context", "many"], "Invalid value for '--context'"),
+        ([], "NAME|PATH"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(arguments: list[str], words: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = lichen_account(*arguments)
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_torch_is_loaded() -> None:
+    code = (
+        "import sys\nfrom lichen.cli.main import main\n"
+        "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "account", "deepseek-v3"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
