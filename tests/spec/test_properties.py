@@ -127,6 +127,7 @@ def deepseeks(draw, scoring=("sigmoid", "softmax"), frequencies=(1, 2, 3), share
 models = llamas() | deepseeks()
 
 
+@settings(deadline=None)
 @given(models)
 def test_every_model_reads_back_from_its_config(spec):
     config = json.loads(json.dumps(write_config(spec)))
@@ -141,7 +142,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(models, st.data())
 def test_a_broken_config_is_refused_in_one_sentence_or_still_means_a_model(spec, data):
     config = write_config(spec)
@@ -175,6 +176,7 @@ def test_transformers_reads_the_same_model_and_saves_one_that_reads_back(spec):
     assert total_parameters(spec) == sum(parameter.numel() for parameter in model.parameters())
 
 
+@settings(deadline=None)
 @given(models, st.integers(1, 64))
 def test_the_account_agrees_with_itself(spec, batch):
     result = account(spec, context=spec.max_position_embeddings, batch=batch)

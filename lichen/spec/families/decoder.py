@@ -42,7 +42,7 @@ def read_decoder(
         mtp=mtp,
         dtype=read_dtype(fields) or "float32",
         bos_token_id=_token(fields, "bos_token_id"),
-        eos_token_id=read_eos(fields),
+        eos_token_id=_eos(fields),
         pad_token_id=_token(fields, "pad_token_id"),
         not_carried=(*_storage_notes(fields), *_code_notes(fields)),
         metadata=fields.rest(),
@@ -80,7 +80,7 @@ def read_dtype(fields: Fields) -> str | None:
     return fields.choice(given[0], DTYPES) if given else None
 
 
-def read_eos(fields: Fields) -> int | tuple[int, ...] | None:
+def _eos(fields: Fields) -> int | tuple[int, ...] | None:
     value = fields.get("eos_token_id")
     if isinstance(value, list):
         if not value or any(type(token) is not int for token in value):

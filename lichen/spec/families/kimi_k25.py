@@ -17,7 +17,8 @@ from lichen.spec.families.decoder import read_dtype
 from lichen.spec.families.fields import Fields, shown
 from lichen.spec.model import ModelSpec
 
-ARCHITECTURE = "KimiK25ForConditionalGeneration"
+# Moonshot's name, and the one under which transformers saves the same model.
+ARCHITECTURES = ("KimiK25ForConditionalGeneration", "Kimi_K25ForConditionalGeneration")
 
 # Said by the wrapper and by the text tower alike.
 REPEATED = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype")
@@ -27,7 +28,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of the text tower. Raises SpecError for what it cannot express."""
     fields = Fields(config)
     fields.get("model_type")
-    fields.fixed("architectures", [ARCHITECTURE], "the model_type's model")
+    if fields.get("architectures") not in (None, *([name] for name in ARCHITECTURES)):
+        fields.refuse("architectures", "supported: " + ", ".join(ARCHITECTURES))
     inner = fields.section("text_config")
     if inner is None:
         fields.refuse("text_config", "the text tower's config is needed")
@@ -62,7 +64,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     text_config = deepseek_v3.write(text_tower(spec))
     return {
         **copy.deepcopy(spec.metadata),
-        "architectures": [ARCHITECTURE],
+        "architectures": [ARCHITECTURES[0]],
         "model_type": "kimi_k25",
         "text_config": text_config,
         **{key: text_config[key] for key in REPEATED},
