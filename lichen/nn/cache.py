@@ -29,7 +29,9 @@ class Cache:
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.longest = 0
         self._layers = [
-            torch.zeros(batch, capacity, sum(layer.attention.cache_entries().values()), dtype=dtype, device=device)
+            torch.zeros(
+                batch, capacity, sum(layer.attention.cache_entries().values()), dtype=dtype, device=device
+            )
             for layer in spec.layers
         ]
 

@@ -27,31 +27,27 @@ class GQAttention(nn.Module):
         self.v_proj = Linear(hidden_size, keys, bias, Role("matrix", heads=spec.num_key_value_heads))
         self.o_proj = Linear(queries, hidden_size, bias)
 
-    def _heads(self, x_BTH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x_BTH: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries (B, H, T, D), rotated keys and values (B, K, T, D)."""
         split = (-1, self.spec.head_dim)
-        q = apply_rope(self.q_proj(x_BTH).unflatten(-1, split), cos, sin, self.interleaved)
-        k = apply_rope(self.k_proj(x_BTH).unflatten(-1, split), cos, sin, self.interleaved)
+        q = apply_rope(self.q_proj(x_BTH).unflatten(-1, split), turn, self.interleaved)
+        k = apply_rope(self.k_proj(x_BTH).unflatten(-1, split), turn, self.interleaved)
         v = self.v_proj(x_BTH).unflatten(-1, split)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(
-        self, x_BTH: Tensor, cos: Tensor, sin: Tensor, mask: CausalMask, max_logits: bool = False
+        self, x_BTH: Tensor, turn: Tensor, mask: CausalMask, max_logits: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """x (B, T, H) -> (B, T, H) and, if asked, the largest logit of each query head (H,) fp32."""
-        q, k, v = self._heads(x_BTH, cos, sin)
+        q, k, v = self._heads(x_BTH, turn)
         out, largest = causal_attention(q, k, v, mask, self.scale, max_logits)
         return self.o_proj(out.transpose(1, 2).flatten(2)), largest
 
-    def extend(
-        self, x_BTH: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions_BT: Tensor
-    ) -> Tensor:
+    def extend(self, x_BTH: Tensor, turn: Tensor, cache: Cache, layer: int, positions_BT: Tensor) -> Tensor:
         """The same for new tokens at `positions`, with the earlier ones in `cache`."""
-        q, k, v = self._heads(x_BTH, cos, sin)
+        q, k, v = self._heads(x_BTH, turn)
         entries = torch.cat([k.transpose(1, 2).flatten(2), v.transpose(1, 2).flatten(2)], -1)
         stored = cache.append(layer, entries, positions_BT).to(x_BTH.dtype)
-        k, v = (
-            part.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for part in stored.chunk(2, -1)
-        )
+        k, v = (part.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for part in stored.chunk(2, -1))
         out = cached_attention(q, k, v, positions_BT, self.scale)
         return self.o_proj(out.transpose(1, 2).flatten(2))

@@ -43,10 +43,10 @@ class DecoderLayer(nn.Module):
             self.mlp = MoELayer(hidden, feed_forward)
 
     def forward(
-        self, x_BTH: Tensor, cos: Tensor, sin: Tensor, mask: CausalMask, max_logits: bool = False
+        self, x_BTH: Tensor, turn: Tensor, mask: CausalMask, max_logits: bool = False
     ) -> tuple[Tensor, LayerStats]:
         """x (B, T, H) -> (B, T, H) and what the layer saw."""
-        attended, largest = self.self_attn(self.input_layernorm(x_BTH), cos, sin, mask, max_logits)
+        attended, largest = self.self_attn(self.input_layernorm(x_BTH), turn, mask, max_logits)
         x_BTH = x_BTH + attended
         normed = self.post_attention_layernorm(x_BTH)
         if isinstance(self.mlp, MLP):
@@ -54,13 +54,9 @@ class DecoderLayer(nn.Module):
         y, routing = self.mlp(normed, with_balance=self.training)
         return x_BTH + y, LayerStats(routing, largest)
 
-    def extend(
-        self, x_BTH: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions_BT: Tensor
-    ) -> Tensor:
+    def extend(self, x_BTH: Tensor, turn: Tensor, cache: Cache, layer: int, positions_BT: Tensor) -> Tensor:
         """The same for new tokens only, with the earlier ones in `cache`."""
-        x_BTH = x_BTH + self.self_attn.extend(
-            self.input_layernorm(x_BTH), cos, sin, cache, layer, positions_BT
-        )
+        x_BTH = x_BTH + self.self_attn.extend(self.input_layernorm(x_BTH), turn, cache, layer, positions_BT)
         normed = self.post_attention_layernorm(x_BTH)
         y = self.mlp(normed) if isinstance(self.mlp, MLP) else self.mlp(normed)[0]
         return x_BTH + y

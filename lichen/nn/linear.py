@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class Linear(nn.Module):
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last dimension; see `lichen.ops.norm`."""
 
-    roles = {"weight": Role("norm")}
+    roles: ClassVar[dict[str, Role]] = {"weight": Role("norm")}
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class RMSNorm(nn.Module):
 class Embedding(nn.Module):
     """Rows of a (vocab_size, hidden_size) table."""
 
-    roles = {"weight": Role("embedding")}
+    roles: ClassVar[dict[str, Role]] = {"weight": Role("embedding")}
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()

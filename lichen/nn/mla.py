@@ -50,7 +50,7 @@ class MLAttention(nn.Module):
         )
         self.o_proj = Linear(heads * spec.v_head_dim, hidden_size, bias)
 
-    def _queries(self, x_BTH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def _queries(self, x_BTH: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
         """Content and rotated parts of the queries: (B, T, heads, nope) and (B, T, heads, rope)."""
         spec = self.spec
         if spec.q_lora_rank is None:
@@ -60,13 +60,13 @@ class MLAttention(nn.Module):
         q_c, q_r = q.unflatten(-1, (-1, spec.qk_head_dim)).split(
             [spec.qk_nope_head_dim, spec.qk_rope_head_dim], -1
         )
-        return q_c, apply_rope(q_r, cos, sin, self.interleaved)
+        return q_c, apply_rope(q_r, turn, self.interleaved)
 
-    def _latents(self, x_BTH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def _latents(self, x_BTH: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
         """The normalised latent (B, T, kv_lora_rank) and the rotated shared key (B, T, rope)."""
         spec = self.spec
         c, k_r = self.kv_a_proj_with_mqa(x_BTH).split([spec.kv_lora_rank, spec.qk_rope_head_dim], -1)
-        return self.kv_a_layernorm(c), apply_rope(k_r, cos.squeeze(2), sin.squeeze(2), self.interleaved)
+        return self.kv_a_layernorm(c), apply_rope(k_r, turn.squeeze(2), self.interleaved)
 
     def _expand(self, c_BSL: Tensor, k_r_BSR: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (B, heads, S, qk_head_dim) and values (B, heads, S, v_head_dim) of all heads."""
@@ -77,21 +77,19 @@ class MLAttention(nn.Module):
         return torch.cat([k_c, k_r], -1), v.contiguous()
 
     def forward(
-        self, x_BTH: Tensor, cos: Tensor, sin: Tensor, mask: CausalMask, max_logits: bool = False
+        self, x_BTH: Tensor, turn: Tensor, mask: CausalMask, max_logits: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """x (B, T, H) -> (B, T, H) and, if asked, the largest logit of each head (heads,) fp32."""
-        q = torch.cat(self._queries(x_BTH, cos, sin), -1).transpose(1, 2)
-        k, v = self._expand(*self._latents(x_BTH, cos, sin))
+        q = torch.cat(self._queries(x_BTH, turn), -1).transpose(1, 2)
+        k, v = self._expand(*self._latents(x_BTH, turn))
         out, largest = causal_attention(q, k, v, mask, self.scale, max_logits)
         return self.o_proj(out.transpose(1, 2).flatten(2)), largest
 
-    def extend(
-        self, x_BTH: Tensor, cos: Tensor, sin: Tensor, cache: Cache, layer: int, positions_BT: Tensor
-    ) -> Tensor:
+    def extend(self, x_BTH: Tensor, turn: Tensor, cache: Cache, layer: int, positions_BT: Tensor) -> Tensor:
         """The same for new tokens at `positions`, with the latents of the earlier ones in `cache`."""
         spec = self.spec
-        q_c, q_r = self._queries(x_BTH, cos, sin)
-        entries = torch.cat(self._latents(x_BTH, cos, sin), -1)
+        q_c, q_r = self._queries(x_BTH, turn)
+        entries = torch.cat(self._latents(x_BTH, turn), -1)
         stored_BSW = cache.append(layer, entries, positions_BT).to(x_BTH.dtype)
         if self._absorbs(x_BTH.shape[1]):
             w_uk, w_uv = self._up_projections(x_BTH.dtype)

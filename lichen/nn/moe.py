@@ -14,6 +14,7 @@ within one sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class Routing:
 class Gate(nn.Module):
     """The router: scores, selection and weights."""
 
-    roles = {"weight": Role("matrix")}
+    roles: ClassVar[dict[str, Role]] = {"weight": Role("matrix")}
 
     def __init__(self, hidden_size: int, spec: Router) -> None:
         super().__init__()

@@ -38,11 +38,10 @@ class MTPLayer(DecoderLayer):
         self,
         hidden_BTH: Tensor,
         next_embedding_BTH: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        turn: Tensor,
         mask: CausalMask,
         max_logits: bool = False,
     ) -> tuple[Tensor, LayerStats]:
         """The block's output (B, T, H), before `shared_head.norm`."""
         x = self.eh_proj(torch.cat([self.enorm(next_embedding_BTH), self.hnorm(hidden_BTH)], -1))
-        return self(x, cos, sin, mask, max_logits)
+        return self(x, turn, mask, max_logits)

@@ -22,7 +22,7 @@ from lichen.nn.mtp import MTPLayer
 from lichen.nn.roles import Role
 from lichen.ops.attention import CausalMask
 from lichen.ops.cross_entropy import IGNORE, linear_cross_entropy
-from lichen.ops.rope import cos_sin
+from lichen.ops.rope import turns
 from lichen.spec.model import ModelSpec
 
 
@@ -51,7 +51,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(
-            [DecoderLayer(spec, layer) for layer in spec.layers] + [MTPLayer(spec, layer) for layer in spec.mtp]
+            [DecoderLayer(spec, layer) for layer in spec.layers]
+            + [MTPLayer(spec, layer) for layer in spec.mtp]
         )
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
@@ -68,11 +69,13 @@ class Transformer(nn.Module):
 
     @property
     def trunk_layers(self) -> list[DecoderLayer]:
-        return list(self.model.layers)[: len(self.spec.layers)]  # type: ignore[arg-type]
+        return [
+            layer for layer in self.model.layers[: len(self.spec.layers)] if isinstance(layer, DecoderLayer)
+        ]
 
     @property
     def mtp_layers(self) -> list[MTPLayer]:
-        return list(self.model.layers)[len(self.spec.layers) :]  # type: ignore[arg-type]
+        return [layer for layer in self.model.layers if isinstance(layer, MTPLayer)]
 
     @property
     def head_weight(self) -> Tensor:
@@ -86,8 +89,9 @@ class Transformer(nn.Module):
         Every parameter has a random stream of its own, keyed by its place in the list, so the values do
         not depend on the device or on how the model is later sharded.
         """
+        roles = self.parameter_roles()
         for index, (name, parameter) in enumerate(self.named_parameters()):
-            kind = self.parameter_roles()[name].kind
+            kind = roles[name].kind
             if kind == "norm":
                 parameter.fill_(1.0)
             elif kind in ("bias", "vector"):
@@ -98,7 +102,7 @@ class Transformer(nn.Module):
                     0.0, self.spec.initializer_range, generator=generator
                 )
                 parameter.copy_(drawn)
-        for name, buffer in self.named_buffers():
+        for buffer in self.buffers():
             buffer.zero_()
 
     def parameter_roles(self) -> dict[str, Role]:
@@ -114,27 +118,26 @@ class Transformer(nn.Module):
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         return self.model.embed_tokens(tokens_BT, self.compute_dtype)
 
-    def _cos_sin(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Each (B, T, 1, rope_dim / 2): one turn for all heads."""
-        cos, sin = cos_sin(self.spec.rope, self.spec.layers[0].attention.rope_dim, positions_BT)
-        return cos.unsqueeze(2), sin.unsqueeze(2)
+    def _turns(self, positions_BT: Tensor) -> Tensor:
+        """(B, T, 1, rope_dim / 2) complex64: one turn for all heads."""
+        return turns(self.spec.rope, self.spec.layers[0].attention.rope_dim, positions_BT).unsqueeze(2)
 
     def _trunk(
-        self, tokens_BT: Tensor, mask: CausalMask, cos: Tensor, sin: Tensor, max_logits: bool = False
+        self, tokens_BT: Tensor, mask: CausalMask, turn: Tensor, max_logits: bool = False
     ) -> tuple[Tensor, list[LayerStats]]:
         """Hidden states after the final norm (B, T, H)."""
         x = self._embed(tokens_BT)
         stats = []
         for layer in self.trunk_layers:
-            x, seen = layer(x, cos, sin, mask, max_logits)
+            x, seen = layer(x, turn, mask, max_logits)
             stats.append(seen)
         return self.model.norm(x), stats
 
     def forward(self, tokens: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         """tokens (B, T) int64, segment_ids (B, T) as in `loss` -> logits (B, T, vocab_size) fp32."""
-        cos, sin = self._cos_sin(torch.arange(tokens.shape[1], device=tokens.device)[None])
+        turn = self._turns(torch.arange(tokens.shape[1], device=tokens.device)[None])
         mask = CausalMask(tokens.shape[1], segment_ids)
-        hidden, _ = self._trunk(tokens, mask, cos, sin)
+        hidden, _ = self._trunk(tokens, mask, turn)
         return self._logits(hidden)
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -161,14 +164,14 @@ class Transformer(nn.Module):
         counted = targets != IGNORE
         n_targets = int(counted.sum())
         divisor = max(1, n_targets if normalizer is None else normalizer)
-        cos, sin = self._cos_sin(torch.arange(tokens.shape[1], device=tokens.device)[None])
+        turn = self._turns(torch.arange(tokens.shape[1], device=tokens.device)[None])
         mask = CausalMask(tokens.shape[1], segment_ids)
-        hidden, stats = self._trunk(tokens, mask, cos, sin, max_logits)
+        hidden, stats = self._trunk(tokens, mask, turn, max_logits)
         cross_entropy = self._cross_entropy(hidden, targets) / divisor
         loss = cross_entropy
         mtp = None
         if self.spec.mtp and mtp_weight > 0:
-            mtp, mtp_stats = self._mtp_loss(hidden, targets, segment_ids, mask, cos, sin, max_logits)
+            mtp, mtp_stats = self._mtp_loss(hidden, targets, segment_ids, mask, turn, max_logits)
             mtp = mtp / divisor
             loss = loss + mtp_weight * mtp
             stats += mtp_stats
@@ -184,7 +187,9 @@ class Transformer(nn.Module):
             balance=None if balance is None else balance.detach(),
             n_targets=n_targets,
             routing={
-                f"model.layers.{i}.mlp": s.routing.counts for i, s in enumerate(stats) if s.routing is not None
+                f"model.layers.{i}.mlp": s.routing.counts
+                for i, s in enumerate(stats)
+                if s.routing is not None
             },
             max_logits={
                 f"model.layers.{i}.self_attn": s.max_logits
@@ -202,8 +207,7 @@ class Transformer(nn.Module):
         targets: Tensor,
         segment_ids: Tensor | None,
         mask: CausalMask,
-        cos: Tensor,
-        sin: Tensor,
+        turn: Tensor,
         max_logits: bool,
     ) -> tuple[Tensor, list[LayerStats]]:
         """Mean over depths of the summed cross-entropy. Depth d sees token t+d and predicts t+d+1."""
@@ -212,7 +216,7 @@ class Transformer(nn.Module):
         following = targets
         for layer in self.mtp_layers:
             known = torch.where(following == IGNORE, 0, following)
-            hidden, seen = layer.predict(hidden, self._embed(known), cos, sin, mask, max_logits)
+            hidden, seen = layer.predict(hidden, self._embed(known), turn, mask, max_logits)
             stats.append(seen)
             following = _one_further(following, segment_ids)
             total = total + self._cross_entropy(layer.shared_head.norm(hidden), following)
@@ -239,10 +243,10 @@ class Transformer(nn.Module):
         """
         new_tokens = tokens.shape[1]
         positions = cache.positions(new_tokens)
-        cos, sin = self._cos_sin(positions)
+        turn = self._turns(positions)
         x = self._embed(tokens)
         for index, layer in enumerate(self.trunk_layers):
-            x = layer.extend(x, cos, sin, cache, index, positions)
+            x = layer.extend(x, turn, cache, index, positions)
         cache.advance(new_tokens)
         return self._logits(self.model.norm(x if all_logits else x[:, -1]))
 

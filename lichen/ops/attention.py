@@ -58,7 +58,7 @@ class CausalMask:
         position = torch.arange(length, device=ids.device)
         document_start_BT = torch.where(opens, position, 0).cummax(-1).values
         starts = range(0, length, block)
-        firsts = document_start_BT[:, :: block].amin(0).tolist()
+        firsts = document_start_BT[:, ::block].amin(0).tolist()
         lasts = document_start_BT.amax(0).tolist()
         for start, first in zip(starts, firsts, strict=True):
             end = min(start + block, length)
@@ -130,7 +130,7 @@ class _BlockCausal(torch.autograd.Function):
         return out_NTGV, largest
 
     @staticmethod
-    def backward(ctx: Any, grad_NTGV: Tensor, _: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_NTGV: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         q_NTGD, k_NTD, v_NTV, *probabilities = ctx.saved_tensors
         grad_q = torch.empty_like(q_NTGD)
         grad_k, grad_v = torch.zeros_like(k_NTD), torch.zeros_like(v_NTV)
@@ -152,7 +152,11 @@ def _block_causal(
     batch, heads, length, _ = q_BHTD.shape
     key_heads = k_BKTD.shape[1]
     groups = heads // key_heads
-    q = q_BHTD.unflatten(1, (key_heads, groups)).transpose(2, 3).reshape(batch * key_heads, length, groups, -1)
+    q = (
+        q_BHTD.unflatten(1, (key_heads, groups))
+        .transpose(2, 3)
+        .reshape(batch * key_heads, length, groups, -1)
+    )
     k, v = (x.reshape(batch * key_heads, length, -1) for x in (k_BKTD, v_BKTV))
     out, largest = _BlockCausal.apply(q * scale, k, v, mask, batch, want_max)
     return out.unflatten(0, (batch, key_heads)).transpose(2, 3).flatten(1, 2), largest

@@ -1,9 +1,10 @@
 """The language-model head and its cross-entropy in one piece, without ever holding all the logits.
 
 Logits of a long batch over a vocabulary of 160,000 tokens are the largest tensor of a training step.
-Rows are taken a chunk at a time: logits, log-sum-exp in fp32, and, while the chunk is at hand, its
+Rows are taken a chunk at a time: logits, log-softmax in fp32, and, while the chunk is at hand, its
 gradient softmax(logits) - onehot(target), multiplied back at once into the gradients of the hidden
-states and of the head. The backward pass only scales what is already there.
+states and of the head. The backward pass only scales what is already there. Products want many rows;
+the fp32 passes over the logits want few, so that these stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
-CHUNK_BYTES = 32 << 20  # of fp32 logits held at a time
+PRODUCT_BYTES = 32 << 20  # of logits multiplied at a time
+CACHE_BYTES = 1 << 20  # of fp32 logits per elementwise pass
 
 
 def cross_entropy_reference(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -29,34 +31,40 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
         head = head_VD.to(hidden_ND.dtype)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        grad_hidden = torch.empty_like(hidden_ND) if needs_grad else None
-        grad_head = torch.zeros_like(head_VD) if needs_grad else None
-        loss = hidden_ND.new_zeros((), dtype=torch.float32)
-        rows = max(1, CHUNK_BYTES // (4 * head.shape[0]))
-        for h, t, out in zip(
-            hidden_ND.split(rows),
-            targets_N.split(rows),
-            (hidden_ND if grad_hidden is None else grad_hidden).split(rows),
-            strict=True,
-        ):
-            counted = t != IGNORE
-            target = torch.where(counted, t, 0).unsqueeze(1)
-            log_p = torch.log_softmax(h @ head.t(), -1, dtype=torch.float32)
-            loss -= (log_p.gather(1, target).squeeze(1) * counted).sum()
-            if grad_head is None:
-                continue
-            grad_logits = log_p.exp_()
-            grad_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
-            grad_logits = grad_logits.mul_(counted.unsqueeze(1)).to(head.dtype)
-            torch.mm(grad_logits, head, out=out)
-            grad_head += grad_logits.t() @ h
-        ctx.save_for_backward(grad_hidden, grad_head)
-        return loss
+        grad_hidden, grad_head = torch.empty_like(hidden_ND), None
+        losses = []
+        rows = max(1, PRODUCT_BYTES // (head.element_size() * len(head)))
+        for start in range(0, len(hidden_ND), rows):
+            chunk = slice(start, start + rows)
+            logits = hidden_ND[chunk] @ head.t()
+            losses.append(_losses(logits, targets_N[chunk], needs_grad))
+            if needs_grad:
+                torch.mm(logits, head, out=grad_hidden[chunk])
+                grad = logits.t() @ hidden_ND[chunk]
+                grad_head = grad.to(head_VD.dtype) if grad_head is None else grad_head.add_(grad)
+        if needs_grad:
+            ctx.save_for_backward(grad_hidden, grad_head)
+        return torch.cat(losses).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden, grad_head = ctx.saved_tensors
         return grad_hidden.mul_(grad), grad_head.mul_(grad), None
+
+
+def _losses(logits_NV: Tensor, targets_N: Tensor, replace_by_grad: bool) -> Tensor:
+    """-log softmax(logits)[target] in fp32, 0 for IGNORE: (N,). If asked, the gradient replaces the logits."""
+    losses = []
+    rows = max(1, CACHE_BYTES // (4 * logits_NV.shape[1]))
+    for logits, targets in zip(logits_NV.split(rows), targets_N.split(rows), strict=True):
+        counted = (targets != IGNORE).unsqueeze(1)
+        target = targets.clamp(min=0).unsqueeze(1)
+        log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
+        losses.append((-log_p.gather(1, target)).mul_(counted).squeeze(1))
+        if replace_by_grad:
+            grad = log_p.exp_().scatter_add_(1, target, torch.full_like(losses[-1], -1).unsqueeze(1))
+            logits.copy_(grad.mul_(counted))
+    return torch.cat(losses)
 
 
 def linear_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:

@@ -24,21 +24,25 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        r = r.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, r)
-        return (x * r).mul_(weight).to(x.dtype)
+    """In place on fp32 copies: products of mixed dtypes and fused broadcasts are slow on CPU."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x_fp32 = x.float()
+        r = torch.linalg.vector_norm(x_fp32, dim=-1, keepdim=True)
+        r = r.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        return (x_fp32 * r).mul_(weight.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, r = ctx.saved_tensors
-        normed = x * r
-        weighted = grad * normed
+        normed = x.float() * r
+        grad_fp32 = grad.float()
+        weighted = grad_fp32 * normed
         grad_weight = weighted.flatten(0, -2).sum(0)
         mean = (weighted @ weight.float()).div_(x.shape[-1]).unsqueeze(-1)
-        grad_x = torch.addcmul(grad * weight, normed, mean, value=-1).mul_(r)
+        grad_x = (grad_fp32 * weight.float()).sub_(normed.mul_(mean)).mul_(r)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 

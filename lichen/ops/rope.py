@@ -51,36 +51,36 @@ def _llama3(inverse: Tensor, scaling: Llama3Scaling) -> Tensor:
     return inverse * fast + inverse / scaling.factor * (1 - fast)
 
 
-def cos_sin(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for `positions` (...): two fp32 tensors (..., dim/2), scaled as YaRN asks."""
+def turns(rope: Rope, dim: int, positions: Tensor) -> Tensor:
+    """cos + i sin of every pair's angle at `positions` (...): (..., dim/2) complex64, scaled as YaRN asks."""
     angles = positions[..., None].float() * frequencies(rope, dim).to(positions.device)
     factor = rope.scaling.attention_factor if isinstance(rope.scaling, Yarn) else 1.0
-    return angles.cos() * factor, angles.sin() * factor
+    return torch.polar(torch.full_like(angles, factor), angles)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    pairs = x.unflatten(-1, (-1, 2) if interleaved else (2, -1))
-    a, b = pairs.unbind(-1 if interleaved else -2)
-    out = torch.empty_like(pairs)
-    out_a, out_b = out.unbind(-1 if interleaved else -2)
-    out_a.copy_((a * cos).addcmul_(b, sin, value=-1))
-    out_b.copy_((b * cos).addcmul_(a, sin))
-    return out.flatten(-2)
+def _rotate(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
+    """A pair (a, b) as the complex number a + bi, multiplied by cos + i sin."""
+    if interleaved:
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+    a, b = x.float().chunk(2, -1)
+    turned = torch.complex(a, b).mul_(turn)
+    return torch.cat([turned.real, turned.imag], -1).to(x.dtype)
 
 
 class _ApplyRope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        ctx.save_for_backward(cos, sin)
+    def forward(ctx: Any, x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(turn)
         ctx.interleaved = interleaved
-        return _rotate(x, cos, sin, interleaved)
+        return _rotate(x, turn, interleaved)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        cos, sin = ctx.saved_tensors
-        return _rotate(grad.contiguous(), cos, -sin, ctx.interleaved), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (turn,) = ctx.saved_tensors
+        return _rotate(grad, turn.conj(), ctx.interleaved), None, None
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turn x (..., D) by cos, sin (broadcastable to (..., D/2), fp32); the result has x's dtype and layout."""
-    return _ApplyRope.apply(x, cos, sin, interleaved)
+def apply_rope(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
+    """Turn x (..., D) by `turn` (broadcastable to (..., D/2), complex64); x's dtype and layout stay."""
+    return _ApplyRope.apply(x, turn, interleaved)
