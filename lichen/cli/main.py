@@ -19,6 +19,7 @@ from lichen.cli.account import account
 from lichen.cli.data import data
 from lichen.cli.export import export
 from lichen.cli.sample import sample
+from lichen.cli.train import train
 from lichen.errors import LichenError, is_out_of_memory
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ app.command()(account)
 app.add_typer(data)
 app.command()(export)
 app.command()(sample)
+app.command()(train)
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ def train(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Recipe keys to set, as in optimizer.lr=1e-3."),
+        typer.Argument(metavar="SECTION.KEY=VALUE", help="Recipe keys to set, as in optimizer.lr=1e-3."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the new run. [default: runs/ and the recipe's name]")
+        Path | None, typer.Option(help="Folder of the new run; without it, runs/ and the recipe's name.")
     ] = None,
     show_optimizer: Annotated[
         bool, typer.Option("--show-optimizer", help="Print what updates each parameter, and stop.")

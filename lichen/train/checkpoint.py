@@ -136,6 +136,13 @@ def check_format_version(version: int, path: Path) -> None:
 # --------------------------------------------------------------------------- random number generators
 
 
+def seed_rng(seed: int) -> None:
+    """Start every global random number generator from `seed`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def rng_state() -> dict[str, Any]:
     """The state of every global random number generator, as JSON."""
     version, numbers, gauss = random.getstate()

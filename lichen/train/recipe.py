@@ -93,7 +93,9 @@ class TrainSection(Section):
 
 class EvalSection(Section):
     every: int = Field(default=0, ge=0, description="steps between evaluations; 0: only at the end")
-    tokens: int = Field(default=65536, gt=0, description="validation tokens per evaluation, at most")
+    tokens: int = Field(
+        default=65536, gt=0, description="validation tokens per evaluation; more than there are means all"
+    )
 
 
 class SampleSection(Section):

@@ -42,6 +42,7 @@ from lichen.train.checkpoint import (
     restore_rng,
     rng_state,
     save_checkpoint,
+    seed_rng,
 )
 from lichen.train.metrics import Sample, StepMetrics, load_balance
 from lichen.train.run import Run, default_device, optimizer_recipe
@@ -58,7 +59,7 @@ class Trainer:
         self.compute_dtype = _compute_dtype(recipe.train.dtype, self.device)
         self.dataset = TokenDataset.open(Path(recipe.data.path))
         self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
-        torch.manual_seed(recipe.train.seed)
+        seed_rng(recipe.train.seed)
         with self.device:
             self.model = Transformer(run.spec, self.compute_dtype)
         if recipe.model.weights is None:
@@ -171,20 +172,22 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float] | None:
-        """(nats per target, bits per UTF-8 byte) on the same first validation tokens every time.
+        """(nats per target, bits per UTF-8 byte) on the same validation text every time.
 
-        None when the data has no validation split.
+        Reads the whole split, or batches until `eval.tokens` are seen. None when the data has no validation
+        split.
         """
-        recipe, held_out = self.run.recipe, self.dataset.manifest.splits["validation"]
-        if not held_out.documents:
+        if not self.dataset.manifest.splits["validation"].documents:
             return None
-        predictions = min(recipe.eval.tokens, held_out.tokens - held_out.documents)
-        sequences = max(1, predictions // recipe.train.seq_len)
-        batch = self._loader("validation", sequences, seed=0).next_batch()
-        nats, targets = 0.0, int((batch.targets != IGNORE).sum())
-        for micro_batch in self._micro_batches(batch):
-            nats += float(self.model.loss(*micro_batch, normalizer=1).cross_entropy)
-        return nats / targets, nats / math.log(2) / batch.n_bytes
+        nats, targets, text_bytes = 0.0, 0, 0
+        for batch in self._loader("validation", self.run.recipe.sequences_per_step, seed=0).batches():
+            for micro_batch in self._micro_batches(batch):
+                nats += float(self.model.loss(*micro_batch, normalizer=1).cross_entropy)
+            targets += int((batch.targets != IGNORE).sum())
+            text_bytes += batch.n_bytes
+            if targets >= self.run.recipe.eval.tokens:
+                break
+        return nats / targets, nats / math.log(2) / text_bytes
 
     def sample(self) -> tuple[Sample, ...]:
         """One continuation of each of the recipe's prompts; the same prompt draws from the same seed."""

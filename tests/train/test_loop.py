@@ -1,0 +1,270 @@
+"""Runs that are killed, stopped, damaged or diverge, against the same run left in peace."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from lichen.errors import LichenError
+from lichen.train.checkpoint import list_checkpoints, newest_good, step_of
+from lichen.train.loop import train
+from lichen.train.metrics import TIMINGS, read_metrics
+from lichen.train.run import Run, open_run, start_run
+from lichen.train.trainer import Trainer
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(record=True, width=200)
+
+
+@pytest.fixture
+def run(make_recipe, tmp_path: Path) -> Run:
+    return start_run(make_recipe(), tmp_path / "run")
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
+    """Call `act(trainer)` before the given step is taken."""
+    take_step = Trainer.train_step
+
+    def step_after_acting(trainer: Trainer):
+        if trainer.step + 1 == step:
+            act(trainer)
+        return take_step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", step_after_acting)
+
+
+def outcome(run: Run) -> dict:
+    """Everything a run leaves that must not depend on how often it was interrupted."""
+    checkpoint, damaged = newest_good(run.checkpoints)
+    assert checkpoint is not None
+    assert damaged == []
+    lines = [asdict(metrics) for metrics in read_metrics(run.metrics)]
+    return {
+        "checkpoint": {
+            path.relative_to(checkpoint): path.read_bytes()
+            for path in checkpoint.rglob("*")
+            if path.is_file()
+        },
+        "metrics": [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines],
+    }
+
+
+def assert_same_outcome(ours: Run, theirs: Run) -> None:
+    one, other = outcome(ours), outcome(theirs)
+    assert one["metrics"] == other["metrics"]
+    assert one["checkpoint"].keys() == other["checkpoint"].keys()
+    for name in one["checkpoint"]:
+        assert one["checkpoint"][name] == other["checkpoint"][name], name
+
+
+def test_a_run_leaves_all_it_promises(run: Run, console: Console):
+    assert train(run, console) is None
+    metrics = read_metrics(run.metrics)
+    assert [step.step for step in metrics] == [1, 2, 3, 4, 5, 6]
+    assert [step.bits_per_byte is not None for step in metrics] == [False, False, True] * 2
+    assert metrics[-1].samples[0].prompt == "def "
+    checkpoint, _ = newest_good(run.checkpoints)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
+    assert {path.name for path in checkpoint.iterdir()} == {
+        "model",
+        "optimizer.safetensors",
+        "state.json",
+        "manifest.json",
+    }
+    kept = load_file(checkpoint / "optimizer.safetensors")
+    assert kept["lm_head.weight.step"] == 6
+    assert "model.layers.1.mlp.experts.gate_up_proj.momentum_buffer" in kept
+    assert "step 6/6" in console.export_text()
+
+
+def test_a_finished_run_is_not_trained_again(run: Run, console: Console):
+    train(run, console)
+    before = outcome(run)
+    (run.folder / "report.html").unlink()
+    train(open_run(run.folder), console)
+    assert outcome(run) == before
+    assert (run.folder / "report.html").exists()
+
+
+_KILLED = """
+import os, signal, sys
+from rich.console import Console
+from pathlib import Path
+import torch
+from lichen.train import loop, trainer
+from lichen.train.run import open_run
+
+torch.set_num_threads(1)
+real = trainer.qk_clip
+
+def die_in_the_middle_of_step_5(model, max_logits, tau):
+    if calls := getattr(die_in_the_middle_of_step_5, "calls", 0) + 1:
+        die_in_the_middle_of_step_5.calls = calls
+    if calls == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(model, max_logits, tau)
+
+trainer.qk_clip = die_in_the_middle_of_step_5
+loop.train(open_run(Path(sys.argv[1])), Console())
+"""
+
+
+def test_a_killed_run_ends_as_if_nothing_had_happened(make_recipe, tmp_path: Path, console: Console):
+    """kill -9 in the middle of step 5 of 6, after the optimizer and before QK-clip; the last save was of step 4."""
+    calm = start_run(make_recipe("checkpoint.every=0"), tmp_path / "calm")
+    train(calm, console)
+    killed = start_run(make_recipe(), tmp_path / "killed")
+    process = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(killed.folder)], capture_output=True, check=False
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    assert [step_of(path) for path in list_checkpoints(killed.checkpoints)] == [2, 4]
+    assert len(read_metrics(killed.metrics)) == 4
+    train(open_run(killed.folder), console)
+    assert "continuing from" in console.export_text()
+    assert_same_outcome(killed, calm)
+
+
+def test_a_run_killed_before_its_first_save_begins_again(
+    make_recipe, tmp_path: Path, console: Console, monkeypatch
+):
+    calm = start_run(make_recipe(), tmp_path / "calm")
+    train(calm, console)
+    hit = start_run(make_recipe(), tmp_path / "hit")
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda trainer: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(hit, console)
+    assert not hit.checkpoints.exists()
+    train(hit, console)
+    assert_same_outcome(hit, calm)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_from_there(
+    make_recipe, tmp_path: Path, console: Console, monkeypatch, number: signal.Signals
+):
+    calm = start_run(make_recipe(), tmp_path / "calm")
+    train(calm, console)
+    stopped = start_run(make_recipe(), tmp_path / "stopped")
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda trainer: os.kill(os.getpid(), number))
+        assert train(stopped, console) == number
+    assert signal.getsignal(number) is handler
+    assert step_of(newest_good(stopped.checkpoints)[0]) == 3
+    assert train(stopped, console) is None
+    assert_same_outcome(stopped, calm)
+
+
+def test_a_second_signal_stops_at_once(run: Run, console: Console, monkeypatch):
+    def twice(trainer: Trainer) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_step(monkeypatch, 3, twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, console)
+    assert step_of(newest_good(run.checkpoints)[0]) == 2
+
+
+def test_a_flipped_bit_costs_only_the_steps_since_the_last_good_one(
+    make_recipe, tmp_path: Path, console: Console, monkeypatch
+):
+    calm = start_run(make_recipe(), tmp_path / "calm")
+    train(calm, console)
+    hurt = start_run(make_recipe(), tmp_path / "hurt")
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda trainer: os.kill(os.getpid(), signal.SIGINT))
+        train(hurt, console)
+    newest, _ = newest_good(hurt.checkpoints)
+    assert step_of(newest) == 5
+    tensors = newest / "optimizer.safetensors"
+    raw = bytearray(tensors.read_bytes())
+    raw[random.Random(0).randrange(len(raw))] ^= 4
+    tensors.write_bytes(raw)
+    train(hurt, console)
+    text = console.export_text()
+    assert f"checkpoint {newest} is damaged: optimizer.safetensors" in text
+    assert f"continuing from {hurt.checkpoints / 'step-00000004'}" in text
+    assert_same_outcome(hurt, calm)
+
+
+def test_without_any_good_checkpoint_nothing_is_thrown_away(run: Run, console: Console):
+    train(run, console)
+    for path in run.checkpoints.iterdir():
+        (path / "state.json").unlink()
+    with pytest.raises(LichenError, match="no checkpoint in .* is good"):
+        train(run, console)
+    assert len(read_metrics(run.metrics)) == 6
+
+
+def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(run: Run, console: Console, monkeypatch):
+    def spoil(trainer: Trainer) -> None:
+        with torch.no_grad():
+            trainer.model.lm_head.weight[0, 0] = float("nan")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, spoil)
+        with pytest.raises(LichenError) as stop:
+            train(run, console)
+    for words in ("step 4", "loss is nan", "not applied", str(run.checkpoints / "step-00000002")):
+        assert words in str(stop.value)
+    assert train(run, console) is None
+
+
+def test_out_of_memory_says_what_to_lower(run: Run, console: Console, monkeypatch):
+    def exhaust(trainer: Trainer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    at_step(monkeypatch, 1, exhaust)
+    with pytest.raises(LichenError) as stop:
+        train(run, console)
+    for words in ("step 1", "train.micro_batch = 2", "no checkpoint yet", "train.micro_batch=1"):
+        assert words in str(stop.value)
+
+
+def test_a_full_disk_while_saving_keeps_the_earlier_checkpoint(run: Run, console: Console, monkeypatch):
+    def fill(trainer: Trainer) -> None:
+        def refuse(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", refuse)
+
+    at_step(monkeypatch, 4, fill)
+    with pytest.raises(LichenError, match="no space left on the disk"):
+        train(run, console)
+    monkeypatch.undo()
+    assert newest_good(run.checkpoints) == (run.checkpoints / "step-00000002", [])
+    assert train(run, console) is None
+
+
+def test_ctrl_c_at_the_command_line(make_recipe, tmp_path: Path):
+    run = start_run(make_recipe("train.steps=100000", "eval.every=0", "sample.every=0"), tmp_path / "run")
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from lichen.cli.main import main; main()", "train", str(run.folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "step 1/" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert f"go on with: lichen train {run.folder}" in out
+    assert "Traceback" not in error
+    checkpoint, damaged = newest_good(run.checkpoints)
+    assert (step_of(checkpoint), damaged) == (read_metrics(run.metrics)[-1].step, [])
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == step_of(checkpoint)
