@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["matrix", "embedding", "head", "norm", "bias", "vector"]
+Layout = Literal["rows", "columns", "kernel"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,15 @@ class Role:
     fused along dimension -2, in order (gate and up: `(I, I)`); empty means one matrix. `heads` is the
     number of equal blocks of rows that belong to attention heads; it is used only by optimizers that
     treat heads one by one.
+
+    Parameters of other people's models may be laid out otherwise. `layout` says where an output of the
+    matrix lies: in a row, as in `nn.Linear`; in a column, (..., inputs, outputs); or in a convolution
+    "kernel" (outputs, inputs, *window), which is one matrix. `interleaved` means that the fused matrices
+    take turns row by row instead of following each other.
     """
 
     kind: Kind
     splits: tuple[int, ...] = ()
     heads: int = 1
+    layout: Layout = "rows"
+    interleaved: bool = False

@@ -26,7 +26,7 @@ from lichen.ops.precision import matmul_dtype
 from lichen.optim import recipes
 from lichen.optim.newton_schulz import EPSILON, orthogonalize
 from lichen.optim.recipes import OptimizerRecipe
-from lichen.optim.table import ParameterTable, Row
+from lichen.optim.table import ParameterTable, Row, recipe_options
 
 # Matrix entries that go through Newton-Schulz together. On a CPU the working memory should stay in the
 # second-level cache; elsewhere it should fill the machine and stay small beside the model.
@@ -70,7 +70,9 @@ class Muon(torch.optim.Optimizer):
             if row.parameter in self._rows or row.name in (known.name for known in self._rows.values()):
                 raise LichenError(f"optimizer: parameter {row.name} is already in the optimizer")
             self._rows[row.parameter] = row
-            groups.setdefault(self._lr_and_weight_decay(row, param_group), []).append(row)
+            lr, weight_decay = recipe_options(row, self.recipe)
+            options = (param_group.get("lr", lr), param_group.get("weight_decay", weight_decay))
+            groups.setdefault(options, []).append(row)
         for (lr, weight_decay), rows in groups.items():
             super().add_param_group(
                 {
@@ -80,13 +82,6 @@ class Muon(torch.optim.Optimizer):
                     "weight_decay": weight_decay,
                 }
             )
-
-    def _lr_and_weight_decay(self, row: Row, options: dict[str, Any]) -> tuple[float, float]:
-        recipe, kind = self.recipe, row.role.kind
-        is_muon = recipe.algorithm(kind) == "muon"
-        lr = options.get("lr", recipe.lr if is_muon or recipe.adamw_lr is None else recipe.adamw_lr)
-        decays = kind in recipe.decayed if row.weight_decay is None else row.weight_decay
-        return lr * row.lr_scale, options.get("weight_decay", recipe.weight_decay) if decays else 0.0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -208,7 +203,10 @@ class Muon(torch.optim.Optimizer):
         for name, saved in state_dict["state"].items():
             parameter = rows[name].parameter
             self.state[parameter] = {
-                key: tensor.to(parameter.device, torch.float32, copy=True) for key, tensor in saved.items()
+                key: torch.empty_like(
+                    tensor if key == "step" else parameter, dtype=torch.float32, device=parameter.device
+                ).copy_(tensor)
+                for key, tensor in saved.items()
             }
         for group in self.param_groups:
             saved = saved_group[group["param_names"][0]]

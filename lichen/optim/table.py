@@ -1,13 +1,13 @@
 """The parameter table: for every parameter of a model, which matrices it holds and how it is updated.
 
 Models of Lichen state it themselves (`parameter_roles`); for any other `torch.nn.Module` it is
-inferred from module types, names and shapes. Print a table before trusting it.
+inferred (`lichen.optim.infer`). Print a table before trusting it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Role
+from lichen.optim.infer import infer_roles
+from lichen.optim.recipes import OptimizerRecipe
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One parameter.
-
-    lr_scale multiplies the recipe's learning rate. weight_decay None leaves the choice to the recipe.
-    """
+    """One parameter. `lr_scale` multiplies its learning rate; `weight_decay` None is as the recipe says."""
 
     name: str
     parameter: nn.Parameter
@@ -31,33 +30,61 @@ class Row:
     weight_decay: bool | None = None
 
     def __post_init__(self) -> None:
-        shape, splits, heads = tuple(self.parameter.shape), self.role.splits, self.role.heads
-        if self.role.kind == "matrix" and len(shape) < 2:
+        role, shape = self.role, tuple(self.parameter.shape)
+        if role.kind != "matrix":
+            return
+        if len(shape) < 2:
             raise LichenError(f"optimizer table: {self.name} of shape {shape} cannot be a matrix")
-        if splits and sum(splits) != shape[-2]:
+        rows = {"rows": shape[-2], "columns": shape[-1], "kernel": shape[0]}[role.layout]
+        if role.splits and role.heads > 1:
+            raise LichenError(f"optimizer table: {self.name} has both splits and heads; give it one of them")
+        if role.splits and sum(role.splits) != rows:
             raise LichenError(
-                f"optimizer table: {self.name} has {shape[-2]} rows, but its splits {splits} add up to "
-                f"{sum(splits)}"
+                f"optimizer table: {self.name} has {rows} rows, but its splits {role.splits} add up to "
+                f"{sum(role.splits)}"
             )
-        if heads > 1 and shape[-2] % heads:
+        if role.interleaved and len(set(role.splits)) != 1:
             raise LichenError(
-                f"optimizer table: {self.name} has {shape[-2]} rows, which {heads} heads cannot share equally"
+                f"optimizer table: {self.name} is interleaved, so its splits {role.splits} must be equal"
             )
-        if splits and heads > 1:
-            raise LichenError(f"optimizer table: {self.name} has both splits and heads; give one of them")
+        if rows % role.heads:
+            raise LichenError(
+                f"optimizer table: {self.name} has {rows} rows, which {role.heads} heads cannot share equally"
+            )
+        memory = self.parameter.untyped_storage().data_ptr()
+        for matrices in self.matrices(self.parameter.detach(), per_head=True):
+            if matrices.untyped_storage().data_ptr() != memory:
+                raise LichenError(
+                    f"optimizer table: the matrices of {self.name} are not in one piece of memory; make the "
+                    "parameter contiguous"
+                )
 
     def matrices(self, tensor: Tensor, *, per_head: bool) -> list[Tensor]:
-        """Views of `tensor`, shaped like the parameter, as batches (matrices, rows, columns)."""
-        stack = tensor.reshape(-1, *tensor.shape[-2:])
-        if self.role.splits:
-            return list(stack.split(self.role.splits, dim=1))
-        if per_head and self.role.heads > 1:
-            return [stack.reshape(-1, stack.size(1) // self.role.heads, stack.size(2))]
+        """The logical matrices in `tensor`, which is shaped like the parameter.
+
+        Returns batches (matrices, rows, columns). They are views if the memory of `tensor` is laid out
+        like the parameter's.
+        """
+        role = self.role
+        if role.layout == "kernel":
+            # Columns may come in any order, so take the one of the memory (it may be channels-last).
+            order = sorted(range(1, tensor.ndim), key=self.parameter.stride, reverse=True)
+            stack = tensor.permute(0, *order).reshape(1, tensor.size(0), -1)
+        else:
+            stack = tensor.reshape(-1, *tensor.shape[-2:])
+        if role.layout == "columns":
+            stack = stack.mT
+        if role.interleaved:
+            return [stack[:, turn :: len(role.splits)] for turn in range(len(role.splits))]
+        if role.splits:
+            return list(stack.split(role.splits, dim=1))
+        if per_head and role.heads > 1:
+            return [stack.reshape(-1, stack.size(1) // role.heads, stack.size(2))]
         return [stack]
 
 
 class Override(NamedTuple):
-    """A row of changes to the table, for every parameter whose name matches the glob `pattern`.
+    """A change to the row of every parameter whose name matches the glob `pattern`.
 
     A plain `(pattern, role)` tuple is one too. `role` None keeps the role that the model or the
     inference gave.
@@ -69,25 +96,24 @@ class Override(NamedTuple):
     weight_decay: bool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ParameterTable:
     """Rows in the model's order, every parameter exactly once."""
 
     rows: tuple[Row, ...]
 
     def __post_init__(self) -> None:
-        by_name: dict[str, int] = {}
-        by_parameter: dict[int, str] = {}
+        names: set[str] = set()
+        owners: dict[nn.Parameter, str] = {}
         for row in self.rows:
-            if row.name in by_name:
+            if row.name in names:
                 raise LichenError(f"optimizer table: {row.name} is listed twice")
-            if id(row.parameter) in by_parameter:
+            if owner := owners.get(row.parameter):
                 raise LichenError(
-                    f"optimizer table: {row.name} and {by_parameter[id(row.parameter)]} are the same tensor; "
-                    "list it once"
+                    f"optimizer table: {owner} and {row.name} are the same tensor; list it once"
                 )
-            by_name[row.name] = id(row.parameter)
-            by_parameter[id(row.parameter)] = row.name
+            names.add(row.name)
+            owners[row.parameter] = row.name
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -97,17 +123,52 @@ class ParameterTable:
 
     def __str__(self) -> str:
         lines = [("parameter", "shape", "role", "matrices")]
+        lines += [
+            (row.name, str(tuple(row.parameter.shape)), row.role.kind, _matrices(row, per_head=False))
+            for row in self.rows
+        ]
+        return _aligned(lines)
+
+    def describe(self, recipe: OptimizerRecipe) -> str:
+        """The table as `recipe` uses it: what updates each parameter, in which matrices and how far."""
+        lines = [("parameter", "shape", "update", "lr", "weight decay", "matrices")]
         for row in self.rows:
-            views = row.matrices(row.parameter, per_head=False) if row.role.kind == "matrix" else []
-            matrices = " + ".join(
-                f"{n} x ({rows}, {columns})" for n, rows, columns in (v.shape for v in views)
+            lr, weight_decay = recipe_options(row, recipe)
+            algorithm = recipe.algorithm(row.role.kind)
+            lines.append(
+                (
+                    row.name,
+                    str(tuple(row.parameter.shape)),
+                    algorithm,
+                    f"{lr:g}",
+                    f"{weight_decay:g}",
+                    _matrices(row, per_head=recipe.per_head) if algorithm == "muon" else "",
+                )
             )
-            lines.append((row.name, str(tuple(row.parameter.shape)), row.role.kind, matrices))
-        widths = [max(len(line[column]) for line in lines) for column in range(4)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        )
+        return _aligned(lines)
+
+
+def recipe_options(row: Row, recipe: OptimizerRecipe) -> tuple[float, float]:
+    """Peak learning rate and weight decay of a parameter under `recipe`."""
+    kind = row.role.kind
+    lr = recipe.lr if recipe.algorithm(kind) == "muon" or recipe.adamw_lr is None else recipe.adamw_lr
+    decays = kind in recipe.decayed if row.weight_decay is None else row.weight_decay
+    return lr * row.lr_scale, recipe.weight_decay if decays else 0.0
+
+
+def _matrices(row: Row, *, per_head: bool) -> str:
+    if row.role.kind != "matrix":
+        return ""
+    batches = row.matrices(row.parameter.detach(), per_head=per_head)
+    return " + ".join(f"{count} x ({rows}, {columns})" for count, rows, columns in (b.shape for b in batches))
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def parameter_table(
@@ -120,87 +181,56 @@ def parameter_table(
     `parameter_roles()` does not cover, for roles of parameters that do not exist, and for overrides that
     decide nothing.
     """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name.replace("_orig_mod.", ""))
-    stated = _stated_roles(model, [name for aliases in names.values() for name in aliases])
+        names.setdefault(parameter, []).append(_uncompiled(name))
+    roles = _stated_roles(model, names.values())
 
     changes = [Override(*override) for override in overrides]
     unused = {change.pattern for change in changes}
     rows = []
     for parameter, aliases in names.items():
-        row = Row(aliases[0], parameter, stated[aliases[0]])
-        for change in changes:
-            if any(fnmatchcase(name, change.pattern) for name in aliases):
-                unused.discard(change.pattern)
-                row = replace(
-                    row,
-                    role=change.role or row.role,
-                    lr_scale=change.lr_scale,
-                    weight_decay=change.weight_decay,
-                )
-                break
+        matching = (c for c in changes if any(fnmatchcase(name, c.pattern) for name in aliases))
+        change = next(matching, Override(""))
+        unused.discard(change.pattern)
         if parameter.requires_grad:
-            rows.append(row)
+            role = change.role or roles[aliases[0]]
+            rows.append(Row(aliases[0], parameter, role, change.lr_scale, change.weight_decay))
     if unused:
         raise LichenError(
-            f"optimizer table: no parameter is left for the override {_listed(unused)}; patterns are matched "
-            "against whole names (`*` is any text) and the first match counts"
+            f"optimizer table: no parameter is left for the override {_listed(unused)}; a pattern must match "
+            "a whole name (* is any text), and the first pattern that matches counts"
         )
     return ParameterTable(tuple(rows))
 
 
-def _stated_roles(model: nn.Module, names: Sequence[str]) -> Mapping[str, Role]:
+def _uncompiled(name: str) -> str:
+    """The name without the marks of modules that are compiled one by one."""
+    return name.replace("_orig_mod.", "")
+
+
+def _stated_roles(model: nn.Module, names: Iterable[list[str]]) -> Mapping[str, Role]:
+    """First name of every parameter -> role."""
     parameter_roles: Callable[[], Mapping[str, Role]] | None = getattr(model, "parameter_roles", None)
-    if parameter_roles is None:
-        return infer_roles(model)
-    stated = parameter_roles()
-    missing, unknown = set(names) - set(stated), set(stated) - set(names)
+    given = infer_roles(model) if parameter_roles is None else parameter_roles()
+    stated = {_uncompiled(name): role for name, role in given.items()}
+    roles: dict[str, Role] = {}
+    missing: list[str] = []
+    for aliases in names:
+        known = [stated[name] for name in aliases if name in stated]
+        if known:
+            roles[aliases[0]] = known[0]
+        else:
+            missing.append(aliases[0])
     if missing:
         raise LichenError(f"optimizer table: the model gives no role to {_listed(missing)}")
-    if unknown:
+    if unknown := set(stated).difference(*names):
         raise LichenError(
-            f"optimizer table: the model has no parameter {_listed(unknown)}, but gives it a role"
+            f"optimizer table: the model gives a role to {_listed(unknown)}, but has no such parameter"
         )
-    return stated
+    return roles
 
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
-
-
-def infer_roles(model: nn.Module) -> dict[str, Role]:
-    """Roles by module type, name and shape, for a model that does not state its own."""
-    head = _output_layer(model)
-    roles: dict[str, Role] = {}
-    for path, module in model.named_modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            name = f"{path}.{leaf}" if path else leaf
-            roles[name.replace("_orig_mod.", "")] = _infer(module, leaf, parameter, is_head=module is head)
-    return roles
-
-
-def _infer(module: nn.Module, leaf: str, parameter: nn.Parameter, *, is_head: bool) -> Role:
-    if parameter.ndim < 2:
-        if "bias" in leaf:
-            return Role("bias")
-        return Role("norm" if "norm" in type(module).__name__.lower() else "vector")
-    if isinstance(module, nn.Embedding):
-        return Role("embedding")
-    if is_head:
-        return Role("head")
-    if leaf == "gate_up_proj":
-        half = parameter.size(-2) // 2
-        return Role("matrix", splits=(half, half))
-    return Role("matrix")
-
-
-def _output_layer(model: nn.Module) -> nn.Module | None:
-    """The layer whose outputs are the model's: what `transformers` says it is, else a last `nn.Linear`."""
-    get_output_embeddings: Callable[[], nn.Module | None] | None = getattr(
-        model, "get_output_embeddings", None
-    )
-    if get_output_embeddings is not None:
-        return get_output_embeddings()
-    children = list(model.children())
-    return children[-1] if len(children) > 1 and isinstance(children[-1], nn.Linear) else None

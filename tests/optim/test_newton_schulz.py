@@ -1,0 +1,85 @@
+"""Newton-Schulz against the singular value decomposition."""
+
+import pytest
+import torch
+
+from lichen.optim.newton_schulz import DEEPSEEK_V4, KELLER_JORDAN, Schedule, newton_schulz, orthogonalize
+
+
+def with_singular_values(values: torch.Tensor, columns: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    left, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64))
+    right, _ = torch.linalg.qr(torch.randn(columns, columns, generator=generator, dtype=torch.float64))
+    return (left * values) @ right[: len(values)]
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    return x / torch.linalg.matrix_norm(x, keepdim=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_deepseek_v4_schedule_ends_at_one(dtype: torch.dtype) -> None:
+    """Singular values of 1e-4 and more, after normalisation, land in [1.000, 1.002]."""
+    spectrum = torch.logspace(0, -4, 64, dtype=torch.float64)
+    spectrum = spectrum.clamp(min=1e-4 * spectrum.norm())
+    out = newton_schulz(with_singular_values(spectrum, 96).to(dtype), DEEPSEEK_V4)
+    values = torch.linalg.svdvals(out.double())
+    assert values.min() > 1.000 - 1e-5
+    assert values.max() < 1.0021
+
+
+@pytest.mark.parametrize(
+    ("smallest", "low", "high"), [(1e-4, 0.049, 1.202), (1e-3, 0.470, 1.202), (1e-2, 0.682, 1.134)]
+)
+def test_keller_jordan_schedule_maps_to_its_known_interval(smallest: float, low: float, high: float) -> None:
+    """The interval that five scalar steps of the quintic give for inputs in [smallest, 1]."""
+    scalars = torch.logspace(0, torch.tensor(smallest).log10().item(), 4000, dtype=torch.float64)
+    mapped = scalars
+    for a, b, c in KELLER_JORDAN:
+        mapped = a * mapped + b * mapped**3 + c * mapped**5
+    assert mapped.min() == pytest.approx(low, abs=2e-3)
+    assert mapped.max() == pytest.approx(high, abs=2e-3)
+
+    values = torch.logspace(0, -2, 24, dtype=torch.float64)
+    norm = values.norm()
+    expected = values / norm
+    for a, b, c in KELLER_JORDAN:
+        expected = a * expected + b * expected**3 + c * expected**5
+    out = torch.linalg.svdvals(newton_schulz(with_singular_values(values, 40), KELLER_JORDAN))
+    torch.testing.assert_close(out, expected.sort(descending=True).values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [KELLER_JORDAN, DEEPSEEK_V4, KELLER_JORDAN[:1]])
+@pytest.mark.parametrize("shape", [(3, 24, 40), (3, 40, 24), (1, 16, 16), (2, 1, 7), (5, 130, 70)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
+def test_fast_form_agrees_with_the_plain_one(
+    schedule: Schedule, shape: tuple[int, int, int], dtype: torch.dtype, tolerance: float
+) -> None:
+    x = unit(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    expected = newton_schulz(x.double(), schedule)
+    out = orthogonalize(x.to(dtype, copy=True), schedule)
+    assert out.shape == shape
+    assert out.is_contiguous()
+    assert (out.double() - expected).norm() < tolerance * expected.norm()
+    scaled = orthogonalize(x.to(dtype, copy=True), schedule, -0.25)
+    assert (scaled.double() + 0.25 * expected).norm() < 0.25 * tolerance * expected.norm()
+
+
+def test_singular_vectors_stay() -> None:
+    x = with_singular_values(torch.tensor([5.0, 2.0, 0.5, 0.1], dtype=torch.float64), 6)
+    u, _, vh = torch.linalg.svd(x, full_matrices=False)
+    torch.testing.assert_close(newton_schulz(x, DEEPSEEK_V4), u @ vh, rtol=0, atol=3e-3)
+
+
+def test_zero_stays_zero() -> None:
+    assert not newton_schulz(torch.zeros(2, 3, 4), KELLER_JORDAN).any()
+    assert not orthogonalize(torch.zeros(2, 3, 4), KELLER_JORDAN).any()
+
+
+def test_a_matrix_does_not_feel_the_rest_of_its_batch() -> None:
+    """In bf16, bit for bit: what makes a resumed run independent of how matrices were grouped."""
+    x = unit(torch.randn(9, 48, 96, generator=torch.Generator().manual_seed(2))).bfloat16()
+    together = orthogonalize(x.clone(), KELLER_JORDAN)
+    for size in (1, 2, 4):
+        apart = torch.cat([orthogonalize(part.clone(), KELLER_JORDAN) for part in x.split(size)])
+        assert torch.equal(together, apart)
