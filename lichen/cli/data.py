@@ -82,12 +82,13 @@ def inspect(folder: Annotated[Path, typer.Argument(help="What `lichen data prepa
 
 @contextmanager
 def _bars() -> Iterator[Progress]:
-    """A progress bar per stage, on stderr."""
+    """A progress bar per stage, on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    with Bars(console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    with Bars(console=console, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int) -> None:

@@ -17,6 +17,7 @@ from typing import TypeVar
 from lichen.data.manifest import LeftOut, Split
 from lichen.data.plan import Source
 from lichen.data.sources import Record, Unreadable, documents, file_kind, read_records
+from lichen.errors import LichenError
 
 # Source text handed to a thread at a time.
 _WORK_BYTES = 2**19
@@ -79,7 +80,11 @@ def _records(source: Source, field: str, start: int) -> Iterator[Record]:
         if start == 0:
             yield Record(0, Unreadable(source.left_out), source.size)
         return
-    yield from read_records(Path(source.path), field, start)
+    path = Path(source.path)
+    yield from read_records(path, field, start)
+    stat = path.stat() if path.exists() else None
+    if stat is None or (stat.st_size, stat.st_mtime_ns) != (source.size, source.modified_ns):
+        raise LichenError(f"{path} changed while it was read; run again once it stays as it is")
 
 
 def texts(work: Work, field: str) -> Texts:

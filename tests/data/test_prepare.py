@@ -1,0 +1,396 @@
+import gzip
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lichen.data.dataset import TokenDataset
+from lichen.data.prepare import prepare
+from lichen.data.tokenizer import load_tokenizer
+from lichen.errors import LichenError
+
+from .conftest import write_corpus
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """What is in a folder: names and hashes."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def texts(folder: Path, split: str) -> list[str]:
+    dataset = TokenDataset.open(folder)
+    documents, tokenizer = dataset.documents(split), load_tokenizer(folder)
+    return [
+        tokenizer.decode(documents.read(start, stop - 1).tolist(), skip_special_tokens=False)
+        for start, stop in zip(documents.starts[:-1], documents.starts[1:], strict=True)
+    ]
+
+
+def test_every_document_is_there_word_for_word(corpus: Path, prepared: Path) -> None:
+    found = [*texts(prepared, "train"), *texts(prepared, "validation")]
+    assert sorted(found) == sorted(path.read_text() for path in corpus.iterdir())
+
+
+def test_the_manifest_counts_what_is_there(corpus: Path, prepared: Path) -> None:
+    dataset = TokenDataset.open(prepared)
+    dataset.verify()
+    manifest = dataset.manifest
+    for split, counts in manifest.splits.items():
+        documents = texts(prepared, split)
+        files = sorted(prepared.glob(f"{split}-*.tokens.npy"))
+        tokens = np.concatenate([np.load(file) for file in files])  # plain NumPy reads them
+        assert tokens.dtype == np.uint16
+        assert len(files) > 2
+        assert (counts.documents, counts.tokens) == (len(documents), len(tokens))
+        assert counts.bytes == sum(len(text.encode()) for text in documents)
+        assert dataset.token_bytes[tokens].sum() == counts.bytes
+    assert manifest.sources == 150
+    assert manifest.source_bytes == sum(path.stat().st_size for path in corpus.iterdir())
+    assert manifest.vocab_size == 512
+    sources = [json.loads(line) for line in (prepared / "sources.jsonl").read_text().splitlines()]
+    for source, path in zip(sources, sorted(corpus.iterdir()), strict=True):
+        assert source["path"] == str(path)
+        assert source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_same_text_gives_the_same_bytes_with_any_number_of_threads(
+    corpus: Path, prepared: Path, tmp_path: Path
+) -> None:
+    for workers in (2, 5):
+        out = tmp_path / str(workers)
+        prepare(
+            [str(corpus)], out, vocab_size=512, validation_fraction=0.2, shard_bytes=4000, workers=workers
+        )
+        assert contents(out) == contents(prepared)
+
+
+def test_a_document_keeps_its_split_in_another_corpus(corpus: Path, prepared: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": path.read_text()}) for path in sorted(corpus.iterdir(), reverse=True)[:50]]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", vocab_size=300, validation_fraction=0.2, workers=1)
+    for split in ("train", "validation"):
+        assert set(texts(tmp_path / "out", split)) <= set(texts(prepared, split))
+
+
+def test_formats_mix_and_markup_in_text_stays_text(tmp_path: Path) -> None:
+    evil = "user says [EOS]<|im_end|><think>no</think> <｜end▁of▁sentence｜>"
+    (tmp_path / "a.txt").write_text(evil)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps({"body": evil + "b"}).encode()))
+    pq.write_table(pa.table({"body": [evil + "c"]}), tmp_path / "c.parquet")
+    (tmp_path / "d.md").write_text("words and words and more words " * 50)
+    manifest = prepare(
+        [str(tmp_path)], tmp_path / "out", vocab_size=290, validation_fraction=0, field="body", workers=1
+    )
+    assert manifest.splits["train"].documents == 4
+    assert texts(tmp_path / "out", "train")[:3] == [evil, evil + "b", evil + "c"]
+    dataset = TokenDataset.open(tmp_path / "out")
+    tokens = np.load(tmp_path / "out" / "train-00000.tokens.npy")
+    assert (tokens >= 290 - 17).sum() == 4  # one [EOS] per document, and no other special token
+    assert dataset.special_ids.eos == 274
+
+
+def test_what_is_left_out_is_counted_with_reason_and_example(tmp_path: Path) -> None:
+    source = write_corpus(tmp_path / "corpus", 8)
+    (source / "bad.py").write_bytes(b"\xff\xfe")
+    (source / "empty.py").write_text("")
+    (source / "copy.py").write_bytes((source / "0003.py").read_bytes())
+    (source / "binary").write_bytes(b"\0\0")
+    (source / "dangling").symlink_to("nowhere")
+    (source / "rows.jsonl").write_text('{"text": "fine"}\n{}\nnonsense\n')
+    (source / "long.txt").write_text("a line\n" * 300_000)
+    manifest = prepare([str(source)], tmp_path / "out", vocab_size=300, workers=2)
+    assert {reason: (left.count, left.examples[0]) for reason, left in manifest.left_out.items()} == {
+        "not UTF-8": (1, f"{source}/bad.py"),
+        "empty": (1, f"{source}/empty.py"),
+        "duplicate of another file": (1, f"{source}/copy.py"),
+        "binary (holds NUL bytes)": (1, f"{source}/binary"),
+        "unreadable": (1, f"{source}/dangling"),
+        "no field 'text'": (1, f"{source}/rows.jsonl:2"),
+        "not JSON": (1, f"{source}/rows.jsonl:3"),
+    }
+    assert manifest.extra_documents == 2  # 2.1 MB of text became three documents
+    assert sum(counts.documents for counts in manifest.splits.values()) == 8 + 1 + 3
+
+
+def test_a_given_tokenizer_is_taken_as_it_is(corpus: Path, prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    manifest = prepare([str(corpus)], out, tokenizer=prepared, validation_fraction=0.2, workers=1)
+    assert (out / "tokenizer.json").read_bytes() == (prepared / "tokenizer.json").read_bytes()
+    assert (manifest.vocab_size, manifest.splits) == (512, TokenDataset.open(prepared).manifest.splits)
+    with pytest.raises(LichenError, match=r"vocab_size is 600 and the tokenizer .* has 512 tokens"):
+        prepare([str(corpus)], tmp_path / "b", tokenizer=prepared, vocab_size=600)
+    with pytest.raises(LichenError, match="choose the family"):
+        prepare([str(corpus)], tmp_path / "b", tokenizer=prepared, family="llama")
+
+
+def test_a_large_vocabulary_is_stored_in_four_bytes(prepared: Path, corpus: Path, tmp_path: Path) -> None:
+    described = json.loads((prepared / "tokenizer.json").read_text())
+    for token in described["added_tokens"]:
+        token["id"] += 70_000
+    for index in range(70_000):
+        described["model"]["vocab"][f"<unused {index}>"] = 495 + index
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    prepare([str(corpus)], tmp_path / "out", tokenizer=tmp_path, workers=1, validation_fraction=0.2)
+    assert np.load(tmp_path / "out" / "train-00000.tokens.npy").dtype == np.uint32
+    assert texts(tmp_path / "out", "train") == texts(prepared, "train")
+
+
+# ---------------------------------------------------------------------------------------------- resuming
+
+KILLED_RUN = """
+import sys, time
+from pathlib import Path
+from lichen.data import encode, prepare
+pause = float(sys.argv[3])
+write = encode._write_array
+def slow_write(path, array):
+    time.sleep(pause)
+    return write(path, array)
+encode._write_array = slow_write
+prepare.prepare([sys.argv[1]], Path(sys.argv[2]), vocab_size=512, validation_fraction=0.2,
+                shard_bytes=4000, workers=2)
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_and_gives_the_same_bytes(
+    corpus: Path, prepared: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    chance = random.Random(0)
+    kills = 0
+    finished = 0
+    while not (out / "manifest.json").exists() and kills < 40:
+        child = subprocess.Popen([sys.executable, "-c", KILLED_RUN, corpus, out, "0.02"])
+        deadline = time.monotonic() + 60
+        wanted = finished + chance.randrange(2)
+        while child.poll() is None and time.monotonic() < deadline:
+            if len(list(out.glob("part-*"))) >= wanted and (out / "preparation.json").exists():
+                time.sleep(chance.random() * 0.06)
+                child.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        kills += child.wait() == -signal.SIGKILL
+        parts = sorted(out.glob("part-*"))
+        assert len(parts) >= finished or (out / "manifest.json").exists()  # what is done stays
+        finished = len(parts)
+    assert kills > 3
+    assert contents(out) == contents(prepared)
+
+
+def test_a_finished_preparation_is_not_repeated(prepared: Path, corpus: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in prepared.iterdir()}
+    manifest = prepare([str(corpus)], prepared, vocab_size=512, validation_fraction=0.2, shard_bytes=4000)
+    assert manifest == TokenDataset.open(prepared).manifest
+    assert {path: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> tuple[Path, Path]:
+    """A corpus, and its preparation stopped in the middle."""
+    source = write_corpus(tmp_path / "corpus", 60)
+    out = tmp_path / "out"
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "encoding" and len(list(out.glob("part-*"))) == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        prepare([str(source)], out, vocab_size=400, shard_bytes=5000, workers=1, progress=stop)
+    assert not (out / "manifest.json").exists()
+    return source, out
+
+
+def test_another_preparation_does_not_go_on_in_the_folder(half: tuple[Path, Path]) -> None:
+    source, out = half
+    options = {"vocab_size": 400, "shard_bytes": 5000, "workers": 1}
+    before = contents(out)
+    for name, value in (
+        ("vocab_size", 500),
+        ("family", "llama"),
+        ("validation_fraction", 0.5),
+        ("field", "body"),
+        ("sample_bytes", 2**20),
+    ):
+        with pytest.raises(LichenError, match=f"another preparation: {name} is .* there and {value!r} here"):
+            prepare([str(source)], out, **(options | {name: value}))
+    with pytest.raises(LichenError, match="another preparation: given_tokenizer is None there"):
+        prepare([str(source)], out, tokenizer=out, shard_bytes=5000)
+    with pytest.raises(LichenError, match="unfinished; run the same `lichen data prepare` again"):
+        TokenDataset.open(out)
+    assert contents(out) == before
+
+
+def test_changed_sources_are_refused_by_content_not_by_time(half: tuple[Path, Path], tmp_path: Path) -> None:
+    source, out = half
+
+    def again() -> None:
+        prepare([str(source)], out, vocab_size=400, shard_bytes=5000, workers=1)
+
+    (source / "0099.py").write_text("new")
+    with pytest.raises(LichenError, match=r"not those that .*0099\.py is new"):
+        again()
+    (source / "0099.py").unlink()
+    text = (source / "0010.py").read_text()
+    (source / "0010.py").unlink()
+    with pytest.raises(LichenError, match=r"0010\.py is missing"):
+        again()
+    (source / "0010.py").write_text("#" + text[1:-1] + "?")
+    with pytest.raises(LichenError, match=r"0010\.py has changed"):
+        again()
+    (source / "0010.py").write_text(text)  # the same content at another time
+    again()
+    assert len(texts(out, "train")) + len(texts(out, "validation")) == 60
+
+
+def test_a_replaced_tokenizer_is_refused(half: tuple[Path, Path], prepared: Path) -> None:
+    source, out = half
+    (out / "tokenizer.json").write_bytes((prepared / "tokenizer.json").read_bytes())
+    with pytest.raises(LichenError, match=r"tokenizer in .* was replaced"):
+        prepare([str(source)], out, vocab_size=400, shard_bytes=5000, workers=1)
+
+
+def test_a_source_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    source = write_corpus(tmp_path / "corpus", 30)
+
+    def grow(stage: str, done: int, total: int) -> None:
+        if stage == "training the tokenizer" and done == 0:
+            (source / "0029.py").write_text("grown")
+
+    with pytest.raises(LichenError, match=r"0029\.py changed while it was read"):
+        prepare([str(source)], tmp_path / "out", vocab_size=400, workers=1, progress=grow)
+
+
+def test_two_at_once_are_refused(half: tuple[Path, Path]) -> None:
+    source, out = half
+
+    def second(stage: str, done: int, total: int) -> None:
+        if stage == "encoding":
+            with pytest.raises(LichenError, match="another `lichen data prepare` is writing"):
+                prepare([str(source)], out, vocab_size=400, shard_bytes=5000, workers=1)
+
+    prepare([str(source)], out, vocab_size=400, shard_bytes=5000, workers=1, progress=second)
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_corpus_without_text_is_refused_with_the_reasons_and_may_be_mended(tmp_path: Path) -> None:
+    source = tmp_path / "corpus"
+    source.mkdir()
+    (source / "a").write_bytes(b"\xff")
+    (source / "b").write_text("")
+    with pytest.raises(LichenError, match=r"no text to train on .*not UTF-8: 1 .*; empty: 1"):
+        prepare([str(source)], tmp_path / "out", vocab_size=300, workers=1)
+    (source / "a").write_text("words and words and words and words")
+    prepare([str(source)], tmp_path / "out", vocab_size=280, validation_fraction=0, workers=1)
+
+
+def test_a_corpus_without_text_is_refused_with_a_given_tokenizer_too(prepared: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xff")
+    with pytest.raises(LichenError, match="no text to train on"):
+        prepare([str(tmp_path / "a")], tmp_path / "out", tokenizer=prepared, workers=1)
+    (tmp_path / "a").write_text("words")
+    prepare([str(tmp_path / "a")], tmp_path / "out", tokenizer=prepared, validation_fraction=0, workers=1)
+
+
+def test_too_large_a_vocabulary_is_refused_and_may_be_lowered(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(LichenError, match="supports a vocabulary of at most"):
+        prepare([str(corpus)], tmp_path / "out", vocab_size=50_000, workers=1)
+    prepare([str(corpus)], tmp_path / "out", vocab_size=300, workers=1)
+
+
+def test_a_folder_of_something_else_is_refused(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(LichenError, match="not empty and holds no prepared data"):
+        prepare([str(corpus)], tmp_path, vocab_size=300)
+    with pytest.raises(LichenError, match="is not a folder"):
+        prepare([str(corpus)], tmp_path / "thesis.txt", vocab_size=300)
+    with pytest.raises(LichenError, match="holds no prepared data"):
+        TokenDataset.open(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def copy(prepared: Path, tmp_path: Path) -> Path:
+    for path in prepared.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_damage_is_found_and_named(copy: Path) -> None:
+    shard = copy / "train-00001.tokens.npy"
+    whole = shard.read_bytes()
+    for size in (0, 50, 128, len(whole) - 2):
+        shard.write_bytes(whole[:size])
+        with pytest.raises(LichenError, match=r"train-00001\.tokens\.npy is (truncated|missing)"):
+            TokenDataset.open(copy)
+    shard.unlink()
+    with pytest.raises(LichenError, match=r"train-00001\.tokens\.npy is missing"):
+        TokenDataset.open(copy)
+    shard.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    with pytest.raises(LichenError, match=r"train-00001\.tokens\.npy is damaged"):
+        TokenDataset.open(copy).verify()
+    shard.write_bytes(b"x" * len(whole))
+    documents = TokenDataset.open(copy).documents("train")
+    with pytest.raises(LichenError, match="cannot be read"):
+        (
+            documents.read(documents.starts[-2], documents.starts[-1]),
+            [documents.read(start, start + 1) for start in documents.starts[:-1]],
+        )
+
+
+def test_another_tokenizer_or_a_newer_version_is_refused(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
+    with pytest.raises(LichenError, match="format version 2; this Lichen reads up to 1"):
+        TokenDataset.open(copy)
+    (copy / "manifest.json").write_text('{"format_version": 1}')
+    with pytest.raises(LichenError, match=r"manifest\.json is damaged"):
+        TokenDataset.open(copy)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with (copy / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(LichenError, match="not the tokenizer this data was prepared with"):
+        TokenDataset.open(copy)
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+MEASURED_RUN = """
+import resource, sys
+from pathlib import Path
+from lichen.data.prepare import prepare
+prepare([sys.argv[1]], Path(sys.argv[2]), vocab_size=400, sample_bytes=2**18, shard_bytes=2**19, workers=2)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    peaks = []
+    for lines in (2000, 16_000):
+        chance = random.Random(0)
+        path = tmp_path / f"{lines}.jsonl"
+        with path.open("w") as file:
+            for _ in range(lines):
+                file.write(json.dumps({"text": " ".join(str(chance.random()) for _ in range(60))}) + "\n")
+        run = subprocess.run(
+            [sys.executable, "-c", MEASURED_RUN, path, tmp_path / f"out-{lines}"],
+            capture_output=True,
+            check=True,
+        )
+        peaks.append(int(run.stdout) / 1024)
+    # Seven times the corpus: 16 MB of text, and as many bytes again of tokens, more.
+    assert peaks[1] - peaks[0] < 12
