@@ -114,6 +114,7 @@ def _tokenizer_config(spec: ModelSpec, special: SpecialIds, tokenizer: Tokenizer
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": spec.max_position_embeddings,
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         **{key: tokenizer.id_to_token(token) for key, token in ids.items() if token is not None},
     }
