@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lichen.train.recipe import Recipe
 
 
@@ -30,35 +28,31 @@ def train(
     keys: Annotated[bool, typer.Option("--keys", help="Print every key of a recipe, and stop.")] = False,
 ) -> None:
     """Train a model, or continue: `lichen train recipes/demo.toml`, then `lichen train runs/demo`."""
-    from rich.console import Console
-
     from lichen.errors import LichenError
     from lichen.train.recipe import read_recipe
     from lichen.train.run import open_run, start_run
 
-    console = Console(highlight=False)
-    overrides = overrides or []
     if keys:
-        _print_keys(console)
+        _print_keys()
         return
     if target is None:
         raise LichenError("name a recipe, such as recipes/demo.toml, or the folder of a run")
-    if target.is_dir():
-        if out is not None:
-            raise LichenError(f"{target} is the folder of a run and is continued there; leave --out away")
-        run = open_run(target, overrides)
-    else:
-        recipe = read_recipe(target, overrides)
-        if show_optimizer:
-            _print_optimizer(console, recipe)
-            return
-        run = start_run(recipe, out or Path("runs") / target.stem)
+    changes = overrides or []
     if show_optimizer:
-        _print_optimizer(console, run.recipe)
+        _print_optimizer(read_recipe(target / "recipe.toml" if target.is_dir() else target, changes))
         return
+    if not target.is_dir():
+        run = start_run(read_recipe(target, changes), out or Path("runs") / target.stem)
+    elif out is None:
+        run = open_run(target, changes)
+    else:
+        raise LichenError(f"{target} is the folder of a run and is continued there; leave --out away")
+
+    from rich.console import Console
 
     from lichen.train.loop import train as train_run
 
+    console = Console(highlight=False)
     stopped_by = train_run(run, console)
     if stopped_by is not None:
         console.print(
@@ -68,21 +62,16 @@ def train(
     console.print(f"finished; the report is {run.folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _print_keys(console: Console) -> None:
-    from rich.table import Table
-
+def _print_keys() -> None:
     from lichen.train.recipe import describe_keys
 
-    table = Table("key", "type", "default", "meaning", box=None, padding=(0, 2, 0, 0))
-    for row in describe_keys():
-        table.add_row(*row)
-    console.print(table)
+    for key, kind, default, meaning in describe_keys():
+        print(f"{key:24}{meaning} ({kind}{default and f', {default}'})")
 
 
-def _print_optimizer(console: Console, recipe: Recipe) -> None:
-    """One row per parameter: what updates it, which matrices it holds, learning rate and weight decay."""
+def _print_optimizer(recipe: Recipe) -> None:
+    """One line per parameter: what updates it, which matrices it holds, learning rate and weight decay."""
     import torch
-    from rich.table import Table
 
     from lichen.nn.transformer import Transformer
     from lichen.optim import Muon, parameter_table
@@ -92,12 +81,13 @@ def _print_optimizer(console: Console, recipe: Recipe) -> None:
     with torch.device("meta"):
         rows = parameter_table(Transformer(model_spec(recipe)))
     group_of = {name: group for group in Muon(rows, rule).param_groups for name in group["param_names"]}
-    table = Table("parameter", "updated by", "matrices", "lr", "weight decay", box=None, padding=(0, 2, 0, 0))
+    lines = [("parameter", "updated by", "lr", "weight decay", "matrices")]
     for row in rows:
         algorithm, group = rule.algorithm(row.role.kind), group_of[row.name]
-        shapes = [tuple(row.parameter.shape)]
-        if algorithm == "muon":
-            shapes = [tuple(view.shape) for view in row.matrices(row.parameter, per_head=rule.per_head)]
-        matrices = " + ".join(" x ".join(map(str, shape)) for shape in shapes)
-        table.add_row(row.name, algorithm, matrices, f"{group['lr']:g}", f"{group['weight_decay']:g}")
-    console.print(table, soft_wrap=True)
+        is_muon = algorithm == "muon"
+        views = row.matrices(row.parameter, per_head=rule.per_head) if is_muon else [row.parameter]
+        matrices = " + ".join(" x ".join(map(str, view.shape)) for view in views)
+        lines.append((row.name, algorithm, f"{group['lr']:g}", f"{group['weight_decay']:g}", matrices))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

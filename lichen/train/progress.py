@@ -27,9 +27,11 @@ class Progress:
         self._name, self._steps, self._console = name, steps, console
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._losses: list[float] = []
+        self._latest: StepMetrics | None = None
         self._validation: StepMetrics | None = None
+        self._eta = ""
         self._last_line = float("-inf")
-        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self._live = Live(console=console, get_renderable=self._panel) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -46,22 +48,20 @@ class Progress:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, metrics: StepMetrics) -> None:
+        self._latest = metrics
         self._recent.append(metrics.seconds)
+        mean = sum(self._recent) / len(self._recent)
+        self._eta = format_duration((self._steps - metrics.step) * mean)
         self._losses.append(metrics.cross_entropy)
         evaluated = metrics.bits_per_byte is not None
         if evaluated:
             self._validation = metrics
-        if self._live:
-            self._live.update(self._panel(metrics))
-        elif evaluated or time.monotonic() - self._last_line >= _PLAIN_EVERY or metrics.step == self._steps:
+        due = time.monotonic() - self._last_line >= _PLAIN_EVERY
+        if self._live is None and (evaluated or due or metrics.step == self._steps):
             self._last_line = time.monotonic()
             self.note(self._plain_line(metrics))
         for sample in metrics.samples or ():
             self.note(f"{sample.prompt}{sample.text}\n")
-
-    def _eta(self, metrics: StepMetrics) -> str:
-        seconds = (self._steps - metrics.step) * sum(self._recent) / len(self._recent)
-        return format_duration(seconds)
 
     def _plain_line(self, metrics: StepMetrics) -> str:
         parts = [
@@ -76,17 +76,23 @@ class Progress:
             parts.append(f"load {metrics.load_worst:.2f}")
         if metrics.max_logit is not None:
             parts.append(f"logit {metrics.max_logit:.1f}")
-        return "  ".join([*parts, f"eta {self._eta(metrics)}"])
+        return "  ".join([*parts, f"eta {self._eta}"])
 
-    def _panel(self, metrics: StepMetrics) -> RenderableType:
+    def _panel(self) -> RenderableType:
+        """Called by the display's own thread, four times a second."""
+        metrics = self._latest
+        if metrics is None:
+            return Text("taking the first step", style="dim")
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True)
         bar.add_row(
             f"[bold]step {metrics.step:,}[/] of {self._steps:,}",
-            ProgressBar(total=self._steps, completed=metrics.step),
-            f"eta [bold]{self._eta(metrics)}[/]",
+            ProgressBar(
+                total=self._steps, completed=metrics.step, complete_style="green", finished_style="green"
+            ),
+            f"eta [bold]{self._eta}[/]",
         )
         numbers = Table.grid(padding=(0, 1))
         numbers.add_column(style="dim", no_wrap=True)

@@ -183,10 +183,8 @@ def describe_keys() -> list[tuple[str, str, str, str]]:
         assert isinstance(section_type, type)
         assert issubclass(section_type, Section)
         for key, field in section_type.model_fields.items():
-            if field.is_required():
-                default = "required"
-            else:
-                default = "" if field.default is None else str(field.default)
+            default = "" if field.default is None else f"default {field.default}"
+            default = "required" if field.is_required() else default
             rows.append((f"{section}.{key}", _type_name(field.annotation), default, field.description or ""))
     return rows
 
@@ -195,7 +193,7 @@ def describe_keys() -> list[tuple[str, str, str, str]]:
 
 
 def _type_name(annotation: Any) -> str:
-    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    name = annotation.__name__ if annotation in (int, float, str) else str(annotation)
     name = name.replace("typing.", "").replace(" | None", "").replace("dict[str, Any]", "table")
     return name.removeprefix("Literal[").removesuffix("]") if name.startswith("Literal") else name
 

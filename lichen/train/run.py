@@ -119,8 +119,8 @@ def resolve(recipe: Recipe) -> tuple[Recipe, ModelSpec]:
     not fit together.
     """
     config, weights, rule = recipe.model.config, recipe.model.weights, optimizer_recipe(recipe)
-    dataset = TokenDataset.open(Path(recipe.data.path))
     spec = model_spec(recipe)
+    dataset = TokenDataset.open(Path(recipe.data.path))
     if isinstance(config, str) and config not in named_models():
         config = str(Path(config).resolve())
     _check_fit(recipe, spec, dataset)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lichen.data.prepare import prepare
+from lichen.train.metrics import StepMetrics
 from lichen.train.recipe import Recipe, read_recipe
 
 RECIPE = """
@@ -99,3 +100,21 @@ def recipe_file(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_recipe(recipe_file: Path) -> MakeRecipe:
     return lambda *overrides: read_recipe(recipe_file, overrides)
+
+
+@pytest.fixture(scope="session")
+def metrics_of() -> Callable[[int], StepMetrics]:
+    return lambda step: StepMetrics(
+        step=step,
+        tokens=step * 256,
+        loss=3.0 / step,
+        cross_entropy=2.5 / step,
+        lr=1e-3,
+        grad_norm=0.5,
+        seconds=0.25,
+        optimizer_seconds=0.05,
+        tokens_per_second=1024.0,
+        ceiling_share=0.5,
+        load_worst=1.5,
+        load_mean=1.25,
+    )

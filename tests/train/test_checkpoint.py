@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, whatever happens while it is written and wherever it is damaged after."""
+"""A checkpoint is whole or not there, whatever happens while it is written, and damage is found."""
 
 import errno
 import json

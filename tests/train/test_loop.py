@@ -121,7 +121,7 @@ loop.train(open_run(Path(sys.argv[1])), Console())
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(make_recipe, tmp_path: Path, console: Console):
-    """kill -9 in the middle of step 5 of 6, after the optimizer and before QK-clip; the last save was of step 4."""
+    """kill -9 in the middle of step 5 of 6, after the optimizer and before QK-clip; step 4 was saved."""
     calm = start_run(make_recipe("checkpoint.every=0"), tmp_path / "calm")
     train(calm, console)
     killed = start_run(make_recipe(), tmp_path / "killed")
@@ -205,7 +205,7 @@ def test_without_any_good_checkpoint_nothing_is_thrown_away(run: Run, console: C
     train(run, console)
     for path in run.checkpoints.iterdir():
         (path / "state.json").unlink()
-    with pytest.raises(LichenError, match="no checkpoint in .* is good"):
+    with pytest.raises(LichenError, match=r"no checkpoint in .* is good"):
         train(run, console)
     assert len(read_metrics(run.metrics)) == 6
 

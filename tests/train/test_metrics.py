@@ -7,27 +7,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lichen.errors import LichenError
-from lichen.train.metrics import MetricsLog, Sample, StepMetrics, load_balance, read_metrics
+from lichen.train.metrics import MetricsLog, Sample, load_balance, read_metrics
 
 
-def metrics_of(step: int) -> StepMetrics:
-    return StepMetrics(
-        step=step,
-        tokens=step * 256,
-        loss=3.0 / step,
-        cross_entropy=2.5 / step,
-        lr=1e-3,
-        grad_norm=0.5,
-        seconds=0.25,
-        optimizer_seconds=0.05,
-        tokens_per_second=1024.0,
-        ceiling_share=0.5,
-        load_worst=1.5,
-        load_mean=1.25,
-    )
-
-
-def test_lines_come_back_as_they_went(tmp_path: Path):
+def test_lines_come_back_as_they_went(metrics_of, tmp_path: Path):
     written = [
         metrics_of(1),
         replace(metrics_of(2), samples=(Sample("def", " f():\n\u2028    pass"), Sample("", "x"))),
@@ -38,7 +21,7 @@ def test_lines_come_back_as_they_went(tmp_path: Path):
     assert read_metrics(tmp_path / "metrics.jsonl") == written
 
 
-def test_a_resumed_log_has_every_step_once(tmp_path: Path):
+def test_a_resumed_log_has_every_step_once(metrics_of, tmp_path: Path):
     with MetricsLog(tmp_path, 0) as log:
         for step in range(1, 6):
             log.append(metrics_of(step))
@@ -47,7 +30,7 @@ def test_a_resumed_log_has_every_step_once(tmp_path: Path):
     assert [metrics.step for metrics in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
-def test_a_torn_last_line_is_dropped(tmp_path: Path):
+def test_a_torn_last_line_is_dropped(metrics_of, tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(tmp_path, 0) as log:
         for step in (1, 2):
@@ -67,7 +50,7 @@ def test_any_other_damage_is_named(tmp_path: Path, line: str):
         read_metrics(path)
 
 
-def test_absent_numbers_are_absent_and_nan_is_refused(tmp_path: Path):
+def test_absent_numbers_are_absent_and_nan_is_refused(metrics_of, tmp_path: Path):
     with MetricsLog(tmp_path, 0) as log:
         log.append(metrics_of(1))
         with pytest.raises(ValueError, match="JSON"):
@@ -75,7 +58,7 @@ def test_absent_numbers_are_absent_and_nan_is_refused(tmp_path: Path):
     assert "mtp" not in json.loads((tmp_path / "metrics.jsonl").read_text())
 
 
-def test_tensorboard_reads_the_same_numbers_after_a_resume(tmp_path: Path):
+def test_tensorboard_reads_the_same_numbers_after_a_resume(metrics_of, tmp_path: Path):
     with MetricsLog(tmp_path, 0) as log:
         for step in (1, 2, 3):
             log.append(metrics_of(step))
