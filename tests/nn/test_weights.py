@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
@@ -103,16 +106,39 @@ def test_experts_are_stacked_in_memory_and_apart_on_disk(tmp_path: Path) -> None
     assert not any(name.endswith(("gate_up_proj", "experts.down_proj")) for name in stored)
 
 
-@pytest.mark.parametrize("shard", [10**9, 20_000, 1])
-def test_round_trip_over_any_shard_size(tmp_path: Path, shard: int) -> None:
-    model = make_model()
-    write(model, tmp_path, shard=shard)
-    again = make_model()
-    for tensor in again.state_dict().values():
-        tensor.zero_()
-    load_weights(again, tmp_path)
-    assert states_equal(again, model)
-    assert states_equal(load_model(tmp_path), model)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    experts=st.integers(2, 5),
+    dense_layers=st.integers(0, 2),
+    mtp_layers=st.integers(0, 2),
+    q_lora_rank=st.sampled_from([None, 16]),
+    tied=st.booleans(),
+    biased=st.booleans(),
+    shard=st.sampled_from([10_000, 50_000, 10**9]),
+)
+def test_round_trip(
+    experts: int,
+    dense_layers: int,
+    mtp_layers: int,
+    q_lora_rank: int | None,
+    tied: bool,
+    biased: bool,
+    shard: int,
+) -> None:
+    model = make_model(
+        n_routed_experts=experts,
+        first_k_dense_replace=dense_layers,
+        num_nextn_predict_layers=mtp_layers,
+        q_lora_rank=q_lora_rank,
+        tie_word_embeddings=tied,
+        topk_method="noaux_tc" if biased else "greedy",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write(model, Path(folder), shard=shard)
+        again = Transformer(model.spec)
+        load_weights(again, folder)
+        assert states_equal(again, model)
+        assert states_equal(load_model(folder), model)
 
 
 def test_tied_head_is_stored_once(tmp_path: Path) -> None:
