@@ -28,13 +28,9 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
     """
     if not tau > 0:
         raise LichenError(f"QK-clip: tau is {tau}; it must be greater than 0")
+    modules = dict(model.named_modules())
     for name, logits in max_logits.items():
-        if not logits.isfinite().all():
-            raise LichenError(f"QK-clip: the largest attention logits of {name} are not finite")
-    clipped: dict[str, Tensor] = {}
-    for name, logits in max_logits.items():
-        attention = model.get_submodule(name)
-        spec = getattr(attention, "spec", None)
+        spec = getattr(modules.get(name), "spec", None)
         if not isinstance(spec, MLA | GQA):
             raise LichenError(f"QK-clip: {name} is not multi-head latent or grouped-query attention")
         if logits.shape != (spec.num_attention_heads,):
@@ -42,11 +38,15 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
                 f"QK-clip: {name} has {spec.num_attention_heads} heads, but its largest logits have shape "
                 f"{tuple(logits.shape)}"
             )
+        if not logits.isfinite().all():
+            raise LichenError(f"QK-clip: the largest attention logits of {name} are not finite")
+
+    clipped = {}
+    for name, logits in max_logits.items():
+        attention = modules[name]
         gamma = tau / logits.float().clamp(min=tau)
-        if isinstance(spec, MLA):
-            _clip_mla(attention, spec, gamma)
-        else:
-            _clip_gqa(attention, spec, gamma)
+        clip = _clip_mla if isinstance(attention.spec, MLA) else _clip_gqa
+        clip(attention, attention.spec, gamma)
         clipped[name] = (gamma < 1).sum()
     return {name: int(count) for name, count in clipped.items()}
 

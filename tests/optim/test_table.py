@@ -16,8 +16,10 @@ from transformers import (
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Role
+from lichen.nn.transformer import Transformer
 from lichen.optim import Muon, Override, ParameterTable, parameter_table, recipes
 from lichen.optim.table import Row
+from lichen.spec.model import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
 
 
 class Tagged(nn.Module):
@@ -154,6 +156,31 @@ def test_deepseek_v3_of_transformers() -> None:
     assert shapes(table, "model.layers.1.mlp.experts.gate_up_proj") == [(4, 8, 32), (4, 8, 32)]
     assert shapes(table, "model.layers.1.mlp.experts.down_proj") == [(4, 32, 8)]
     assert shapes(table, "model.layers.1.mlp.gate.weight") == [(1, 4, 32)]
+
+
+def test_models_of_lichen_state_their_roles() -> None:
+    spec = ModelSpec(
+        family="deepseek_v3",
+        vocab_size=64,
+        hidden_size=32,
+        layers=(
+            LayerSpec(MLA(2, 16, 8, 8, 4, 8), Dense(48)),
+            LayerSpec(MLA(2, None, 8, 8, 4, 8), MoE(Router(4, 2), 8, n_shared_experts=1)),
+        ),
+        mtp=(LayerSpec(MLA(2, 16, 8, 8, 4, 8), Dense(48)),),
+        rope=Rope(10000.0, interleaved=True),
+        max_position_embeddings=64,
+    )
+    model = Transformer(spec)
+    table = parameter_table(model)
+    assert {row.name for row in table} == set(dict(model.named_parameters()))
+    assert shapes(table, "model.layers.1.mlp.experts.gate_up_proj") == [(4, 8, 32), (4, 8, 32)]
+    assert shapes(table, "model.layers.0.self_attn.q_b_proj.weight", per_head=True) == [(2, 12, 16)]
+    assert shapes(table, "model.layers.1.self_attn.q_proj.weight", per_head=True) == [(2, 12, 32)]
+    assert shapes(table, "model.layers.1.self_attn.kv_b_proj.weight", per_head=True) == [(2, 16, 8)]
+    assert kinds(table)["model.layers.2.eh_proj.weight"] == "matrix"
+    assert kinds(table)["model.embed_tokens.weight"] == "embedding"
+    assert kinds(table)["lm_head.weight"] == "head"
 
 
 def test_experts_stored_input_first_and_interleaved() -> None:
