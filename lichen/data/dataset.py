@@ -8,7 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from lichen.data.manifest import TOKENIZER_FILE, Manifest, Shard, Split, read_manifest
+from lichen.data.manifest import (
+    ARRAY_HEADER_BYTES,
+    TOKENIZER_FILE,
+    Manifest,
+    Shard,
+    Split,
+    read_manifest,
+)
 from lichen.data.special_tokens import SpecialIds, special_ids
 from lichen.data.tokenizer import load_tokenizer, token_bytes, tokenizer_hash
 from lichen.errors import LichenError
@@ -108,12 +115,10 @@ def _sha256(path: Path) -> str:
 
 
 def _check_size(path: Path, array_bytes: int) -> None:
-    """A .npy file is a header of at least 64 bytes, padded to a multiple of 64, and the array."""
-    size = path.stat().st_size if path.is_file() else 0
-    if size <= array_bytes or (size - array_bytes) % 64:
-        raise LichenError(
-            f"{path} is {'truncated' if size else 'missing'}; delete the folder and prepare the data again"
-        )
+    size, expected = path.stat().st_size if path.is_file() else None, ARRAY_HEADER_BYTES + array_bytes
+    if size != expected:
+        what = "missing" if size is None else f"truncated or damaged: {size:,} bytes instead of {expected:,}"
+        raise LichenError(f"{path} is {what}; delete the folder and prepare the data again")
 
 
 def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:

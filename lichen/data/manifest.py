@@ -22,6 +22,8 @@ SOURCES_FILE = "sources.jsonl"
 TOKENIZER_FILE = "tokenizer.json"
 
 Split = Literal["train", "validation"]
+# NumPy pads the header of a one-dimensional .npy file to this.
+ARRAY_HEADER_BYTES = 128
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 T = TypeVar("T")
@@ -122,7 +124,7 @@ def total(shards: Iterable[Shard]) -> dict[Split, Counts]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a dataclass of this room to `path`, atomically."""
-    write_text(path, json.dumps(dataclasses.asdict(value), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(dataclasses.asdict(value), indent=1) + "\n")
 
 
 def read_json(path: Path, kind: type[T]) -> T:

@@ -7,6 +7,7 @@ out depends on the sources alone, not on the number of threads.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,7 +98,9 @@ def texts(work: Work, field: str) -> Texts:
         try:
             parts = documents(record, kind, field)
         except Unreadable as reason:
-            example = source.path if kind == "text" else f"{source.path}:{record.index + 1}"
+            example = os.fsencode(source.path).decode(errors="replace")  # a name may not be UTF-8
+            if kind != "text":
+                example += f":{record.index + 1}"
             left_out = add_left_out(left_out, {str(reason): LeftOut(1, (example,))})
             continue
         found += parts

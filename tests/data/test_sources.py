@@ -1,12 +1,12 @@
 import gzip
 import json
 import os
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,9 +18,15 @@ from lichen.data.sources import (
     file_kind,
     find_files,
     read_records,
+    require_readers,
     standard_library,
 )
 from lichen.errors import LichenError
+
+
+def zstd(content: bytes) -> bytes:
+    """One zstandard frame."""
+    return pa.compress(content, codec="zstd", asbytes=True)
 
 
 def read(path: Path, field: str = "text") -> tuple[list[str], list[str]]:
@@ -73,8 +79,8 @@ def test_plain_and_compressed_text_read_alike(tmp_path: Path) -> None:
     text = "naïve\n" * 1000
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
-    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(text.encode()))
-    two_frames = zstandard.compress(text[:600].encode()) + zstandard.compress(text[600:].encode())
+    (tmp_path / "a.txt.zst").write_bytes(zstd(text.encode()))
+    two_frames = zstd(text[:600].encode()) + zstd(text[600:].encode())
     (tmp_path / "b.zstd").write_bytes(two_frames)
     for path in tmp_path.iterdir():
         assert read(path) == ([text], [])
@@ -85,7 +91,7 @@ def test_a_truncated_compressed_file_gives_what_can_be_read_and_says_so(tmp_path
     lines = b"".join(
         json.dumps({"text": f"line {os.urandom(40).hex()}"}).encode() + b"\n" for _ in range(400)
     )
-    for name, packed in (("a.jsonl.gz", gzip.compress(lines)), ("a.jsonl.zst", zstandard.compress(lines))):
+    for name, packed in (("a.jsonl.gz", gzip.compress(lines)), ("a.jsonl.zst", zstd(lines))):
         (tmp_path / name).write_bytes(packed[:end])
         found, reasons = read(tmp_path / name)
         assert len(found) < 401
@@ -190,6 +196,14 @@ def test_parquet(tmp_path: Path) -> None:
     found, reasons = read(tmp_path / "a.parquet")
     assert not found
     assert reasons[0].startswith("damaged or unreadable")
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    require_readers([Path("a.txt"), Path("a.jsonl.gz")])
+    for name in ("a.parquet", "a.jsonl.zst"):
+        with pytest.raises(LichenError, match=rf"reading {name} needs pyarrow: pip install 'lichen\[data\]'"):
+            require_readers([Path("a.txt"), Path(name)])
 
 
 def test_a_record_without_content_keeps_its_reason() -> None:
