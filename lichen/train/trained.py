@@ -72,8 +72,11 @@ def newest_checkpoint(run: Run) -> Path:
     for damage in damaged:
         warnings.warn(f"{damage}; it is skipped", stacklevel=2)
     if checkpoint is None:
-        state = "no good checkpoint" if damaged else "no checkpoint yet"
-        raise LichenError(f"the run {run.folder} has {state}; train it with: lichen train {run.folder}")
+        raise LichenError(
+            f"no checkpoint in {run.checkpoints} is good; bring one back, or train the model again"
+            if damaged
+            else f"the run {run.folder} has no checkpoint yet; train it with: lichen train {run.folder}"
+        )
     return checkpoint
 
 
