@@ -16,6 +16,7 @@ D query and key width, V value width. Tensors carry them as suffixes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,21 +24,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 128  # queries per block; measured best of 64, 128, 256 on CPU (docs/log.md)
+BLOCK = 128  # queries per block, and
+HEADS = 8  # key heads per pass on CPU: measured best of 64-256 and 2-16 (docs/log.md)
 
 
 @dataclass(frozen=True)
 class QueryBlock:
-    """Queries [start, end) see keys [first_key, end), less those that `hidden` marks.
+    """Queries [start, end) of a row see keys [first_key, end), less those that `hidden_QS` marks.
 
-    hidden_BQS (B, end - start, end - first_key) is True where the key is of another document or
-    later than the query; None where only the causal triangle of the last end - start keys is hidden.
+    hidden_QS (end - start, S') is True where one of the last S' keys is later than the query or belongs to
+    another document.
     """
 
     start: int
     end: int
     first_key: int
-    hidden_BQS: Tensor | None
+    hidden_QS: Tensor
+
+    @property
+    def queries(self) -> slice:
+        return slice(self.start, self.end)
+
+    @property
+    def keys(self) -> slice:
+        return slice(self.first_key, self.end)
+
+    def hide(self, logits_KQGS: Tensor) -> None:
+        """Set the logits of the hidden keys to -inf, in place."""
+        hidden = self.hidden_QS
+        logits_KQGS[..., -hidden.shape[1] :].masked_fill_(hidden[:, None], -torch.inf)
 
 
 class CausalMask:
@@ -47,27 +62,34 @@ class CausalMask:
         """segment_ids_BT (B, T): the document of each token, constant over a document's contiguous run."""
         self.length = length
         self.segment_ids_BT = segment_ids_BT
-        self.blocks = []
-        if segment_ids_BT is None:
+        device = None if segment_ids_BT is None else segment_ids_BT.device
+        position = torch.arange(length, device=device)
+        later = position[:block] > position[:block, None]
+
+        def row_blocks(document_start_T: Tensor | None) -> list[QueryBlock]:
+            document_start = [0] * length if document_start_T is None else document_start_T.tolist()
+            blocks = []
             for start in range(0, length, block):
-                self.blocks.append(QueryBlock(start, min(start + block, length), 0, None))
-            return
-        ids = segment_ids_BT
-        opens = torch.ones_like(ids, dtype=torch.bool)
-        opens[:, 1:] = ids[:, 1:] != ids[:, :-1]
-        position = torch.arange(length, device=ids.device)
-        document_start_BT = torch.where(opens, position, 0).cummax(-1).values
-        starts = range(0, length, block)
-        firsts = document_start_BT[:, ::block].amin(0).tolist()
-        lasts = document_start_BT.amax(0).tolist()
-        for start, first in zip(starts, firsts, strict=True):
-            end = min(start + block, length)
-            first_key = first // block * block
-            hidden = None
-            if lasts[end - 1] > first_key:
-                key, query = position[first_key:end], position[start:end, None]
-                hidden = (key > query) | (key < document_start_BT[:, start:end, None])
-            self.blocks.append(QueryBlock(start, end, first_key, hidden))
+                end = min(start + block, length)
+                first_key = document_start[start] // block * block
+                hidden = later[: end - start, : end - start]
+                if document_start_T is not None and document_start[end - 1] > first_key:
+                    keys, queries = position[first_key:end], position[start:end, None]
+                    hidden = (keys > queries) | (keys < document_start_T[start:end, None])
+                blocks.append(QueryBlock(start, end, first_key, hidden))
+            return blocks
+
+        if segment_ids_BT is None:
+            self._blocks = [row_blocks(None)]
+        else:
+            opens = torch.ones_like(segment_ids_BT, dtype=torch.bool)
+            opens[:, 1:] = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
+            document_start_BT = torch.where(opens, position, 0).cummax(-1).values
+            self._blocks = [row_blocks(row) for row in document_start_BT]
+
+    def blocks(self, row: int) -> list[QueryBlock]:
+        """The query blocks of a row, in order."""
+        return self._blocks[row if self.segment_ids_BT is not None else 0]
 
     def dense(self, device: torch.device) -> Tensor:
         """True where attention is allowed: (1, T, T), or (B, T, T) with documents."""
@@ -92,74 +114,78 @@ def attention_reference(
 
 
 class _BlockCausal(torch.autograd.Function):
-    """Block-causal attention on (B*K, T, G, D) queries; saves the probabilities for the backward pass."""
+    """Block-causal attention of scaled queries, a few heads at a time so that their logits stay in the
+    processor's cache; saves the probabilities for the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, q_NTGD: Tensor, k_NTD: Tensor, v_NTV: Tensor, mask: CausalMask, batch: int, want_max: bool
+        ctx: Any, q_BKTGD: Tensor, k_BKTD: Tensor, v_BKTV: Tensor, mask: CausalMask, want_max: bool
     ) -> tuple[Tensor, Tensor | None]:
-        n, _, groups, _ = q_NTGD.shape
-        width = v_NTV.shape[-1]
-        out_NTGV = q_NTGD.new_empty(*q_NTGD.shape[:3], width)
-        probabilities = []
-        largest: Tensor | None = None
-        keys_NDT = k_NTD.transpose(1, 2)
-        for block in mask.blocks:
-            queries = block.end - block.start
-            q = q_NTGD[:, block.start : block.end].flatten(1, 2)
-            logits = torch.bmm(q, keys_NDT[:, :, block.first_key : block.end])
-            view = logits.view(batch, -1, queries, groups, logits.shape[-1])
-            if block.hidden_BQS is None:
-                later = torch.full((queries, queries), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
-                view[..., -queries:].add_(later[:, None])
-            else:
-                view.masked_fill_(block.hidden_BQS[:, None, :, None], -torch.inf)
-            if want_max:
-                block_max = view.amax((0, 2, 4)).flatten()
-                largest = block_max if largest is None else torch.maximum(largest, block_max)
-            p = torch.softmax(logits, -1)
-            out_NTGV[:, block.start : block.end] = torch.bmm(p, v_NTV[:, block.first_key : block.end]).view(
-                n, queries, groups, width
-            )
-            probabilities.append(p)
-        ctx.save_for_backward(q_NTGD, k_NTD, v_NTV, *probabilities)
+        out_BKTGV = torch.empty_like(q_BKTGD[..., : v_BKTV.shape[-1]])
+        batch, key_heads, _, groups, _ = q_BKTGD.shape
+        largest_BKG = q_BKTGD.new_full((batch, key_heads, groups), -torch.inf) if want_max else None
+        saved = []
+        for row, heads in _passes(q_BKTGD):
+            q, keys_KDT, v = q_BKTGD[row, heads], k_BKTD[row, heads].mT, v_BKTV[row, heads]
+            out, largest = out_BKTGV[row, heads], None if largest_BKG is None else largest_BKG[row, heads]
+            for block in mask.blocks(row):
+                logits = torch.bmm(q[:, block.queries].flatten(1, 2), keys_KDT[:, :, block.keys])
+                by_query = logits.unflatten(1, (-1, groups))
+                block.hide(by_query)
+                if largest is not None:
+                    torch.maximum(largest, by_query.amax((1, 3)), out=largest)
+                p = torch.softmax(logits, -1)
+                out[:, block.queries] = torch.bmm(p, v[:, block.keys]).view_as(out[:, block.queries])
+                saved.append(p)
+        ctx.save_for_backward(q_BKTGD, k_BKTD, v_BKTV, *saved)
         ctx.mask = mask
-        if largest is not None:
-            largest = largest.float()
-            ctx.mark_non_differentiable(largest)
-        return out_NTGV, largest
+        if largest_BKG is None:
+            return out_BKTGV, None
+        largest_H = largest_BKG.amax(0).flatten().float()
+        ctx.mark_non_differentiable(largest_H)
+        return out_BKTGV, largest_H
 
     @staticmethod
-    def backward(ctx: Any, grad_NTGV: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        q_NTGD, k_NTD, v_NTV, *probabilities = ctx.saved_tensors
-        grad_q = torch.empty_like(q_NTGD)
-        grad_k, grad_v = torch.zeros_like(k_NTD), torch.zeros_like(v_NTV)
-        values_NVT = v_NTV.transpose(1, 2)
-        for block, p in zip(ctx.mask.blocks, probabilities, strict=True):
-            keys, queries = slice(block.first_key, block.end), slice(block.start, block.end)
-            grad = grad_NTGV[:, queries].flatten(1, 2)
-            grad_v[:, keys].baddbmm_(p.transpose(1, 2), grad)
-            grad_p = torch.bmm(grad, values_NVT[:, :, keys])
-            grad_logits = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
-            grad_k[:, keys].baddbmm_(grad_logits.transpose(1, 2), q_NTGD[:, queries].flatten(1, 2))
-            grad_q[:, queries] = torch.bmm(grad_logits, k_NTD[:, keys]).view_as(grad_q[:, queries])
-        return grad_q, grad_k, grad_v, None, None, None
+    def backward(ctx: Any, grad_BKTGV: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        q_BKTGD, k_BKTD, v_BKTV, *saved = ctx.saved_tensors
+        grad_q_BKTGD = torch.empty_like(q_BKTGD)
+        grad_k_BKTD, grad_v_BKTV = torch.zeros_like(k_BKTD), torch.zeros_like(v_BKTV)
+        probabilities = iter(saved)
+        for row, heads in _passes(q_BKTGD):
+            q, k, values_KVT = q_BKTGD[row, heads], k_BKTD[row, heads], v_BKTV[row, heads].mT
+            grad_q, grad_k, grad_v = (
+                grad_q_BKTGD[row, heads],
+                grad_k_BKTD[row, heads],
+                grad_v_BKTV[row, heads],
+            )
+            for block in ctx.mask.blocks(row):
+                p = next(probabilities)
+                grad = grad_BKTGV[row, heads, block.queries].flatten(1, 2)
+                grad_p = torch.bmm(grad, values_KVT[:, :, block.keys])
+                grad_logits = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+                grad_v[:, block.keys].baddbmm_(p.mT, grad)  # p is in the cache now
+                grad_k[:, block.keys].baddbmm_(grad_logits.mT, q[:, block.queries].flatten(1, 2))
+                of_q = torch.bmm(grad_logits, k[:, block.keys])
+                grad_q[:, block.queries] = of_q.view_as(grad_q[:, block.queries])
+        return grad_q_BKTGD, grad_k_BKTD, grad_v_BKTV, None, None
+
+
+def _passes(q_BKTGD: Tensor) -> Iterator[tuple[int, slice]]:
+    """Row by row, the key heads to work on together."""
+    rows, heads = q_BKTGD.shape[:2]
+    together = HEADS if q_BKTGD.device.type == "cpu" else heads
+    for row in range(rows):
+        for start in range(0, heads, together):
+            yield row, slice(start, start + together)
 
 
 def _block_causal(
     q_BHTD: Tensor, k_BKTD: Tensor, v_BKTV: Tensor, mask: CausalMask, scale: float, want_max: bool
 ) -> tuple[Tensor, Tensor | None]:
-    batch, heads, length, _ = q_BHTD.shape
     key_heads = k_BKTD.shape[1]
-    groups = heads // key_heads
-    q = (
-        q_BHTD.unflatten(1, (key_heads, groups))
-        .transpose(2, 3)
-        .reshape(batch * key_heads, length, groups, -1)
-    )
-    k, v = (x.reshape(batch * key_heads, length, -1) for x in (k_BKTD, v_BKTV))
-    out, largest = _BlockCausal.apply(q * scale, k, v, mask, batch, want_max)
-    return out.unflatten(0, (batch, key_heads)).transpose(2, 3).flatten(1, 2), largest
+    q_BKTGD = (q_BHTD.unflatten(1, (key_heads, -1)).transpose(2, 3) * scale).contiguous()
+    out, largest = _BlockCausal.apply(q_BKTGD, k_BKTD.contiguous(), v_BKTV.contiguous(), mask, want_max)
+    return out.transpose(2, 3).flatten(1, 2), largest
 
 
 def _fused(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTV: Tensor, mask: CausalMask, scale: float) -> Tensor:

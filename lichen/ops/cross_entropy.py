@@ -53,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _losses(logits_NV: Tensor, targets_N: Tensor, replace_by_grad: bool) -> Tensor:
-    """-log softmax(logits)[target] in fp32, 0 for IGNORE: (N,). If asked, the gradient replaces the logits."""
+    """-log softmax(logits)[target] in fp32, 0 for IGNORE: (N,). The gradient replaces the logits if asked."""
     losses = []
     rows = max(1, CACHE_BYTES // (4 * logits_NV.shape[1]))
     for logits, targets in zip(logits_NV.split(rows), targets_N.split(rows), strict=True):
