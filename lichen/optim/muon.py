@@ -24,13 +24,13 @@ from lichen.errors import LichenError
 from lichen.nn.roles import Role
 from lichen.ops.precision import matmul_dtype
 from lichen.optim import recipes
-from lichen.optim.newton_schulz import EPSILON, orthogonalize
+from lichen.optim.newton_schulz import EPSILON, orthogonalize, scaled
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.table import ParameterTable, Row, recipe_options
 
 # Matrix entries that go through Newton-Schulz together. On a CPU the working memory should stay in the
 # second-level cache; elsewhere it should fill the machine and stay small beside the model.
-CHUNK_ENTRIES = {"cpu": 1 << 19}
+CHUNK_ENTRIES = {"cpu": 1 << 18}
 CHUNK_ENTRIES_ELSEWHERE = 1 << 28
 
 
@@ -257,7 +257,7 @@ def muon_update(
             update = torch.add(gradient, momentum, alpha=recipe.momentum) if ahead else momentum
             norm = torch.linalg.vector_norm(update, dim=(1, 2), keepdim=True)
             torch.div(update, norm.add_(EPSILON), out=slot)
-        x = orthogonalize(x, recipe.ns_schedule, -lr * recipe.scale(rows, columns))
+        x = orthogonalize(x, scaled(recipe.ns_schedule, -lr * recipe.scale(rows, columns)))
         for (parameter, _, _), step in zip(chunk, x.split(sizes), strict=True):
             if parameter.dtype == torch.float32:
                 torch.add(step, parameter, alpha=1 - lr * weight_decay, out=parameter)

@@ -3,10 +3,14 @@
 For a matrix X = U S V^T the iteration approaches U V^T: same singular vectors, singular values near 1.
 One step with coefficients (a, b, c) maps every singular value s to a s + b s^3 + c s^5,
 
-    X <- a X + (b A + c A A) X,    A = X X^T,
+    X <- P X,    P = a I + b R + c R R,    R = X X^T,
 
 and needs matrix products only. X is first divided by its Frobenius norm, so that no singular value
 exceeds 1 (Keller Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024).
+
+A matrix much longer than wide spends its time in the two products with X. Gram Newton-Schulz (Dao-AILab,
+2026) updates R itself, R <- P R P, and multiplies X by several P at once. Rounding errors in R grow with
+every such step, so R is computed anew from X after two.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Schedule = tuple[tuple[float, float, float], ...]
+Coefficients = tuple[float, float, float]
+Schedule = tuple[Coefficients, ...]
 
 # Keller Jordan's quintic: steep at 0, so five steps lift small singular values into about [0.7, 1.2].
 KELLER_JORDAN: Schedule = ((3.4445, -4.7750, 2.0315),) * 5
@@ -25,11 +30,15 @@ DEEPSEEK_V4: Schedule = ((3.4445, -4.7750, 2.0315),) * 8 + ((2.0, -1.5, 0.5),) *
 # Added to the norm that a matrix is divided by: a matrix of zeros stays zero.
 EPSILON = 1e-7
 
+# From this ratio of longer to shorter side on, two steps share their products with X. Speed-up measured
+# on a CPU with AMX in bf16, by ratio: 1: 0.86, 2: 1.04, 2.75: 1.2, 4: 1.4, 8: 1.6.
+GRAM_FORM_RATIO = 2.5
+
 
 def newton_schulz(matrices: Tensor, schedule: Schedule) -> Tensor:
     """Orthogonalise every matrix of `matrices` (..., rows, columns), in its own dtype.
 
-    The plain statement of the algorithm: what the faster forms are tested against.
+    The plain statement of the algorithm: what the faster form is tested against.
     """
     x = matrices.mT if matrices.size(-2) > matrices.size(-1) else matrices
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + EPSILON)
@@ -39,25 +48,57 @@ def newton_schulz(matrices: Tensor, schedule: Schedule) -> Tensor:
     return x.mT if matrices.size(-2) > matrices.size(-1) else x
 
 
-def orthogonalize(x: Tensor, schedule: Schedule, scale: float = 1.0) -> Tensor:
-    """`newton_schulz` times `scale` for a contiguous batch (matrices, rows, columns).
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    """The schedule whose result is `factor` times as large."""
+    *steps, (a, b, c) = schedule
+    return (*steps, (a * factor, b * factor, c * factor))
+
+
+def orthogonalize(x: Tensor, schedule: Schedule) -> Tensor:
+    """`newton_schulz` of a contiguous batch (matrices, rows, columns), fast.
 
     Each matrix of `x` must have a Frobenius norm of at most 1. `x` serves as working memory and is
-    overwritten; beside it the working memory is one more such batch and two of (matrices, shorter side,
-    shorter side).
+    overwritten; the rest of the working memory is one more such batch and up to four of (matrices, shorter
+    side, shorter side).
     """
     tall = x.size(1) > x.size(2)
     if tall:
         x = _transposed(x)
-    gram = x.new_empty(x.size(0), x.size(1), x.size(1))
-    polynomial, y = torch.empty_like(gram), torch.empty_like(x)
-    for step, (a, b, c) in enumerate(schedule, start=1):
-        factor = scale if step == len(schedule) else 1.0
-        torch.bmm(x, x.mT, out=gram)
-        torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial)
-        torch.baddbmm(x, polynomial, x, beta=a * factor, alpha=factor, out=y)
+    count, rows, columns = x.shape
+    pairs = len(schedule) // 2 if columns >= GRAM_FORM_RATIO * rows else 0
+    square = x.new_empty(4 if pairs else 2, count, rows, rows)
+    y = torch.empty_like(x)
+    for step in range(0, 2 * pairs, 2):
+        _two_steps(x, schedule[step], schedule[step + 1], square, out=y)
+        x, y = y, x
+    for coefficients in schedule[2 * pairs :]:
+        _one_step(x, coefficients, square, out=y)
         x, y = y, x
     return _transposed(x) if tall else x
+
+
+def _one_step(x: Tensor, coefficients: Coefficients, square: Tensor, out: Tensor) -> None:
+    """P x. The term a x stays apart: folded into P, it would share P's rounding errors."""
+    a, b, c = coefficients
+    gram, polynomial = square[:2]
+    torch.bmm(x, x.mT, out=gram)
+    torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial)
+    torch.baddbmm(x, polynomial, x, beta=a, out=out)
+
+
+def _two_steps(x: Tensor, first: Coefficients, second: Coefficients, square: Tensor, out: Tensor) -> None:
+    """P' P x, where the second step's P' belongs to the Gram matrix P R P."""
+    gram, polynomial, product, scratch = square
+    a, b, c = first
+    torch.bmm(x, x.mT, out=gram)
+    torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial)
+    torch.baddbmm(gram, gram, polynomial, beta=a, out=scratch)  # R P
+    torch.baddbmm(scratch, polynomial, scratch, beta=a, out=gram)  # P R P
+    polynomial.diagonal(dim1=1, dim2=2).add_(a)
+    a, b, c = second
+    torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=scratch)
+    torch.baddbmm(polynomial, scratch, polynomial, beta=a, out=product)
+    torch.bmm(product, x, out=out)
 
 
 def _transposed(x: Tensor) -> Tensor:

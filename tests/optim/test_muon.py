@@ -62,7 +62,7 @@ def test_agrees_with_torch_optim_muon(recipe: OptimizerRecipe, adjust: str, nest
         start = random(*SHAPES[name]) * (1 - 0.01 * 0.3) ** 4
         moved = theirs[name].detach() - start
         difference = (ours[name].detach() - theirs[name].detach()).norm()
-        assert difference < 0.02 * moved.norm(), name  # both round to bf16 in every product
+        assert difference < 0.03 * moved.norm(), name  # both round to bf16 in every product
 
 
 def test_adamw_is_torchs_bit_for_bit() -> None:

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from lichen.optim.newton_schulz import DEEPSEEK_V4, KELLER_JORDAN, Schedule, newton_schulz, orthogonalize
+from lichen.optim.newton_schulz import (
+    DEEPSEEK_V4,
+    KELLER_JORDAN,
+    Schedule,
+    newton_schulz,
+    orthogonalize,
+    scaled,
+)
 
 
 def with_singular_values(values: torch.Tensor, columns: int, seed: int = 0) -> torch.Tensor:
@@ -50,7 +57,9 @@ def test_keller_jordan_schedule_maps_to_its_known_interval(smallest: float, low:
 
 
 @pytest.mark.parametrize("schedule", [KELLER_JORDAN, DEEPSEEK_V4, KELLER_JORDAN[:1]])
-@pytest.mark.parametrize("shape", [(3, 24, 40), (3, 40, 24), (1, 16, 16), (2, 1, 7), (5, 130, 70)])
+@pytest.mark.parametrize(
+    "shape", [(3, 24, 40), (3, 40, 24), (1, 16, 16), (2, 1, 7), (5, 130, 70), (3, 24, 90), (2, 200, 20)]
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
 def test_fast_form_agrees_with_the_plain_one(
     schedule: Schedule, shape: tuple[int, int, int], dtype: torch.dtype, tolerance: float
@@ -61,8 +70,8 @@ def test_fast_form_agrees_with_the_plain_one(
     assert out.shape == shape
     assert out.is_contiguous()
     assert (out.double() - expected).norm() < tolerance * expected.norm()
-    scaled = orthogonalize(x.to(dtype, copy=True), schedule, -0.25)
-    assert (scaled.double() + 0.25 * expected).norm() < 0.25 * tolerance * expected.norm()
+    stretched = orthogonalize(x.to(dtype, copy=True), scaled(schedule, -0.25))
+    assert (stretched.double() + 0.25 * expected).norm() < 0.25 * tolerance * expected.norm()
 
 
 def test_singular_vectors_stay() -> None:
