@@ -33,9 +33,8 @@ def train(run: Run, console: Console) -> signal.Signals | None:
         raise LichenError(
             f"no checkpoint in {run.checkpoints} is good; bring one back, or remove them and begin again"
         )
-    trainer = Trainer(run)
+    trainer = Trainer(run, checkpoint)
     if checkpoint is not None:
-        trainer.resume(checkpoint)
         console.print(f"continuing from {checkpoint}", markup=False, highlight=False, soft_wrap=True)
 
     with (

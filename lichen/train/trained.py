@@ -80,9 +80,11 @@ def newest_checkpoint(run: Run) -> Path:
     return checkpoint
 
 
-def dataset_of(run: Run, checkpoint: Path) -> TokenDataset:
+def dataset_of(run: Run, checkpoint: Path | None) -> TokenDataset:
     """The data of `run`, which hold its tokenizer. Raises LichenError if `checkpoint` knows another one."""
     dataset = TokenDataset.open(Path(run.recipe.data.path))
+    if checkpoint is None:
+        return dataset
     state = json.loads((checkpoint / "state.json").read_bytes())
     if state["tokenizer_hash"] != dataset.manifest.tokenizer_hash:
         raise LichenError(

@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lichen.data.dataset import TokenDataset
 from lichen.data.loader import IGNORE, Batch, Loader
 from lichen.data.manifest import Split
 from lichen.data.tokenizer import load_tokenizer
@@ -46,33 +45,40 @@ from lichen.train.checkpoint import (
 )
 from lichen.train.metrics import Sample, StepMetrics, load_balance
 from lichen.train.run import Run, default_device, optimizer_recipe
+from lichen.train.trained import dataset_of, end_ids
 
 
 class Trainer:
     """Model, optimizer, data and step of a run. `step` counts the optimizer steps taken."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, checkpoint: Path | None = None) -> None:
+        """Begin `run`, or continue it from a verified `checkpoint`, to the last bit as if without a pause.
+
+        Raises LichenError when the data, the weights or the checkpoint are not those of the run.
+        """
         recipe = run.recipe
         self.run = run
         self.step = 0
         self.device = default_device()
         self.compute_dtype = _compute_dtype(recipe.train.dtype, self.device)
-        self.dataset = TokenDataset.open(Path(recipe.data.path))
+        self.dataset = dataset_of(run, checkpoint)
         self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
         seed_rng(recipe.train.seed)
         with self.device:
             self.model = Transformer(run.spec, self.compute_dtype)
-        if recipe.model.weights is None:
-            self.model.initialize(recipe.train.seed)
-        else:
-            load_weights(self.model, Path(recipe.model.weights))
-        self._mtp_weight = recipe.train.mtp_weight if run.spec.mtp else 0.0
         self.rule = optimizer_recipe(recipe)
         self.optimizer = Muon(parameter_table(self.model), self.rule)
-        self.loader = self._loader("train", recipe.sequences_per_step, recipe.train.seed)
+        self.loader = self._loader("train", recipe.train.seed)
+        self.mtp_weight = recipe.train.mtp_weight if run.spec.mtp else 0.0
         self.flops_per_token = training_flops_per_token(
-            run.spec, recipe.train.seq_len, mtp=self._mtp_weight > 0
+            run.spec, recipe.train.seq_len, mtp=self.mtp_weight > 0
         )
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        elif recipe.model.weights is not None:
+            load_weights(self.model, Path(recipe.model.weights))
+        else:
+            self.model.initialize(recipe.train.seed)
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -137,7 +143,7 @@ class Trainer:
                 targets,
                 segment_ids,
                 max_logits=True,
-                mtp_weight=self._mtp_weight,
+                mtp_weight=self.mtp_weight,
                 normalizer=normalizer,
             )
             output.loss.backward()
@@ -165,8 +171,9 @@ class Trainer:
             tokens, targets, segments = (column[start : start + size].to(self.device) for column in columns)
             yield tokens, targets, segments
 
-    def _loader(self, split: Split, batch_size: int, seed: int) -> Loader:
-        return Loader(self.dataset, split, batch_size, self.run.recipe.train.seq_len, seed)
+    def _loader(self, split: Split, seed: int) -> Loader:
+        recipe = self.run.recipe
+        return Loader(self.dataset, split, recipe.sequences_per_step, recipe.train.seq_len, seed)
 
     # ---------------------------------------------------------------------------------------- evaluation
 
@@ -180,7 +187,7 @@ class Trainer:
         if not self.dataset.manifest.splits["validation"].documents:
             return None
         nats, targets, text_bytes = 0.0, 0, 0
-        for batch in self._loader("validation", self.run.recipe.sequences_per_step, seed=0).batches():
+        for batch in self._loader("validation", seed=0).batches():
             for micro_batch in self._micro_batches(batch):
                 nats += float(self.model.loss(*micro_batch, normalizer=1).cross_entropy)
             targets += int((batch.targets != IGNORE).sum())
@@ -191,8 +198,7 @@ class Trainer:
 
     def sample(self) -> tuple[Sample, ...]:
         """One continuation of each of the recipe's prompts; the same prompt draws from the same seed."""
-        chosen, special = self.run.recipe.sample, self.dataset.special_ids
-        ends = [token for token in (special.eos, special.end_of_turn) if token is not None]
+        chosen, ends = self.run.recipe.sample, end_ids(self.dataset.special_ids)
         params = SamplingParams(
             temperature=chosen.temperature, seed=chosen.seed, max_tokens=chosen.max_tokens
         )
@@ -225,15 +231,9 @@ class Trainer:
 
         return save_checkpoint(self.run.checkpoints, self.step, self.run.recipe.checkpoint.keep, write)
 
-    def resume(self, checkpoint: Path) -> None:
-        """Continue from a verified checkpoint, to the last bit as if there had been no pause."""
+    def _restore(self, checkpoint: Path) -> None:
         state = json.loads((checkpoint / "state.json").read_bytes())
         check_format_version(state["format_version"], checkpoint)
-        if state["tokenizer_hash"] != self.dataset.manifest.tokenizer_hash:
-            raise LichenError(
-                f"{checkpoint} was trained with another tokenizer than the data in "
-                f"{self.run.recipe.data.path} has now; prepare the data with the run's tokenizer again"
-            )
         load_weights(self.model, checkpoint / "model")
         # Learning rates and the like come from the recipe; the checkpoint brings only what was learnt.
         groups = self.optimizer.state_dict()["param_groups"]

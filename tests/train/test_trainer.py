@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,10 +178,10 @@ def test_training_continues_from_given_weights(make_trainer, tmp_path: Path):
     )
 
 
-def test_a_checkpoint_of_another_tokenizer_is_refused(make_trainer, monkeypatch):
+def test_a_checkpoint_of_another_tokenizer_is_refused(make_trainer):
     trainer = make_trainer()
     trainer.train_step()
-    checkpoint = trainer.save()
-    trainer.dataset.manifest = replace(trainer.dataset.manifest, tokenizer_hash="0" * 64)
+    state = trainer.save() / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "tokenizer_hash": "0" * 64}))
     with pytest.raises(LichenError, match="another tokenizer"):
-        trainer.resume(checkpoint)
+        Trainer(trainer.run, state.parent)
