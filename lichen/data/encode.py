@@ -17,7 +17,18 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from lichen.data.manifest import SPLITS, Counts, LeftOut, Parameters, Shard, Split, read_json, write_json
+from lichen.data.manifest import (
+    SPLITS,
+    Counts,
+    LeftOut,
+    Parameters,
+    Shard,
+    Split,
+    read_json,
+    shard_file,
+    write_json,
+)
+from lichen.data.parallel import in_order
 from lichen.data.plan import Progress, Source
 from lichen.data.sources import MAX_DOCUMENT_BYTES
 from lichen.data.special_tokens import special_ids
@@ -26,7 +37,6 @@ from lichen.data.stream import (
     Work,
     add_left_out,
     document_share,
-    in_order,
     read_work,
     split_of,
     texts,
@@ -171,16 +181,9 @@ def _write_part(out: Path, index: int, collected: list[_Encoded], end: Position,
             continue
         offsets = np.cumsum([0, *map(len, documents)], dtype=np.int64)
         counts = Counts(len(documents), int(offsets[-1]), sum(encoded.bytes[split] for encoded in collected))
-        names = Shard(split, index, counts, "", "")
-        shards.append(
-            Shard(
-                split,
-                index,
-                counts,
-                tokens_sha256=_write_array(out / names.tokens_file, np.concatenate(documents)),
-                offsets_sha256=_write_array(out / names.offsets_file, offsets),
-            )
-        )
+        tokens_sha256 = _write_array(out / shard_file(split, index, "tokens"), np.concatenate(documents))
+        offsets_sha256 = _write_array(out / shard_file(split, index, "offsets"), offsets)
+        shards.append(Shard(split, index, counts, tokens_sha256, offsets_sha256))
     left_out: dict[str, LeftOut] = {}
     for encoded in collected:
         left_out = add_left_out(left_out, encoded.left_out)

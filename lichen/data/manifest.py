@@ -70,11 +70,11 @@ class Shard:
 
     @property
     def tokens_file(self) -> str:
-        return f"{self.split}-{self.index:05d}.tokens.npy"
+        return shard_file(self.split, self.index, "tokens")
 
     @property
     def offsets_file(self) -> str:
-        return f"{self.split}-{self.index:05d}.offsets.npy"
+        return shard_file(self.split, self.index, "offsets")
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,10 @@ class Manifest:
     sources_sha256: str
     extra_documents: int
     left_out: dict[str, LeftOut]
+
+
+def shard_file(split: Split, index: int, content: Literal["tokens", "offsets"]) -> str:
+    return f"{split}-{index:05d}.{content}.npy"
 
 
 def total(shards: Iterable[Shard]) -> dict[Split, Counts]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from lichen.data.manifest import (
     read_json,
     write_json,
 )
+from lichen.data.parallel import in_order
 from lichen.errors import LichenError
 from lichen.files import atomic_write
 
@@ -113,7 +113,7 @@ def _read_sources(file: Path) -> dict[str, Source]:
 
 
 def _hash_sources(
-    paths: Iterable[Path], known: dict[str, Source], workers: int, progress: Progress
+    paths: Sequence[Path], known: dict[str, Source], workers: int, progress: Progress
 ) -> list[Source]:
     """Size, time and hash of each path; a `known` file of the same size and time is not read again."""
 
@@ -129,13 +129,11 @@ def _hash_sources(
             return Source(str(path), 0, 0, None, "unreadable")
         return Source(str(path), stat.st_size, stat.st_mtime_ns, sha256)
 
-    paths = list(paths)
     sources: list[Source] = []
     first_of: dict[str | None, str] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        for source in pool.map(describe, paths):
-            if source.size and first_of.setdefault(source.sha256, source.path) != source.path:
-                source = dataclasses.replace(source, left_out="duplicate of another file")
-            sources.append(source)
-            progress("reading the sources", len(sources), len(paths))
+    for _, source in in_order(describe, paths, workers):
+        if source.size and first_of.setdefault(source.sha256, source.path) != source.path:
+            source = dataclasses.replace(source, left_out="duplicate of another file")
+        sources.append(source)
+        progress("reading the sources", len(sources), len(paths))
     return sources

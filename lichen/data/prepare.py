@@ -25,6 +25,7 @@ from lichen.data.manifest import (
     total,
     write_json,
 )
+from lichen.data.parallel import in_order
 from lichen.data.plan import Progress, Source, begin
 from lichen.data.sources import find_files, require_readers
 from lichen.data.special_tokens import special_ids
@@ -34,7 +35,6 @@ from lichen.data.stream import (
     Work,
     add_left_out,
     document_share,
-    in_order,
     read_work,
     split_of,
     texts,
@@ -127,13 +127,16 @@ def _held(out: Path) -> Iterator[None]:
         raise LichenError(f"{out} is not a folder; choose another --out") from error
     descriptor = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LichenError(
+                f"another `lichen data prepare` is writing {out}; wait for it to end"
+            ) from error
         for pattern in (".*.npy.*", ".*.json.*", ".*.jsonl.*"):
             for file in out.glob(pattern):
                 file.unlink()
         yield
-    except BlockingIOError as error:
-        raise LichenError(f"another `lichen data prepare` is writing {out}; wait for it to end") from error
     finally:
         os.close(descriptor)
 
@@ -176,7 +179,7 @@ def _sample(files: list[Source], parameters: Parameters, workers: int, progress:
     """
     total_bytes = sum(source.size for source in files)
     kept: list[tuple[float, bytes]] = []  # a heap with the largest hash on top
-    kept_bytes = 0
+    kept_bytes = held_out = 0
     left_out: dict[str, LeftOut] = {}
 
     def shares(work: Work) -> tuple[Texts, list[float]]:
@@ -191,10 +194,12 @@ def _sample(files: list[Source], parameters: Parameters, workers: int, progress:
             if split_of(share, parameters.validation_fraction) == "train":
                 heapq.heappush(kept, (-share, document))
                 kept_bytes += len(document)
+            else:
+                held_out += 1
         while kept_bytes > parameters.sample_bytes and len(kept) > 1:
             kept_bytes -= len(heapq.heappop(kept)[1])
     if not kept:
-        raise _no_text(left_out)
+        raise _no_text(left_out, held_out)
     return [document for _, document in sorted(kept, reverse=True)]
 
 
@@ -208,7 +213,7 @@ def _manifest(
     counts = total(shards)
     if not counts["train"].documents:
         (out / TOKENIZER_FILE).unlink()  # the folder is free for another attempt
-        raise _no_text(left_out)
+        raise _no_text(left_out, counts["validation"].documents)
     vocab_size = vocabulary_size(tokenizer)
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -226,8 +231,10 @@ def _manifest(
     )
 
 
-def _no_text(left_out: dict[str, LeftOut]) -> LichenError:
-    reasons = "; ".join(
+def _no_text(left_out: dict[str, LeftOut], held_out: int) -> LichenError:
+    reasons = [
         f"{reason}: {left.count} (for example {left.examples[0]})" for reason, left in left_out.items()
-    )
-    return LichenError(f"the sources hold no text to train on ({reasons or 'no training document'})")
+    ]
+    if held_out:
+        reasons.append(f"held out for validation: {held_out}")
+    return LichenError(f"the sources hold no text to train on ({'; '.join(reasons)})")

@@ -1,30 +1,22 @@
-"""The sources as a stream of work: read in order by one thread, processed by many, results in order.
-
-Memory holds a few pieces of work per thread, whatever the size of the corpus, and everything that comes
-out depends on the sources alone, not on the number of threads.
-"""
+"""The sources as a stream of work: pieces of bounded size, each with its place in the stream."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from lichen.data.manifest import LeftOut, Split
 from lichen.data.plan import Source
 from lichen.data.sources import Record, Unreadable, documents, file_kind, read_records
 from lichen.errors import LichenError
 
-# Source text handed to a thread at a time.
+# Source text in one piece of work.
 _WORK_BYTES = 2**19
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+# What a record counts for besides its text: a million empty ones are no small piece of work.
+_RECORD_BYTES = 2**8
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,7 @@ def read_work(sources: Sequence[Source], field: str, shard_bytes: int, start: Po
         source = sources[index]
         for record in _records(source, field, start.record if index == start.source else 0):
             records.append((source, record))
+            work_bytes += _RECORD_BYTES
             if not isinstance(record.payload, Unreadable):
                 work_bytes += len(record.payload)
             end = Position(index, record.index + 1)
@@ -122,22 +115,3 @@ def split_of(share: float, validation_fraction: float) -> Split:
 def add_left_out(some: dict[str, LeftOut], more: dict[str, LeftOut]) -> dict[str, LeftOut]:
     """The sum of two reports, reason by reason."""
     return some | {reason: some.get(reason, LeftOut()) + left_out for reason, left_out in more.items()}
-
-
-def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[tuple[Item, Result]]:
-    """Each item with `function(item)`, in order, computed by `workers` threads a few items ahead."""
-    pending: deque[tuple[Item, Future[Result]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                pending.append((item, pool.submit(function, item)))
-                if len(pending) > 2 * workers:
-                    first, result = pending.popleft()
-                    yield first, result.result()
-            while pending:
-                first, result = pending.popleft()
-                yield first, result.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
