@@ -136,7 +136,7 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         """tokens (B, T) int64, segment_ids (B, T) as in `loss` -> logits (B, T, vocab_size) fp32."""
         turn = self._turns(torch.arange(tokens.shape[1], device=tokens.device)[None])
-        mask = CausalMask(tokens.shape[1], segment_ids)
+        mask = CausalMask(tokens.shape[1], segment_ids, tokens.device)
         hidden, _ = self._trunk(tokens, mask, turn)
         return self._logits(hidden)
 
@@ -165,7 +165,7 @@ class Transformer(nn.Module):
         n_targets = int(counted.sum())
         divisor = max(1, n_targets if normalizer is None else normalizer)
         turn = self._turns(torch.arange(tokens.shape[1], device=tokens.device)[None])
-        mask = CausalMask(tokens.shape[1], segment_ids)
+        mask = CausalMask(tokens.shape[1], segment_ids, tokens.device)
         hidden, stats = self._trunk(tokens, mask, turn, max_logits)
         cross_entropy = self._cross_entropy(hidden, targets) / divisor
         loss = cross_entropy

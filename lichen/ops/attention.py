@@ -58,12 +58,19 @@ class QueryBlock:
 class CausalMask:
     """Who may attend to whom in a batch of rows of length T; made once and used by every layer."""
 
-    def __init__(self, length: int, segment_ids_BT: Tensor | None = None, block: int = BLOCK) -> None:
-        """segment_ids_BT (B, T): the document of each token, constant over a document's contiguous run."""
+    def __init__(
+        self,
+        length: int,
+        segment_ids_BT: Tensor | None = None,
+        device: torch.device | None = None,
+        block: int = BLOCK,
+    ) -> None:
+        """segment_ids_BT (B, T): the document of each token, constant over a document's contiguous run.
+        device: where the attention will be computed, if not where segment_ids_BT is."""
         self.length = length
         self.segment_ids_BT = segment_ids_BT
-        device = None if segment_ids_BT is None else segment_ids_BT.device
-        position = torch.arange(length, device=device)
+        self.device = device if segment_ids_BT is None else segment_ids_BT.device
+        position = torch.arange(length, device=self.device)
         later = position[:block] > position[:block, None]
 
         def row_blocks(document_start_T: Tensor | None) -> list[QueryBlock]:
@@ -91,9 +98,9 @@ class CausalMask:
         """The query blocks of a row, in order."""
         return self._blocks[row if self.segment_ids_BT is not None else 0]
 
-    def dense(self, device: torch.device) -> Tensor:
+    def dense(self) -> Tensor:
         """True where attention is allowed: (1, T, T), or (B, T, T) with documents."""
-        allowed = torch.ones(1, self.length, self.length, dtype=torch.bool, device=device).tril_()
+        allowed = torch.ones(1, self.length, self.length, dtype=torch.bool, device=self.device).tril_()
         if self.segment_ids_BT is None:
             return allowed
         ids = self.segment_ids_BT
@@ -108,7 +115,7 @@ def attention_reference(
     k = k_BKTD.repeat_interleave(groups, 1)
     v = v_BKTV.repeat_interleave(groups, 1)
     logits = (q_BHTD @ k.transpose(-1, -2)).float() * scale
-    logits = logits.masked_fill(~mask.dense(logits.device)[:, None], -torch.inf)
+    logits = logits.masked_fill(~mask.dense()[:, None], -torch.inf)
     out = logits.softmax(-1).to(q_BHTD.dtype) @ v
     return out, logits.detach().amax((0, 2, 3))
 
@@ -121,7 +128,7 @@ class _BlockCausal(torch.autograd.Function):
     def forward(
         ctx: Any, q_BKTGD: Tensor, k_BKTD: Tensor, v_BKTV: Tensor, mask: CausalMask, want_max: bool
     ) -> tuple[Tensor, Tensor | None]:
-        out_BKTGV = torch.empty_like(q_BKTGD[..., : v_BKTV.shape[-1]])
+        out_BKTGV = q_BKTGD.new_empty(*q_BKTGD.shape[:-1], v_BKTV.shape[-1])
         batch, key_heads, _, groups, _ = q_BKTGD.shape
         largest_BKG = q_BKTGD.new_full((batch, key_heads, groups), -torch.inf) if want_max else None
         saved = []
@@ -190,8 +197,8 @@ def _block_causal(
 
 def _fused(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTV: Tensor, mask: CausalMask, scale: float) -> Tensor:
     width = v_BKTV.shape[-1]
-    v = F.pad(v_BKTV, (0, q_BHTD.shape[-1] - width))
-    allowed = None if mask.segment_ids_BT is None else mask.dense(q_BHTD.device)[:, None]
+    v = F.pad(v_BKTV, (0, max(0, q_BHTD.shape[-1] - width)))
+    allowed = None if mask.segment_ids_BT is None else mask.dense()[:, None]
     grouped = q_BHTD.shape[1] != k_BKTD.shape[1]
     out = F.scaled_dot_product_attention(
         q_BHTD, k_BKTD, v, attn_mask=allowed, is_causal=allowed is None, scale=scale, enable_gqa=grouped
