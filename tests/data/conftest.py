@@ -29,7 +29,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared folder of several shards. Tests must not change it."""
     out = tmp_path_factory.mktemp("data") / "prepared"
-    prepare([str(corpus)], out, vocab_size=512, validation_fraction=0.2, shard_bytes=4000, workers=1)
+    prepare([str(corpus)], out, vocab_size=512, validation_fraction=0.2, shard_bytes=2000, workers=1)
     return out
 
 

@@ -72,7 +72,7 @@ def test_the_same_text_gives_the_same_bytes_with_any_number_of_threads(
     for workers in (2, 5):
         out = tmp_path / str(workers)
         prepare(
-            [str(corpus)], out, vocab_size=512, validation_fraction=0.2, shard_bytes=4000, workers=workers
+            [str(corpus)], out, vocab_size=512, validation_fraction=0.2, shard_bytes=2000, workers=workers
         )
         assert contents(out) == contents(prepared)
 
@@ -161,7 +161,7 @@ def slow_write(path, array):
     return write(path, array)
 encode._write_array = slow_write
 prepare.prepare([sys.argv[1]], Path(sys.argv[2]), vocab_size=512, validation_fraction=0.2,
-                shard_bytes=4000, workers=2)
+                shard_bytes=2000, workers=2)
 """
 
 
@@ -183,13 +183,13 @@ def test_killed_at_any_moment_it_goes_on_and_gives_the_same_bytes(
         assert len(list(out.glob("part-*"))) >= finished  # what is done stays
         finished = len(list(out.glob("part-*")))
     assert finished
-    prepare([str(corpus)], out, vocab_size=512, validation_fraction=0.2, shard_bytes=4000, workers=1)
+    prepare([str(corpus)], out, vocab_size=512, validation_fraction=0.2, shard_bytes=2000, workers=1)
     assert contents(out) == contents(prepared)
 
 
 def test_a_finished_preparation_is_not_repeated(prepared: Path, corpus: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in prepared.iterdir()}
-    manifest = prepare([str(corpus)], prepared, vocab_size=512, validation_fraction=0.2, shard_bytes=4000)
+    manifest = prepare([str(corpus)], prepared, vocab_size=512, validation_fraction=0.2, shard_bytes=2000)
     assert manifest == TokenDataset.open(prepared).manifest
     assert {path: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
 
@@ -394,7 +394,7 @@ def test_a_folder_prepared_into_itself_does_not_eat_its_own_output(tmp_path: Pat
 def test_a_full_disk_is_one_sentence_and_loses_nothing(
     corpus: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"vocab_size": 512, "validation_fraction": 0.2, "shard_bytes": 4000, "workers": 1}
+    options = {"vocab_size": 512, "validation_fraction": 0.2, "shard_bytes": 2000, "workers": 1}
     room = iter(range(30))  # files that still fit
     flush = os.fsync
 
