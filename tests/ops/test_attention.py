@@ -1,4 +1,4 @@
-"""Every form of attention against PyTorch's `scaled_dot_product_attention` under a mask written out by hand."""
+"""Every form of attention against PyTorch's `scaled_dot_product_attention`, its mask written out by hand."""
 
 from __future__ import annotations
 
