@@ -26,6 +26,7 @@ from lichen.ops.precision import matmul_dtype
 from lichen.optim import recipes
 from lichen.optim.newton_schulz import EPSILON, orthogonalize, scaled
 from lichen.optim.recipes import OptimizerRecipe
+from lichen.optim.sinkhorn import sinkhorn_balanced
 from lichen.optim.table import ParameterTable, Row, recipe_options
 
 # Matrix entries that go through Newton-Schulz together. On a CPU the working memory should stay in the
@@ -92,30 +93,43 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
 
         for group in self.param_groups:
-            with_gradient = [self._rows[p] for p in group["params"] if p.grad is not None]
-            self._muon([row for row in with_gradient if self._algorithm(row) == "muon"], group)
-            self._adamw([row for row in with_gradient if self._algorithm(row) == "adamw"], group)
+            rows: dict[str, list[Row]] = {"muon": [], "sinkhorn": [], "adamw": []}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    row = self._rows[parameter]
+                    rows[self.recipe.algorithm(row.role.kind)].append(row)
+            self._muon(rows["muon"], group)
+            self._sinkhorn(rows["sinkhorn"], group)
+            self._adamw(rows["adamw"], group)
         return loss
 
-    def _algorithm(self, row: Row) -> str:
-        return self.recipe.algorithm(row.role.kind)
+    def _momentum(self, row: Row) -> Tensor:
+        state = self.state[row.parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(row.parameter, dtype=torch.float32)
+        return state["momentum_buffer"]
 
     def _muon(self, rows: list[Row], group: dict[str, Any]) -> None:
         batches: dict[tuple[torch.device, torch.Size], list[Matrices]] = {}
         for row in rows:
-            state = self.state[row.parameter]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(row.parameter, dtype=torch.float32)
-            for matrices in map(
-                Matrices,
-                *(
-                    row.matrices(tensor, per_head=self.recipe.per_head)
-                    for tensor in (row.parameter, _gradient(row), state["momentum_buffer"])
-                ),
-            ):
+            views = (
+                row.matrices(tensor, per_head=self.recipe.per_head)
+                for tensor in (row.parameter, _gradient(row), self._momentum(row))
+            )
+            for matrices in map(Matrices, *views):
                 batches.setdefault((row.parameter.device, matrices.parameter.shape[1:]), []).append(matrices)
         for batch in batches.values():
             muon_update(batch, self.recipe, lr=group["lr"], weight_decay=group["weight_decay"])
+
+    def _sinkhorn(self, rows: list[Row], group: dict[str, Any]) -> None:
+        recipe, lr = self.recipe, group["lr"]
+        for row in rows:
+            momentum, gradient, parameter = self._momentum(row), _gradient(row), row.parameter
+            torch.add(gradient, momentum, alpha=recipe.momentum, out=momentum)
+            ahead = torch.add(gradient, momentum, alpha=recipe.momentum) if recipe.nesterov else momentum
+            update = sinkhorn_balanced(ahead * (1 - recipe.momentum))  # a sum of gradients -> their average
+            step = update.mul_(-lr * (recipe.update_rms or 1.0))
+            parameter.copy_(step.add_(parameter, alpha=1 - lr * group["weight_decay"]))
 
     def _adamw(self, rows: list[Row], group: dict[str, Any]) -> None:
         """Decoupled-weight-decay Adam (arXiv 1711.05101) by PyTorch's own kernels."""
@@ -230,7 +244,7 @@ def _rows(params: ParameterTable | Iterable[tuple[str, nn.Parameter]]) -> Iterab
 
 
 def _state_names(algorithm: str) -> set[str]:
-    return {"momentum_buffer"} if algorithm == "muon" else {"step", "exp_avg", "exp_avg_sq"}
+    return {"step", "exp_avg", "exp_avg_sq"} if algorithm == "adamw" else {"momentum_buffer"}
 
 
 def _gradient(row: Row) -> Tensor:

@@ -27,6 +27,28 @@ KELLER_JORDAN: Schedule = ((3.4445, -4.7750, 2.0315),) * 5
 # DeepSeek-V4 (arXiv 2606.19348): eight such steps, then two whose fixed point is exactly 1.
 DEEPSEEK_V4: Schedule = ((3.4445, -4.7750, 2.0315),) * 8 + ((2.0, -1.5, 0.5),) * 2
 
+# Polar Express (arXiv 2505.16932): every step the best polynomial for what the steps before it leave, on
+# singular values up to 1.01, so that rounding cannot push one out of its domain.
+POLAR_EXPRESS: Schedule = tuple(
+    (a / 1.01, b / 1.01**3, c / 1.01**5)
+    for a, b, c in (
+        (8.2872, -23.5959, 17.3004),
+        (4.1071, -2.9478, 0.5448),
+        (3.9487, -2.9089, 0.5518),
+        (3.3184, -2.4885, 0.5100),
+        (2.3007, -1.6689, 0.4188),
+    )
+)
+
+# You Jiacheng's quintic of modded-nanogpt: a polynomial of its own for each of five steps.
+YOU_JIACHENG: Schedule = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+
 # Added to the norm that a matrix is divided by: a matrix of zeros stays zero.
 EPSILON = 1e-7
 

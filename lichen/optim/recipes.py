@@ -5,7 +5,7 @@ A recipe is data. Change a field with `dataclasses.replace(muonclip, lr=3e-4)`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lichen.errors import LichenError
@@ -19,7 +19,8 @@ EVERY_KIND: tuple[Kind, ...] = ("matrix", "embedding", "head", "norm", "bias", "
 class OptimizerRecipe:
     """Settings of one optimizer run.
 
-    Matrices (`Role.kind == "matrix"`) follow `matrices`; every other parameter follows AdamW.
+    Matrices (`Role.kind == "matrix"`) are updated by `matrices`, embeddings and output layers by
+    `embeddings`, everything else by AdamW.
 
     lr, adamw_lr: peak learning rates; `adamw_lr` None means that AdamW's parameters share `lr`.
     weight_decay: decoupled, W <- W (1 - lr * weight_decay) - lr * update, for kinds in `decayed`.
@@ -29,6 +30,7 @@ class OptimizerRecipe:
     update_rms: the orthogonalised matrix is multiplied by update_rms * sqrt(max(rows, columns)), which
         gives its entries that root mean square when its singular values are 1 (Moonlight,
         arXiv 2502.16982, section 2.2). None multiplies by Keller Jordan's sqrt(max(1, rows / columns)).
+        "sinkhorn" moves every token's row by that root mean square, and by 1 with None.
     per_head: orthogonalise every attention head's block of rows by itself.
     adamw_betas, adamw_eps: for the parameters that follow AdamW.
     qk_clip_tau: largest attention logit allowed after a step (`lichen.optim.qk_clip`), None for no limit.
@@ -38,6 +40,7 @@ class OptimizerRecipe:
     lr: float
     weight_decay: float
     matrices: Literal["muon", "adamw"] = "muon"
+    embeddings: Literal["adamw", "sinkhorn"] = "adamw"
     momentum: float = 0.95
     nesterov: bool = True
     ns_schedule: Schedule = KELLER_JORDAN
@@ -59,6 +62,7 @@ class OptimizerRecipe:
         require(self.adamw_lr is None or self.adamw_lr >= 0, "adamw_lr", "0 or more, or none")
         require(self.weight_decay >= 0, "weight_decay", "0 or more")
         require(self.matrices in ("muon", "adamw"), "matrices", "'muon' or 'adamw'")
+        require(self.embeddings in ("adamw", "sinkhorn"), "embeddings", "'adamw' or 'sinkhorn'")
         require(0 <= self.momentum < 1, "momentum", "at least 0 and less than 1")
         require(len(self.ns_schedule) > 0, "ns_schedule", "a list with at least one (a, b, c)")
         require(all(len(row) == 3 for row in self.ns_schedule), "ns_schedule", "a list of (a, b, c)")
@@ -68,9 +72,11 @@ class OptimizerRecipe:
         require(set(self.decayed) <= set(EVERY_KIND), "decayed", f"some of {', '.join(EVERY_KIND)}")
         require(self.qk_clip_tau is None or self.qk_clip_tau > 0, "qk_clip_tau", "greater than 0, or none")
 
-    def algorithm(self, kind: Kind) -> Literal["muon", "adamw"]:
+    def algorithm(self, kind: Kind) -> Literal["muon", "sinkhorn", "adamw"]:
         """What updates a parameter of this kind."""
-        return self.matrices if kind == "matrix" else "adamw"
+        if kind == "matrix":
+            return self.matrices
+        return self.embeddings if kind in ("embedding", "head") else "adamw"
 
     def scale(self, rows: int, columns: int) -> float:
         """Factor from an orthogonalised (rows, columns) matrix to the update that `lr` multiplies."""
@@ -110,4 +116,15 @@ deepseek_v4 = OptimizerRecipe(
     ns_schedule=DEEPSEEK_V4,
     update_rms=0.18,
     adamw_eps=1e-20,
+)
+
+# DeepSeek-V4.1 (technical report, 2026): heads one by one, and balanced updates for embedding and output
+# layer, which do not decay, as biases do not.
+deepseek_v4_1 = replace(
+    deepseek_v4,
+    name="deepseek_v4_1",
+    lr=2.6e-4,
+    embeddings="sinkhorn",
+    per_head=True,
+    decayed=("matrix", "norm"),
 )

@@ -151,7 +151,7 @@ class ParameterTable:
 def recipe_options(row: Row, recipe: OptimizerRecipe) -> tuple[float, float]:
     """Peak learning rate and weight decay of a parameter under `recipe`."""
     kind = row.role.kind
-    lr = recipe.lr if recipe.algorithm(kind) == "muon" or recipe.adamw_lr is None else recipe.adamw_lr
+    lr = recipe.lr if recipe.algorithm(kind) != "adamw" or recipe.adamw_lr is None else recipe.adamw_lr
     decays = kind in recipe.decayed if row.weight_decay is None else row.weight_decay
     return lr * row.lr_scale, recipe.weight_decay if decays else 0.0
 

@@ -133,6 +133,23 @@ def test_update_does_not_depend_on_the_size_of_the_gradient() -> None:
     )
 
 
+def test_balanced_updates_of_embeddings() -> None:
+    """Tokens that occurred all move by 0.18, whatever their gradients; the others stay."""
+    gradient = random(40, 16) * random(40, 1, seed=1).exp() * random(1, 16, seed=2).exp()
+    gradient[::4] = 0
+    gradient[1] *= 1e-6
+    update = first_update(gradient, Role("embedding"), recipes.deepseek_v4_1)
+    size = update.square().mean(1).sqrt()
+    torch.testing.assert_close(size[2::4], torch.full((10,), 0.18))
+    torch.testing.assert_close(size[3::4], torch.full((10,), 0.18))
+    assert not update[::4].any()
+    assert not update[1].any()
+    channels = update.square().mean(0).sqrt()
+    assert channels.max() / channels.min() < 1.01
+    assert gradient.square().mean(0).max() / gradient.square().mean(0).min() > 5
+    assert torch.equal(update.sign(), gradient.sign() * (size > 0).unsqueeze(1))
+
+
 # ---------------------------------------------------------------------------------- which matrices
 
 
@@ -380,7 +397,7 @@ def train(model: nn.Module, optimizer: Muon, batch: Tensor, steps: int) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("recipe", [recipes.muon, recipes.muonclip, recipes.adamw, recipes.deepseek_v4])
+@pytest.mark.parametrize("recipe", [recipes.muon, recipes.muonclip, recipes.adamw, recipes.deepseek_v4_1])
 def test_state_moves_into_another_grouping_bit_for_bit(recipe: OptimizerRecipe) -> None:
     model, batch = model_and_batch()
     optimizer = Muon(parameter_table(model), recipe)

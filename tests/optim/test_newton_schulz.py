@@ -1,11 +1,15 @@
 """Newton-Schulz against the singular value decomposition."""
 
+import math
+
 import pytest
 import torch
 
 from lichen.optim.newton_schulz import (
     DEEPSEEK_V4,
     KELLER_JORDAN,
+    POLAR_EXPRESS,
+    YOU_JIACHENG,
     Schedule,
     newton_schulz,
     orthogonalize,
@@ -36,31 +40,34 @@ def test_deepseek_v4_schedule_ends_at_one(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("smallest", "low", "high"), [(1e-4, 0.049, 1.202), (1e-3, 0.470, 1.202), (1e-2, 0.682, 1.134)]
+    ("schedule", "smallest", "low", "high"),
+    [
+        (KELLER_JORDAN, 1e-4, 0.049, 1.202),
+        (KELLER_JORDAN, 1e-3, 0.470, 1.202),
+        (KELLER_JORDAN, 1e-2, 0.682, 1.134),
+        (YOU_JIACHENG, 1e-3, 0.475, 1.145),
+        (YOU_JIACHENG, 1e-2, 0.978, 1.032),
+        (POLAR_EXPRESS, 1e-4, 0.098, 1.124),
+        (POLAR_EXPRESS, 1e-3, 0.846, 1.124),
+        (POLAR_EXPRESS, 1e-2, 0.870, 1.124),
+    ],
 )
-def test_keller_jordan_schedule_maps_to_its_known_interval(smallest: float, low: float, high: float) -> None:
-    """The interval that five scalar steps of the quintic give for inputs in [smallest, 1]."""
-    scalars = torch.logspace(0, torch.tensor(smallest).log10().item(), 4000, dtype=torch.float64)
-    mapped = scalars
-    for a, b, c in KELLER_JORDAN:
-        mapped = a * mapped + b * mapped**3 + c * mapped**5
-    assert mapped.min() == pytest.approx(low, abs=2e-3)
-    assert mapped.max() == pytest.approx(high, abs=2e-3)
-
-    values = torch.logspace(0, -2, 24, dtype=torch.float64)
-    norm = values.norm()
-    expected = values / norm
-    for a, b, c in KELLER_JORDAN:
-        expected = a * expected + b * expected**3 + c * expected**5
-    out = torch.linalg.svdvals(newton_schulz(with_singular_values(values, 40), KELLER_JORDAN))
-    torch.testing.assert_close(out, expected.sort(descending=True).values, rtol=1e-5, atol=1e-5)
+def test_schedules_map_to_their_known_intervals(
+    schedule: Schedule, smallest: float, low: float, high: float
+) -> None:
+    """A diagonal matrix stays diagonal; with norm 1 its first entry shows where a singular value goes."""
+    values = torch.logspace(math.log10(smallest), 0, 4000, dtype=torch.float64)
+    matrices = torch.diag_embed(torch.stack([values, (1 - values**2).clamp(min=0).sqrt()], -1))
+    mapped = newton_schulz(matrices, schedule)[:, 0, 0]
+    assert mapped.min() == pytest.approx(low, abs=1e-3)
+    assert mapped.max() == pytest.approx(high, abs=1e-3)
 
 
-@pytest.mark.parametrize("schedule", [KELLER_JORDAN, DEEPSEEK_V4, KELLER_JORDAN[:1]])
+@pytest.mark.parametrize("schedule", [KELLER_JORDAN, DEEPSEEK_V4, POLAR_EXPRESS, KELLER_JORDAN[:1]])
 @pytest.mark.parametrize(
     "shape", [(3, 24, 40), (3, 40, 24), (1, 16, 16), (2, 1, 7), (5, 130, 70), (3, 24, 90), (2, 200, 20)]
 )
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.06)])
 def test_fast_form_agrees_with_the_plain_one(
     schedule: Schedule, shape: tuple[int, int, int], dtype: torch.dtype, tolerance: float
 ) -> None:
