@@ -59,6 +59,10 @@ class Muon(torch.optim.Optimizer):
         self._rows: dict[Tensor, Row] = {}
         super().__init__([{"params": table}], {})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy.deepcopy: PyTorch's own list of attributes leaves out what a subclass adds."""
+        return super().__getstate__() | {"recipe": self.recipe, "_rows": self._rows}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take more parameters: `{"params": table}`, or `(name, parameter)` pairs in place of a table.
 

@@ -1,5 +1,6 @@
 """Steps of the optimizer against PyTorch's own, and against what the recipes promise."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -421,6 +422,16 @@ def test_state_moves_into_another_grouping_bit_for_bit(recipe: OptimizerRecipe) 
     train(other, regrouped, batch, 3)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, other.get_parameter(name)), name
+
+
+def test_a_deep_copy_goes_on_by_itself() -> None:
+    model, batch = model_and_batch()
+    optimizer = Muon(parameter_table(model), recipes.muon)
+    train(model, optimizer, batch, 1)
+    other, copied = copy.deepcopy((model, optimizer))
+    train(model, optimizer, batch, 2)
+    train(other, copied, batch, 2)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
 def test_loading_keeps_what_this_optimizer_was_told() -> None:
