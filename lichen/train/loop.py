@@ -52,7 +52,7 @@ def train(run: Run, console: Console) -> signal.Signals | None:
             if _due(run.recipe.checkpoint.every, trainer.step, steps) or stop.signal is not None:
                 log.sync()
                 checkpoint = trainer.save()
-    if trainer.step == steps:
+    if trainer.step >= steps:
         write_report(run)
         return None
     return stop.signal

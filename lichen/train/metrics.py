@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import IO, Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from lichen.errors import LichenError
 from lichen.files import disk_errors, write_text
+from lichen.train.event_file import EventFile
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,16 @@ class MetricsLog:
             write_text(self._path, "".join(_line(metrics) for metrics in kept))
         with disk_errors(self._path):
             self._file: IO[str] = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)
+            self._events = EventFile(folder / "tensorboard", after_step + 1)
 
     def append(self, metrics: StepMetrics) -> None:
         with disk_errors(self._path):
             self._file.write(_line(metrics))
             self._file.flush()
-        for field in fields(metrics):
-            value = getattr(metrics, field.name)
-            if isinstance(value, int | float) and field.name != "step":
-                self._board.add_scalar(field.name, value, metrics.step)
-        for sample in metrics.samples or ():
-            self._board.add_text(sample.prompt, sample.prompt + sample.text, metrics.step)
+            values = {field.name: getattr(metrics, field.name) for field in fields(metrics)}
+            scalars = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+            texts = {sample.prompt: sample.prompt + sample.text for sample in metrics.samples or ()}
+            self._events.append(metrics.step, scalars, texts)
 
     def sync(self) -> None:
         """Make every line so far survive a power cut; a checkpoint counts on them."""
@@ -101,8 +99,9 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._board.close()
+        with disk_errors(self._path):
+            self._file.close()
+            self._events.close()
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:
@@ -110,14 +109,15 @@ def read_metrics(path: Path) -> list[StepMetrics]:
 
     Raises LichenError for any other line that is not a step's metrics.
     """
+    *lines, _torn = path.read_bytes().split(b"\n")
     metrics = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            break
+    for number, line in enumerate(lines, start=1):
         try:
             metrics.append(_parse(json.loads(line)))
         except (ValueError, TypeError, AttributeError) as error:
-            raise LichenError(f"{path}, line {number}, is not the metrics of a step ({error})") from error
+            raise LichenError(
+                f"{path}, line {number}, is not the metrics of a step ({error}); remove the line"
+            ) from error
     return metrics
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -16,7 +15,6 @@ from rich.text import Text
 from lichen.train.metrics import StepMetrics
 
 _PLAIN_EVERY = 10.0  # seconds
-_RECENT = 20  # steps that the remaining time is judged by
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -25,7 +23,7 @@ class Progress:
 
     def __init__(self, name: str, steps: int, console: Console) -> None:
         self._name, self._steps, self._console = name, steps, console
-        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._begun: tuple[float, int] | None = None  # when this part of the run began, and its first step
         self._losses: list[float] = []
         self._latest: StepMetrics | None = None
         self._validation: StepMetrics | None = None
@@ -49,16 +47,19 @@ class Progress:
 
     def update(self, metrics: StepMetrics) -> None:
         self._latest = metrics
-        self._recent.append(metrics.seconds)
-        mean = sum(self._recent) / len(self._recent)
-        self._eta = format_duration((self._steps - metrics.step) * mean)
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = (now - metrics.seconds, metrics.step)
+        began, first = self._begun
+        # Evaluations, samples and checkpoints count, because they will come again.
+        self._eta = format_duration((self._steps - metrics.step) * (now - began) / (metrics.step - first + 1))
         self._losses.append(metrics.cross_entropy)
         evaluated = metrics.bits_per_byte is not None
         if evaluated:
             self._validation = metrics
-        due = time.monotonic() - self._last_line >= _PLAIN_EVERY
+        due = now - self._last_line >= _PLAIN_EVERY
         if self._live is None and (evaluated or due or metrics.step == self._steps):
-            self._last_line = time.monotonic()
+            self._last_line = now
             self.note(self._plain_line(metrics))
         for sample in metrics.samples or ():
             self.note(f"{sample.prompt}{sample.text}\n")

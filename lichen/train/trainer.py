@@ -63,6 +63,7 @@ class Trainer:
         self.compute_dtype = _compute_dtype(recipe.train.dtype, self.device)
         self.dataset = dataset_of(run, checkpoint)
         self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
+        self.prompts = {prompt: self._prompt_ids(prompt) for prompt in recipe.sample.prompts}
         seed_rng(recipe.train.seed)
         with self.device:
             self.model = Transformer(run.spec, self.compute_dtype)
@@ -86,7 +87,6 @@ class Trainer:
         """Take one optimizer step. Raises LichenError, with nothing applied, when the loss is not finite."""
         train = self.run.recipe.train
         start = time.perf_counter()
-        self.optimizer.zero_grad()
         totals, counts, max_logits = self._forward_backward(self.loader.next_batch())
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_grad_norm))
         if not math.isfinite(totals["loss"]) or not math.isfinite(grad_norm):
@@ -98,6 +98,7 @@ class Trainer:
         applied = time.perf_counter()
         lr = self.rule.lr * self._apply_lr()
         self.optimizer.step()
+        self.optimizer.zero_grad()
         clipped = None
         if self.rule.qk_clip_tau is not None:
             clipped = sum(qk_clip(self.model, max_logits, self.rule.qk_clip_tau).values())
@@ -197,17 +198,26 @@ class Trainer:
         return nats / targets, nats / math.log(2) / text_bytes
 
     def sample(self) -> tuple[Sample, ...]:
-        """One continuation of each of the recipe's prompts; the same prompt draws from the same seed."""
+        """One continuation of each of the recipe's prompts; each draws from the same seed."""
         chosen, ends = self.run.recipe.sample, end_ids(self.dataset.special_ids)
         params = SamplingParams(
             temperature=chosen.temperature, seed=chosen.seed, max_tokens=chosen.max_tokens
         )
         samples = []
-        for prompt in chosen.prompts:
-            ids = self.tokenizer.encode(prompt).ids
+        for prompt, ids in self.prompts.items():
             tokens = generate(self.model, ids, params, eos_ids=ends)
             samples.append(Sample(prompt, "".join(stream_text(tokens, self.tokenizer))))
         return tuple(samples)
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(prompt).ids
+        context = self.run.spec.max_position_embeddings
+        if not 0 < len(ids) < context:
+            raise LichenError(
+                f"the prompt {prompt[:40]!r} in sample.prompts has {len(ids):,} tokens; it needs at least 1 "
+                f"and fewer than the model's max_position_embeddings of {context:,}"
+            )
+        return ids
 
     # --------------------------------------------------------------------------------------- checkpoints
 

@@ -42,10 +42,10 @@ def test_a_torn_last_line_is_dropped(metrics_of, tmp_path: Path):
     assert [metrics.step for metrics in read_metrics(path)] == [1, 2]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', '{"unknown": 1}'])
-def test_any_other_damage_is_named(tmp_path: Path, line: str):
+@pytest.mark.parametrize("line", [b"{", b"[]", b"", b'{"step": 1}', b'{"unknown": 1}', b'{"st\xff'])
+def test_any_other_damage_is_named(tmp_path: Path, line: bytes):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(f"{line}\n")
+    path.write_bytes(line + b"\n")
     with pytest.raises(LichenError, match="line 1"):
         read_metrics(path)
 
@@ -63,9 +63,22 @@ def test_tensorboard_reads_the_same_numbers_after_a_resume(metrics_of, tmp_path:
         for step in (1, 2, 3):
             log.append(metrics_of(step))
     with MetricsLog(tmp_path, 2) as log:
-        log.append(replace(metrics_of(3), loss=7.0))
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
-    assert {event.step: event.value for event in events} == {1: 3.0, 2: 1.5, 3: 7.0}
+        log.append(replace(metrics_of(3), loss=7.0, samples=(Sample("def ", "f():"),)))
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {event.step: event.value for event in board.Scalars("loss")} == {1: 3.0, 2: 1.5, 3: 7.0}
+    assert [event.value for event in board.Scalars("load_worst")] == [1.5, 1.5, 1.5]
+    (text,) = board.Tensors("def ")
+    assert text.tensor_proto.string_val == [b"def f():"]
+    assert board.SummaryMetadata("def ").plugin_data.plugin_name == "text"
+
+
+def test_a_full_disk_is_one_sentence_and_the_lines_before_it_stay(metrics_of, small_disk: Path):
+    with pytest.raises(LichenError, match="no space left on the disk"), MetricsLog(small_disk, 0) as log:
+        for step in range(1, 10_000):
+            log.append(metrics_of(step))
+    kept = read_metrics(small_disk / "metrics.jsonl")
+    assert len(kept) > 50
+    assert kept == [metrics_of(step) for step in range(1, len(kept) + 1)]
 
 
 def test_load_balance_is_the_busiest_over_the_mean():

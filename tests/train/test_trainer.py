@@ -185,3 +185,9 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(make_trainer):
     state.write_text(json.dumps({**json.loads(state.read_text()), "tokenizer_hash": "0" * 64}))
     with pytest.raises(LichenError, match="another tokenizer"):
         Trainer(trainer.run, state.parent)
+
+
+@pytest.mark.parametrize("prompt", ["", "word " * 200])
+def test_a_prompt_that_cannot_be_continued_is_refused_at_the_start(make_trainer, prompt: str):
+    with pytest.raises(LichenError, match=r"sample\.prompts"):
+        make_trainer(f'sample.prompts=["{prompt}"]')
