@@ -97,11 +97,9 @@ class Transformer(nn.Module):
             elif kind in ("bias", "vector"):
                 parameter.zero_()
             else:
-                generator = torch.Generator().manual_seed((seed << 20) + index)
-                drawn = torch.empty(parameter.shape).normal_(
-                    0.0, self.spec.initializer_range, generator=generator
-                )
-                parameter.copy_(drawn)
+                generator = torch.Generator("cpu").manual_seed(((seed << 20) + index) % 2**64)
+                drawn = torch.empty(parameter.shape, device="cpu")
+                parameter.copy_(drawn.normal_(0.0, self.spec.initializer_range, generator=generator))
         for buffer in self.buffers():
             buffer.zero_()
 
@@ -171,7 +169,7 @@ class Transformer(nn.Module):
         loss = cross_entropy
         mtp = None
         if self.spec.mtp and mtp_weight > 0:
-            mtp, mtp_stats = self._mtp_loss(hidden, targets, segment_ids, mask, turn, max_logits)
+            mtp, mtp_stats = self._mtp_loss(hidden, tokens, targets, segment_ids, mask, turn, max_logits)
             mtp = mtp / divisor
             loss = loss + mtp_weight * mtp
             stats += mtp_stats
@@ -204,6 +202,7 @@ class Transformer(nn.Module):
     def _mtp_loss(
         self,
         hidden: Tensor,
+        tokens: Tensor,
         targets: Tensor,
         segment_ids: Tensor | None,
         mask: CausalMask,
@@ -213,13 +212,12 @@ class Transformer(nn.Module):
         """Mean over depths of the summed cross-entropy. Depth d sees token t+d and predicts t+d+1."""
         total = hidden.new_zeros((), dtype=torch.float32)
         stats = []
-        following = targets
-        for layer in self.mtp_layers:
-            known = torch.where(following == IGNORE, 0, following)
-            hidden, seen = layer.predict(hidden, self._embed(known), turn, mask, max_logits)
+        for depth, layer in enumerate(self.mtp_layers, start=1):
+            ahead = tokens.roll(-depth, 1)  # what wraps around meets no target
+            hidden, seen = layer.predict(hidden, self._embed(ahead), turn, mask, max_logits)
             stats.append(seen)
-            following = _one_further(following, segment_ids)
-            total = total + self._cross_entropy(layer.shared_head.norm(hidden), following)
+            targets = _one_further(targets, segment_ids)
+            total = total + self._cross_entropy(layer.shared_head.norm(hidden), targets)
         return total / len(self.mtp_layers), stats
 
     def update_selection_bias(self, counts: Mapping[str, Tensor], rate: float) -> None:

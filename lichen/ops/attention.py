@@ -143,7 +143,8 @@ class _BlockCausal(torch.autograd.Function):
                     torch.maximum(largest, by_query.amax((1, 3)), out=largest)
                 p = torch.softmax(logits, -1)
                 out[:, block.queries] = torch.bmm(p, v[:, block.keys]).view_as(out[:, block.queries])
-                saved.append(p)
+                if any(ctx.needs_input_grad):
+                    saved.append(p)
         ctx.save_for_backward(q_BKTGD, k_BKTD, v_BKTV, *saved)
         ctx.mask = mask
         if largest_BKG is None:

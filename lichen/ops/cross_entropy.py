@@ -28,9 +28,8 @@ def cross_entropy_reference(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tenso
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, needs_grad: bool) -> Tensor:
         head = head_VD.to(hidden_ND.dtype)
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden, grad_head = torch.empty_like(hidden_ND), None
         losses = []
         rows = max(1, PRODUCT_BYTES // (head.element_size() * len(head)))
@@ -47,9 +46,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return torch.cat(losses).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden.mul_(grad), grad_head.mul_(grad), None
+        return grad_hidden.mul_(grad), grad_head.mul_(grad), None, None
 
 
 def _losses(logits_NV: Tensor, targets_N: Tensor, replace_by_grad: bool) -> Tensor:
@@ -69,4 +68,5 @@ def _losses(logits_NV: Tensor, targets_N: Tensor, replace_by_grad: bool) -> Tens
 
 def linear_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
     """What `cross_entropy_reference` computes, in chunks. The backward pass can run once only."""
-    return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N)
+    needs_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or head_VD.requires_grad)
+    return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, needs_grad)

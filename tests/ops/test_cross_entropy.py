@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from lichen.ops import cross_entropy
 from lichen.ops.cross_entropy import IGNORE, cross_entropy_reference, linear_cross_entropy
@@ -118,3 +119,16 @@ def test_one_head_serves_two_losses() -> None:
     for leaf, form in zip(heads, (linear_cross_entropy, torch_form), strict=True):
         (form(hidden, leaf, targets) + 0.1 * form(hidden.flip(0), leaf, targets)).backward()
     torch.testing.assert_close(heads[0].grad, heads[1].grad, rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_computes_no_gradients() -> None:
+    """A parameter wants a gradient even where none is recorded; only the logits are to be computed then."""
+    hidden, head, targets = inputs()
+    head.requires_grad_()
+    product = 2 * ROWS * HIDDEN * VOCAB
+    with FlopCounterMode(display=False) as evaluation, torch.no_grad():
+        value = linear_cross_entropy(hidden, head, targets)
+    assert evaluation.get_total_flops() == product
+    with FlopCounterMode(display=False) as training:
+        assert torch.equal(linear_cross_entropy(hidden, head, targets), value)
+    assert training.get_total_flops() == 3 * product
