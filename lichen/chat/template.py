@@ -2,7 +2,7 @@
 
 The files in `templates/` are what an exported folder carries as `chat_template.jinja`; every engine that
 reads Hugging Face folders renders them from `messages`, `tools` and `add_generation_prompt` in the form of
-OpenAI's chat API. Neither gives the model a name that the conversation does not give it.
+OpenAI's chat API. None gives the model a name that the conversation does not give it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from importlib import resources
 
 
-def chat_template(family: str) -> str | None:
-    """The Jinja source for "kimi_k2" or "deepseek_v3" special tokens; None for a family without turns."""
-    file = resources.files("lichen.chat") / "templates" / f"{family}.jinja"
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+def chat_template(family: str) -> str:
+    """The Jinja source for the special tokens of `family`: "kimi_k2", "deepseek_v3" or "llama"."""
+    return (resources.files("lichen.chat") / "templates" / f"{family}.jinja").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
     config.json, generation_config.json           the model, and where its texts end
     model*.safetensors (+ index)                  its weights
     tokenizer.json, tokenizer_config.json         its tokens
-    chat_template.jinja                           its turns, where the family of tokens has any
+    chat_template.jinja                           how its tokens write a conversation
     README.md                                     what it is and how it was made
     lichen.json                                   run, step and files of this export
 
@@ -64,7 +64,6 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
     dataset = dataset_of(run, checkpoint)
     spec = _exported_spec(run.spec, dataset.special_ids, dtype)
     tokenizer = load_tokenizer(dataset.tokenizer_path)
-    template = chat_template(dataset.manifest.parameters.family)
     step = step_of(checkpoint)
 
     with _replacing(out) as building:
@@ -75,8 +74,7 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
         _write_json(
             building / "tokenizer_config.json", _tokenizer_config(spec, dataset.special_ids, tokenizer)
         )
-        if template is not None:
-            write_text(building / "chat_template.jinja", template)
+        write_text(building / "chat_template.jinja", chat_template(dataset.manifest.parameters.family))
         write_text(building / "README.md", model_card(run, step, spec, dataset))
         mark = {
             "format_version": FORMAT_VERSION,

@@ -61,9 +61,9 @@ def model_card(run: Run, step: int, spec: ModelSpec, dataset: TokenDataset) -> s
         f"## Use\n\n{_USE}\n"
         "## Limits\n\n"
         "This is a base model: it continues text in the manner of its training data, and nobody has taught "
-        "it to follow instructions, to tell the truth or to decline. The chat template, where there is one, "
-        "is for fine-tuning: the model has not learnt its turns. The licence of the training data decides "
-        "what may be done with the model.\n"
+        "it to follow instructions, to tell the truth or to decline. The chat template is for "
+        "fine-tuning: the model has not learnt its turns. The licence of the training data decides what may "
+        "be done with the model.\n"
     )
 
 

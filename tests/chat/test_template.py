@@ -7,6 +7,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from lichen.chat.template import chat_template
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+BOS = "<bos>"
 USER = {"role": "user", "content": "1 + 2?"}
 
 
@@ -20,7 +21,7 @@ def render(family, messages, tools=None, add_generation_prompt=False):
         tools=tools,
         chat_template=chat_template(family),
         add_generation_prompt=add_generation_prompt,
-        bos_token="<｜begin▁of▁sentence｜>",
+        bos_token=BOS,
     )
     return texts[0]
 
@@ -76,8 +77,7 @@ def test_kimi_tool_calls():
 def test_deepseek_turns():
     messages = [{"role": "system", "content": "Be brief."}, USER, {"role": "assistant", "content": "3"}, USER]
     assert render("deepseek_v3", messages, add_generation_prompt=True) == (
-        "<｜begin▁of▁sentence｜>Be brief.<｜User｜>1 + 2?<｜Assistant｜>3<｜end▁of▁sentence｜>"
-        "<｜User｜>1 + 2?<｜Assistant｜>"
+        "<bos>Be brief.<｜User｜>1 + 2?<｜Assistant｜>3<｜end▁of▁sentence｜><｜User｜>1 + 2?<｜Assistant｜>"
     )
 
 
@@ -96,7 +96,7 @@ def test_deepseek_tool_calls():
         "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>3<｜tool▁output▁end｜>\n"
         "<｜tool▁output▁begin｜>4<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
     )
-    assert render("deepseek_v3", messages) == "<｜begin▁of▁sentence｜>" + conversation
+    assert render("deepseek_v3", messages) == BOS + conversation
     # The model answers right after the tool outputs, and a question begins a new turn.
     messages.append({"role": "assistant", "content": "7"})
     assert render("deepseek_v3", [*messages, USER], TOOLS).endswith(
@@ -106,11 +106,23 @@ def test_deepseek_tool_calls():
 
 def test_deepseek_declares_tools_after_the_system_text():
     text = render("deepseek_v3", [{"role": "system", "content": "Be brief."}, USER], TOOLS)
-    assert text.startswith("<｜begin▁of▁sentence｜>Be brief.\n\n## Tools")
+    assert text.startswith("<bos>Be brief.\n\n## Tools")
     assert '\n{"name": "add", "parameters": {"type": "object"}}\n' in text
 
 
-@pytest.mark.parametrize("family", ["kimi_k2", "deepseek_v3"])
+def test_llama_turns():
+    messages = [{"role": "system", "content": "Be brief."}, USER, {"role": "assistant", "content": "3"}]
+    assert render("llama", messages, add_generation_prompt=True) == (
+        "<bos><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n1 + 2?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n3<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    with pytest.raises(TemplateError, match="no tools"):
+        render("llama", messages, TOOLS)
+
+
+@pytest.mark.parametrize("family", ["kimi_k2", "deepseek_v3", "llama"])
 @pytest.mark.parametrize(
     ("message", "named"),
     [
@@ -121,7 +133,3 @@ def test_deepseek_declares_tools_after_the_system_text():
 def test_what_cannot_be_written_is_refused(family, message, named):
     with pytest.raises(TemplateError, match=named):
         render(family, [message])
-
-
-def test_a_family_without_turns_has_no_template():
-    assert chat_template("llama") is None

@@ -145,7 +145,7 @@ def test_the_tokenizer_is_whole(runs, exports, family):
     assert theirs.model_max_length == 256
 
 
-@pytest.mark.parametrize("family", ["kimi_k2", "deepseek_v3"])
+@pytest.mark.parametrize("family", MODELS)
 def test_all_markup_of_a_conversation_is_special_tokens(exports, family):
     tokenizer = AutoTokenizer.from_pretrained(exports[family])
     conversation = [{"role": "user", "content": "x"}]
@@ -240,7 +240,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_exported(run, tmp_p
     with pytest.warns(UserWarning, match="step-00000002 is damaged.*skipped"):
         assert export_run(run.folder, tmp_path / "out").step == 1
     shutil.rmtree(first)
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(LichenError, match="no checkpoint in .* is good"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(LichenError, match=r"no checkpoint in .* is good"),
+    ):
         export_run(run.folder, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
