@@ -73,9 +73,13 @@ def test_tensorboard_reads_the_same_numbers_after_a_resume(metrics_of, tmp_path:
 
 
 def test_a_full_disk_is_one_sentence_and_the_lines_before_it_stay(metrics_of, small_disk: Path):
-    with pytest.raises(LichenError, match="no space left on the disk"), MetricsLog(small_disk, 0) as log:
-        for step in range(1, 10_000):
-            log.append(metrics_of(step))
+    def fill_the_disk() -> None:
+        with MetricsLog(small_disk, 0) as log:
+            for step in range(1, 10_000):
+                log.append(metrics_of(step))
+
+    with pytest.raises(LichenError, match="no space left on the disk"):
+        fill_the_disk()
     kept = read_metrics(small_disk / "metrics.jsonl")
     assert len(kept) > 50
     assert kept == [metrics_of(step) for step in range(1, len(kept) + 1)]
