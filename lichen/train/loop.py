@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -10,7 +11,7 @@ from types import FrameType, TracebackType
 from rich.console import Console
 
 from lichen.errors import LichenError, is_out_of_memory
-from lichen.train.checkpoint import newest_good
+from lichen.train.checkpoint import newest_good, step_of
 from lichen.train.metrics import MetricsLog, StepMetrics
 from lichen.train.progress import Progress
 from lichen.train.report import write_report
@@ -26,44 +27,38 @@ def train(run: Run, console: Console) -> signal.Signals | None:
     is good; what was saved before stays.
     """
     steps = run.recipe.train.steps
-    checkpoint, damaged = newest_good(run.checkpoints)
-    for damage in damaged:
-        console.print(f"{damage}; it is skipped", markup=False, highlight=False, soft_wrap=True)
-    if damaged and checkpoint is None:
-        raise LichenError(
-            f"no checkpoint in {run.checkpoints} is good; bring one back, or remove them and begin again"
-        )
-    trainer = Trainer(run, checkpoint)
-    if checkpoint is not None:
-        console.print(f"continuing from {checkpoint}", markup=False, highlight=False, soft_wrap=True)
-
     with (
-        StopRequest(console) as stop,
-        MetricsLog(run.folder, trainer.step) as log,
-        Progress(run.folder.name, steps, console) as progress,
+        Progress(run.folder.resolve().name, steps, console) as progress,
+        StopRequest(progress.note) as stop,
     ):
-        while trainer.step < steps and stop.signal is None:
-            try:
-                metrics = _step(trainer)
-            except Exception as error:
-                raise _explained(error, run, trainer.step, checkpoint) from error
-            log.append(metrics)
-            progress.update(metrics)
-            if _due(run.recipe.checkpoint.every, trainer.step, steps) or stop.signal is not None:
+        checkpoint = _last_checkpoint(run, progress)
+        trainer = Trainer(run, checkpoint)
+        with MetricsLog(run.folder, trainer.step) as log:
+            while trainer.step < steps and stop.signal is None:
+                try:
+                    metrics = _step(trainer)
+                except Exception as error:
+                    raise _explained(error, run, trainer.step, checkpoint) from error
+                log.append(metrics)
+                progress.update(metrics)
+                if _due(run.recipe.checkpoint.every, trainer.step, steps):
+                    log.sync()
+                    checkpoint = trainer.save()
+            if trainer.step > (step_of(checkpoint) if checkpoint else 0):
                 log.sync()
-                checkpoint = trainer.save()
-    if trainer.step >= steps:
-        write_report(run)
-        return None
-    return stop.signal
+                trainer.save()
+        if trainer.step >= steps:
+            write_report(run)
+            return None
+        return stop.signal
 
 
 class StopRequest:
     """While active, Ctrl-C and SIGTERM ask the run to finish its step and save; a second one ends it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self.signal: signal.Signals | None = None
-        self._console = console
+        self._tell = tell
 
     def __enter__(self) -> StopRequest:
         self._before = {
@@ -81,10 +76,24 @@ class StopRequest:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        self._console.print("finishing this step, then saving; once more stops at once and saves nothing")
+        self._tell("finishing this step, then saving; once more stops at once and saves nothing")
 
 
 # ------------------------------------------------------------------------------------------------ details
+
+
+def _last_checkpoint(run: Run, progress: Progress) -> Path | None:
+    """The newest good one, or None where there are none at all."""
+    checkpoint, damaged = newest_good(run.checkpoints)
+    for damage in damaged:
+        progress.note(f"{damage}; it is skipped")
+    if damaged and checkpoint is None:
+        raise LichenError(
+            f"no checkpoint in {run.checkpoints} is good; bring one back, or remove them and begin again"
+        )
+    if checkpoint is not None:
+        progress.note(f"continuing from {checkpoint}")
+    return checkpoint
 
 
 def _step(trainer: Trainer) -> StepMetrics:

@@ -11,7 +11,7 @@ import vl_convert
 
 from lichen.train.metrics import StepMetrics
 
-GREEN, ORANGE, GREY, INK = "#3f7d58", "#d9772b", "#c3cbc5", "#26312b"
+GREEN, ORANGE, INK, MUTED = "#3f7d58", "#d9772b", "#26312b", "#6b7770"
 FONT = "Inter, Helvetica, Arial, sans-serif"
 WIDTH, HEIGHT = 440, 210
 MAX_POINTS = 600
@@ -28,16 +28,15 @@ _CONFIG = {
         "fontWeight": 600,
         "color": INK,
         "offset": 14,
-        "subtitleColor": "#6b7770",
     },
     "axis": {
         "domain": False,
         "ticks": False,
         "grid": True,
         "gridColor": "#edf0ee",
-        "labelColor": "#6b7770",
+        "labelColor": MUTED,
         "labelPadding": 6,
-        "titleColor": "#6b7770",
+        "titleColor": MUTED,
         "titleFontWeight": 400,
         "tickCount": 5,
     },
@@ -73,32 +72,18 @@ class Plot:
 
 def plots(metrics: Sequence[StepMetrics], qk_clip_tau: float | None) -> list[Plot]:
     """The charts that this run has numbers for."""
+    last = metrics[-1]
     charts = [loss_plot(metrics), _plot("learning_rate", "Learning rate", metrics, {"": lambda m: m.lr})]
-    if any(m.load_worst is not None for m in metrics):
-        curves: dict[str, Value] = {
-            "worst layer": lambda m: m.load_worst,
-            "mean of layers": lambda m: m.load_mean,
-        }
-        charts.append(_plot("balance", "Expert load, busiest over mean", metrics, curves, floor=1.0))
-    if any(m.max_logit is not None for m in metrics):
-        charts.append(
-            _plot(
-                "logits",
-                "Largest attention logit",
-                metrics,
-                {"": lambda m: m.max_logit},
-                floor=0.0,
-                limit=qk_clip_tau,
-            )
-        )
-    charts.append(
-        _plot(
-            "gradient_norm", "Gradient norm before clipping", metrics, {"": lambda m: m.grad_norm}, floor=0.0
-        )
-    )
-    charts.append(
-        _plot("speed", "Tokens per second", metrics, {"": lambda m: m.tokens_per_second}, floor=0.0)
-    )
+    if last.load_worst is not None:
+        loads: dict[str, Value] = {"worst layer": lambda m: m.load_worst, "mean": lambda m: m.load_mean}
+        charts.append(_plot("balance", "Expert load, busiest over mean", metrics, loads, floor=1.0))
+    if last.max_logit is not None:
+        logit: dict[str, Value] = {"": lambda m: m.max_logit}
+        charts.append(_plot("logits", "Largest attention logit", metrics, logit, limit=qk_clip_tau))
+    norm: dict[str, Value] = {"": lambda m: m.grad_norm}
+    charts.append(_plot("gradient_norm", "Gradient norm before clipping", metrics, norm))
+    speed: dict[str, Value] = {"": lambda m: m.tokens_per_second}
+    charts.append(_plot("speed", "Tokens per second", metrics, speed))
     return charts
 
 
@@ -146,13 +131,12 @@ def _plot(
     metrics: Sequence[StepMetrics],
     curves: dict[str, Value],
     *,
-    floor: float | None = None,
+    floor: float = 0.0,
     limit: float | None = None,
 ) -> Plot:
     colours = {"domain": list(curves), "range": [ORANGE, GREEN] if len(curves) > 1 else [GREEN]}
     encoding = _encoding("", colours, legend=len(curves) > 1)
-    if floor is not None:
-        encoding["y"]["scale"] = {"domainMin": floor}
+    encoding["y"]["scale"] = {"domainMin": floor}
     layers: list[dict[str, Any]] = [
         {"data": {"values": _points(metrics, curves)}, "mark": _line(1.6), "encoding": encoding}
     ]
@@ -183,7 +167,6 @@ def _encoding(unit: str, colours: dict[str, Any], legend: bool) -> dict[str, Any
             "field": "value",
             "type": "quantitative",
             "title": unit or None,
-            "scale": {"zero": False},
             "axis": {"labelExpr": _SHORT_NUMBER},
         },
         "color": {

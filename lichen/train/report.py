@@ -29,7 +29,7 @@ def write_report(run: Run) -> None:
     sampled = [m for m in metrics if m.samples][-1:]
     template = Template((files("lichen.train") / "report_page.html").read_text(encoding="utf-8"))
     page = template.substitute(
-        name=escape(run.folder.name),
+        name=escape(run.folder.resolve().name),
         summary=escape(_summary(run, metrics)),
         cards="".join(_card(label, value) for label, value in _figures(metrics)),
         plots="".join(f"<figure>{chart.svg()}</figure>" for chart in charts),

@@ -16,10 +16,12 @@ from lichen.train.run import start_run
 def report(make_recipe, metrics_of, tmp_path: Path):
     run = start_run(make_recipe(), tmp_path / "a <run>")
     with MetricsLog(run.folder, 0) as log:
-        for step in range(1, 30):
-            log.append(replace(metrics_of(step), max_logit=float(step), clipped_heads=0))
-        samples = (Sample("def <T>(", "x) -> '&':\n    pass"),)
-        log.append(replace(metrics_of(30), validation_loss=1.5, bits_per_byte=1.875, samples=samples))
+        for step in range(1, 31):
+            metrics = replace(metrics_of(step), max_logit=float(step), clipped_heads=0)
+            if step == 30:
+                samples = (Sample("def <T>(", "x) -> '&':\n    pass"),)
+                metrics = replace(metrics, validation_loss=1.5, bits_per_byte=1.875, samples=samples)
+            log.append(metrics)
     write_report(run)
     return run
 
