@@ -26,7 +26,7 @@ ROUTER = Router(
     routed_scaling_factor=1.5,
     aux_loss_alpha=0.05,
 )
-EXPERTS = LayerSpec(LATENT, MoE(ROUTER, moe_intermediate_size=10, n_shared_experts=1))
+EXPERTS = LayerSpec(LATENT, MoE(ROUTER, moe_intermediate_size=8, n_shared_experts=1))
 
 # MLA, a dense and an expert layer, YaRN, two multi-token-prediction layers
 DEEPSEEK = ModelSpec(

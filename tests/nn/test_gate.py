@@ -63,7 +63,7 @@ def test_sigmoid_router_is_deepseek_v3s(n_group: int, topk_group: int, norm: boo
         "norm_topk_prob": norm,
         "routed_scaling_factor": 2.5,
     }
-    gate = make_gate(Router(**choices))  # type: ignore[arg-type]
+    gate = make_gate(Router(**choices))
     config = DeepseekV3Config(hidden_size=HIDDEN, **choices)
     assert_same_routing(gate, DeepseekV3TopkRouter(config))
     unbiased = gate(tokens())[0].topk(4).indices

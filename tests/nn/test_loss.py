@@ -256,7 +256,7 @@ def balance_by_hand(layer: MoELayer, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("scoring_func", ["sigmoid", "softmax"])
 def test_balance_loss_of_a_layer(scoring_func: str) -> None:
-    spec = with_router(DEEPSEEK, replace(ROUTER, scoring_func=scoring_func))  # type: ignore[arg-type]
+    spec = with_router(DEEPSEEK, replace(ROUTER, scoring_func=scoring_func))
     layer = make_model(spec).get_submodule("model.layers.1.mlp")
     assert isinstance(layer, MoELayer)
     x = torch.randn(3, 15, 16, generator=torch.Generator().manual_seed(0))

@@ -21,9 +21,7 @@ Form = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def transformers_loop(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     sizes = {"num_local_experts": len(down), "hidden_size": HIDDEN, "moe_intermediate_size": WIDTH}
-    module = DeepseekV3Experts(
-        SimpleNamespace(**sizes, hidden_act="silu", _experts_implementation="eager")  # type: ignore[arg-type]
-    )
+    module = DeepseekV3Experts(SimpleNamespace(**sizes, hidden_act="silu", _experts_implementation="eager"))
     parameters = {"gate_up_proj": gate_up, "down_proj": down}
     return torch.func.functional_call(module, parameters, (x, chosen, weights))
 

@@ -1,0 +1,59 @@
+"""The same numbers on an accelerator as on CPU: other forms of attention and of the experts run there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lichen.nn.cache import Cache
+from lichen.spec.model import ModelSpec
+
+from .conftest import DEEPSEEK, LLAMA, make_model, next_tokens, random_tokens
+
+pytestmark = pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+SPECS = pytest.mark.parametrize("spec", [DEEPSEEK, LLAMA], ids=["deepseek", "llama"])
+
+
+def device() -> torch.device:
+    found = torch.accelerator.current_accelerator()
+    assert found is not None
+    return found
+
+
+@SPECS
+@pytest.mark.parametrize("packed", [False, True], ids=["one document", "two documents"])
+@pytest.mark.parametrize("max_logits", [False, True], ids=["fused attention", "attention with logits"])
+def test_loss_and_gradients(spec: ModelSpec, packed: bool, max_logits: bool) -> None:
+    tokens = random_tokens(2, 200)
+    segment_ids = (torch.arange(200) >= torch.tensor([[90], [1]])).int() if packed else None
+    losses, gradients, logits = [], [], []
+    for place in (torch.device("cpu"), device()):
+        model = make_model(spec).to(place)
+        segments = None if segment_ids is None else segment_ids.to(place)
+        output = model.loss(
+            tokens.to(place),
+            next_tokens(tokens).to(place),
+            segments,
+            max_logits=max_logits,
+            mtp_weight=0.3,
+        )
+        output.loss.backward()
+        losses.append(output.loss.item())
+        gradients.append({name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None})
+        logits.append({name: largest.cpu() for name, largest in output.max_logits.items()})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert gradients[1].keys() == gradients[0].keys()
+    for name, gradient in gradients[0].items():
+        assert (gradients[1][name] - gradient).norm() < 1e-4 * gradient.norm(), name
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-5)
+
+
+@SPECS
+def test_extend(spec: ModelSpec) -> None:
+    tokens = random_tokens(2, 40)
+    logits = []
+    for place in (torch.device("cpu"), device()):
+        model, cache = make_model(spec).to(place), Cache(spec, 2, 40, device=place)
+        parts = [model.extend(part, cache, all_logits=True) for part in tokens.to(place).split([30, 1, 9], 1)]
+        logits.append(torch.cat(parts, 1).cpu())
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
