@@ -13,8 +13,9 @@ step() {
 }
 
 complete() {
-  printf '\n$ lichen sample %s "%s"\n' "$MODEL" "$1"
-  lichen sample "$MODEL" "$1" --max-tokens 96 --temperature 0.6 --seed 1
+  one_line=$(printf %s "$1" | awk 'NR > 1 { printf "\\n" } { printf "%s", $0 }')
+  printf "\n\$ lichen sample %s \$'%s' --temperature 0.6 --seed 1 --max-tokens 96\n" "$MODEL" "$one_line"
+  lichen sample "$MODEL" "$1" --temperature 0.6 --seed 1 --max-tokens 96
 }
 
 trap 'printf "\nStopped. To go on: make demo\n"; exit 130' INT TERM
@@ -25,8 +26,7 @@ echo "a few minutes, and then completes code. Ctrl-C stops; make demo goes on."
 step data prepare --out "$DATA"
 step train recipes/demo.toml --out "$RUN"
 step export "$RUN" "$MODEL"
-complete 'def read_lines(path):
-'
+complete 'def read_lines(path):'
 complete 'class Stack:
     def __init__(self'
 complete 'import os
