@@ -19,6 +19,10 @@ lint: $(READY) ## style, types and import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+bench: $(READY) ## speed beside other implementations, in one run each
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.muon_step
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Lichen needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
