@@ -48,9 +48,9 @@ def lichen_options(
 
 app.command()(account)
 app.add_typer(data)
+app.command()(train)
 app.command()(export)
 app.command()(sample)
-app.command()(train)
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
     tokenizer = load_tokenizer(dataset.tokenizer_path)
     step = step_of(checkpoint)
 
-    with _replacing(out) as building:
+    with _replacing(out.resolve()) as building:
         save_weights(load_model(checkpoint / "model"), building, dtype)
         _write_json(building / "config.json", write_config(spec))
         _write_json(building / "generation_config.json", _generation_config(spec, dataset.special_ids))

@@ -110,4 +110,7 @@ def _published_end_ids(folder: Path, spec: ModelSpec) -> list[int]:
             raise LichenError(f"{file} is damaged ({error}); copy or download it again") from error
     if end is None:
         end = spec.eos_token_id
-    return [] if end is None else [end] if isinstance(end, int) else list(end)
+    ids = [] if end is None else [end] if isinstance(end, int) else list(end)
+    if not all(isinstance(i, int) for i in ids):
+        raise LichenError(f"{file}: eos_token_id is {end!r}; it must be a token id or a list of them")
+    return ids

@@ -254,6 +254,13 @@ def test_a_run_without_a_checkpoint_says_how_to_make_one(run, tmp_path):
         export_run(run.folder, tmp_path / "out")
 
 
+def test_the_current_folder_can_be_exported_into(run, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_run(run.folder, Path())
+    assert (tmp_path / "here" / "config.json").is_file()
+
+
 def test_what_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(LichenError, match="not a run"):
         export_run(tmp_path, tmp_path / "out")
