@@ -70,18 +70,21 @@ class Muon(torch.optim.Optimizer):
         more dimensions are matrices and the others vectors. Raises LichenError for a parameter without a
         name, and for one that is already here.
         """
-        groups: dict[tuple[float, float], list[Row]] = {}
-        for row in _rows(param_group["params"]):
-            if row.parameter in self._rows or row.name in (known.name for known in self._rows.values()):
+        rows = _rows(param_group["params"])
+        names = {row.name for row in self._rows.values()}
+        for row in rows:
+            if row.parameter in self._rows or row.name in names:
                 raise LichenError(f"optimizer: parameter {row.name} is already in the optimizer")
+        groups: dict[tuple[float, float], list[Row]] = {}
+        for row in rows:
             self._rows[row.parameter] = row
             lr, weight_decay = recipe_options(row, self.recipe)
             options = (param_group.get("lr", lr), param_group.get("weight_decay", weight_decay))
             groups.setdefault(options, []).append(row)
-        for (lr, weight_decay), rows in groups.items():
+        for (lr, weight_decay), members in groups.items():
             super().add_param_group(
                 {
-                    "params": [(row.name, row.parameter) for row in rows],
+                    "params": [(row.name, row.parameter) for row in members],
                     "lr": lr,
                     "initial_lr": lr,
                     "weight_decay": weight_decay,
@@ -232,7 +235,7 @@ class Muon(torch.optim.Optimizer):
             group["lr"] = saved["lr"] if same else group["initial_lr"] * (saved["lr"] / saved["initial_lr"])
 
 
-def _rows(params: ParameterTable | Iterable[tuple[str, nn.Parameter]]) -> Iterable[Row]:
+def _rows(params: ParameterTable | Iterable[tuple[str, nn.Parameter]]) -> ParameterTable:
     if isinstance(params, ParameterTable):
         return params
     rows = []
