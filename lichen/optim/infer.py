@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -23,18 +24,16 @@ def infer_roles(model: nn.Module) -> dict[str, Role]:
     """
     output = _output_layer(model)
     return {
-        f"{path}.{leaf}" if path else leaf: _role(model, path, module, leaf, module is output)
+        f"{path}.{leaf}" if path else leaf: _role(path, module, leaf, parameter.shape, module is output)
         for path, module in model.named_modules(remove_duplicate=False)
-        for leaf in module._parameters
-        if module._parameters[leaf] is not None
+        for leaf, parameter in module.named_parameters(recurse=False)
     }
 
 
-def _role(model: nn.Module, path: str, module: nn.Module, leaf: str, is_output: bool) -> Role:
-    shape = module.get_parameter(leaf).shape
+def _role(path: str, module: nn.Module, leaf: str, shape: torch.Size, is_output: bool) -> Role:
     if "bias" in leaf:
         return Role("bias")
-    if "norm" in type(module).__name__.lower():
+    if "norm" in type(module).__name__.lower() and not isinstance(module, nn.Linear):
         return Role("norm")
     if len(shape) < 2:
         return Role("vector")

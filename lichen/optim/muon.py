@@ -131,12 +131,10 @@ class Muon(torch.optim.Optimizer):
     def _sinkhorn(self, rows: list[Row], group: dict[str, Any]) -> None:
         recipe, lr = self.recipe, group["lr"]
         for row in rows:
-            momentum, gradient, parameter = self._momentum(row), _gradient(row), row.parameter
-            torch.add(gradient, momentum, alpha=recipe.momentum, out=momentum)
-            ahead = torch.add(gradient, momentum, alpha=recipe.momentum) if recipe.nesterov else momentum
-            update = sinkhorn_balanced(ahead * (1 - recipe.momentum))  # a sum of gradients -> their average
-            step = update.mul_(-lr * (recipe.update_rms or 1.0))
-            parameter.copy_(step.add_(parameter, alpha=1 - lr * group["weight_decay"]))
+            direction = _advance(self._momentum(row), _gradient(row), recipe)
+            average = direction * (1 - recipe.momentum)  # the direction is a sum of gradients
+            step = sinkhorn_balanced(average).mul_(-lr * (recipe.update_rms or 1.0))
+            row.parameter.copy_(step.add_(row.parameter, alpha=1 - lr * group["weight_decay"]))
 
     def _adamw(self, rows: list[Row], group: dict[str, Any]) -> None:
         """Decoupled-weight-decay Adam (arXiv 1711.05101) by PyTorch's own kernels."""
@@ -273,17 +271,21 @@ def muon_update(
         sizes = [matrices.parameter.size(0) for matrices in chunk]
         x = torch.empty(sum(sizes), rows, columns, dtype=dtype, device=device)
         for (_, gradient, momentum), slot in zip(chunk, x.split(sizes), strict=True):
-            torch.add(gradient, momentum, alpha=recipe.momentum, out=momentum)
-            ahead = recipe.nesterov
-            update = torch.add(gradient, momentum, alpha=recipe.momentum) if ahead else momentum
-            norm = torch.linalg.vector_norm(update, dim=(1, 2), keepdim=True)
-            torch.div(update, norm.add_(EPSILON), out=slot)
+            direction = _advance(momentum, gradient, recipe)
+            norm = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
+            torch.div(direction, norm.add_(EPSILON), out=slot)
         x = orthogonalize(x, scaled(recipe.ns_schedule, -lr * recipe.scale(rows, columns)))
         for (parameter, _, _), step in zip(chunk, x.split(sizes), strict=True):
             if parameter.dtype == torch.float32:
                 torch.add(step, parameter, alpha=1 - lr * weight_decay, out=parameter)
             else:
                 parameter.copy_(torch.add(step.float(), parameter, alpha=1 - lr * weight_decay))
+
+
+def _advance(momentum: Tensor, gradient: Tensor, recipe: OptimizerRecipe) -> Tensor:
+    """Take `gradient` into `momentum`; returns the direction of the step, which may be `momentum` itself."""
+    torch.add(gradient, momentum, alpha=recipe.momentum, out=momentum)
+    return torch.add(gradient, momentum, alpha=recipe.momentum) if recipe.nesterov else momentum
 
 
 def _chunks(batch: Sequence[Matrices], limit: int) -> Iterator[list[Matrices]]:
