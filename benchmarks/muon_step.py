@@ -87,8 +87,8 @@ def separate_matrices_of(table: ParameterTable) -> list[nn.Parameter]:
             batches = (row.matrices(tensor, per_head=False) for tensor in (row.parameter.detach(), gradient))
             for weights, gradients in zip(*batches, strict=True):
                 for weight, its_gradient in zip(weights, gradients, strict=True):
-                    parameter = nn.Parameter(weight.clone())
-                    parameter.grad = its_gradient.clone()
+                    parameter = nn.Parameter(weight)
+                    parameter.grad = its_gradient
                     separate.append(parameter)
     return separate
 

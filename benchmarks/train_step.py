@@ -1,0 +1,243 @@
+"""One training step, forward + backward + AdamW, against transformers' DeepseekV3ForCausalLM.
+
+    python -m benchmarks.train_step [--compile] [--threads 1 2] [--shapes 2x512 1x2048] [--json FILE]
+
+The same 12.2 M-parameter model, weights, tokens and optimizer (PyTorch's fused AdamW) on both sides; the
+losses are compared before the times are. Ours keeps fp32 master weights and multiplies in bf16;
+transformers runs its grouped_mm experts in fp32, with bf16 weights, and in fp32 under bf16 autocast, eager
+and, with --compile, compiled (which takes minutes per contender).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import models
+from benchmarks.profile import cpu_seconds
+from benchmarks.race import Contender, Result, Step, apart, race
+from benchmarks.report import Report
+from lichen.nn.weights import load_model
+from lichen.ops.ceiling import matrix_rate
+from lichen.spec.account import training_flops_per_token
+from lichen.spec.families import load_spec
+
+OURS = "lichen bf16"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch of `rows` sequences of `length` tokens."""
+
+    rows: int
+    length: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        rows, _, length = text.partition("x")
+        return cls(int(rows), int(length))
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.length}"
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    def batch(self, turn: int, vocab_size: int) -> torch.Tensor:
+        """The random tokens of a turn."""
+        generator = torch.Generator().manual_seed(turn)
+        return torch.randint(vocab_size, (self.rows, self.length), generator=generator)
+
+
+@dataclass(frozen=True)
+class Precision:
+    weights: torch.dtype
+    autocast: bool = False
+
+
+PRECISIONS = {
+    "fp32": Precision(torch.float32),
+    "bf16": Precision(torch.bfloat16),
+    "autocast": Precision(torch.float32, autocast=True),
+}
+
+
+def ours(folder: Path, shape: Shape, dtype: torch.dtype) -> Step:
+    model = load_model(folder, dtype).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step(turn: int) -> float:
+        tokens = shape.batch(turn, model.spec.vocab_size)
+        targets = torch.full_like(tokens, -100)
+        targets[:, :-1] = tokens[:, 1:]
+        optimizer.zero_grad()
+        loss = model.loss(tokens, targets).loss
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def theirs(folder: Path, shape: Shape, precision: str, compiled: bool) -> Step:
+    from transformers import DeepseekV3ForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if compiled:  # the time to the first step is that of a machine that has not compiled this before
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="inductor-")
+    wanted = PRECISIONS[precision]
+    model = DeepseekV3ForCausalLM.from_pretrained(
+        folder, dtype=wanted.weights, experts_implementation="grouped_mm"
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    forward = torch.compile(model) if compiled else model
+
+    def step(turn: int) -> float:
+        tokens = shape.batch(turn, model.config.vocab_size)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=wanted.autocast):
+            loss = forward(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def ceiling() -> Step:
+    """The bf16 matrix rate in FLOP/s, measured anew at every turn."""
+    return lambda _: matrix_rate.__wrapped__(torch.bfloat16, CPU)
+
+
+def profile(setup: Callable[..., Step], *arguments: Any) -> dict[str, float]:
+    """CPU seconds of a warm step by kind of operation."""
+    step = setup(*arguments)
+    for turn in range(3):
+        step(turn)
+    return cpu_seconds(step, turns=4)
+
+
+def contenders(folder: Path, shape: Shape, options: argparse.Namespace) -> list[Contender]:
+    mine = [Contender(OURS, ours, (folder, shape, torch.bfloat16))]
+    if not options.quick:
+        mine.append(Contender("lichen fp32", ours, (folder, shape, torch.float32)))
+    modes = {"eager": False} | ({"compiled": True} if options.compile else {})
+    return mine + [
+        Contender(f"transformers {precision} {mode}", theirs, (folder, shape, precision, compiled))
+        for mode, compiled in modes.items()
+        for precision in (["fp32"] if options.quick else PRECISIONS)
+    ]
+
+
+def compare(report: Report, folder: Path, shape: Shape, threads: int, options: argparse.Namespace) -> None:
+    title = f"{shape}, {threads} thread{'s' * (threads > 1)}"
+    report.heading(title)
+    entrants = [*contenders(folder, shape, options), Contender("ceiling", ceiling)]
+    *results, limit = race(entrants, rounds=options.rounds, warmup=2, threads=threads)
+    check_losses(results)
+    rate = max(limit.values)
+    flops = training_flops_per_token(load_spec(folder), shape.length) * shape.tokens
+    mine, theirs = results[0], [r for r in results if r.name.startswith("transformers")]
+    share = flops / (mine.cpu / threads) / rate
+    report.table(
+        title,
+        [
+            {
+                "contender": r.name,
+                "CPU ms": 1e3 * r.cpu,
+                "wall ms": 1e3 * r.wall,
+                "tokens/s/core": shape.tokens / r.cpu,
+                "first step s": r.first_step,
+                "peak MB": r.peak_bytes and r.peak_bytes / 1e6,
+                "ours / it": mine.cpu / r.cpu,
+            }
+            for r in results
+        ],
+    )
+    report.say(
+        f"\nThe model's own products: {flops / 1e9:.1f} GFLOP per step. bf16 matrix rate of {threads} "
+        f"thread{'s' * (threads > 1)} in the same minutes: {rate / 1e9:,.0f} GFLOP/s.\n"
+    )
+    for mode in ("eager", "compiled"):
+        if peers := [r for r in theirs if r.name.endswith(mode)]:
+            best = min(peers, key=lambda r: r.cpu)
+            report.target(f"{title}: time over {best.name}", mine.cpu / best.cpu, at_most=goal(shape, mode))
+    if mine.peak_bytes is not None:
+        smallest = min(theirs, key=lambda r: r.peak_bytes or 0)
+        report.target(
+            f"{title}: peak memory over {smallest.name}",
+            mine.peak_bytes / (smallest.peak_bytes or 1),
+            at_most=1.0,
+        )
+    report.target(f"{title}: seconds of the first step", mine.first_step, at_most=3.0)
+    report.target(f"{title}: share of the bf16 matrix rate", share, at_least=0.5)
+
+
+def goal(shape: Shape, mode: str) -> float | None:
+    """How much of their best time ours may take; None where nothing was set."""
+    return {(512, "eager"): 0.55, (512, "compiled"): 0.75, (2048, "eager"): 0.28}.get((shape.length, mode))
+
+
+def check_losses(results: list[Result]) -> None:
+    """Stop if the contenders do not compute the same thing, to the precision that each computes in."""
+    exact = next(r.values[0] for r in results if "fp32" in r.name)
+    for r in results:
+        if abs(r.values[0] - exact) > 5e-3 * exact:
+            raise SystemExit(f"error: {r.name} has loss {r.values[0]:.5f} where fp32 has {exact:.5f}")
+
+
+def bounds(report: Report, folder: Path, shape: Shape) -> None:
+    """Say where the time goes, on one thread."""
+    report.heading(f"Where the CPU time goes: {shape}, 1 thread")
+    found = {
+        OURS: apart(profile, ours, folder, shape, torch.bfloat16, threads=1),
+        "transformers autocast eager": apart(profile, theirs, folder, shape, "autocast", False, threads=1),
+    }
+    report.table(
+        f"profile {shape}",
+        [
+            {"kind": kind} | {f"{name}, ms": 1e3 * seconds[kind] for name, seconds in found.items()}
+            for kind in found[OURS]
+        ],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_step", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--compile", action="store_true", help="compiled peers too: minutes for each")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--shapes", type=Shape.parse, nargs="+", default=[Shape(2, 512), Shape(1, 2048)])
+    parser.add_argument("--rounds", type=int, default=9, help="counted steps of every contender")
+    parser.add_argument("--quick", action="store_true", help="a tiny model: whether it runs, not how fast")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    config = models.TRAIN_CONFIG
+    if options.quick:
+        config = config | models.QUICK
+        options.threads, options.shapes, options.rounds = [1], [Shape(2, 64)], 2
+    report = Report("train_step", packages=["transformers"])
+    report.begin()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        models.save(config, folder)
+        for shape in options.shapes:
+            for threads in options.threads:
+                compare(report, folder, shape, threads, options)
+            bounds(report, folder, shape)
+    report.end(options.json)
+
+
+if __name__ == "__main__":
+    main()
