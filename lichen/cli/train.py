@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +59,7 @@ def train(
         console.print(
             f"stopped and saved; go on with: lichen train {run.folder}", markup=False, soft_wrap=True
         )
-        raise typer.Exit(128 + stopped_by)
+        sys.exit(128 + stopped_by)
     console.print(f"finished; the report is {run.folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
