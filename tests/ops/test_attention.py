@@ -15,6 +15,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import eager_attention
 
 from lichen.ops.attention import (
     BLOCK,
+    HEADS,
     CausalMask,
     _fused,
     attention_reference,
@@ -26,7 +27,7 @@ Form = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # heads, key heads, query and key width, value width: MLA's unequal widths both ways, GQA, one key head, and
 # more key heads than one pass on CPU takes
-SHAPES = [(4, 4, 12, 8), (2, 2, 8, 20), (6, 2, 16, 16), (4, 1, 8, 8), (10, 5, 6, 4)]
+SHAPES = [(4, 4, 12, 8), (2, 2, 8, 20), (6, 2, 16, 16), (4, 1, 8, 8), (2 * HEADS + 2, HEADS + 1, 6, 4)]
 
 
 def qkv(rows: int, length: int, shape: tuple[int, int, int, int], seed: int = 0) -> list[Tensor]:
