@@ -141,7 +141,7 @@ class _BlockCausal(torch.autograd.Function):
                 block.hide(by_query)
                 if largest is not None:
                     torch.maximum(largest, by_query.amax((1, 3)), out=largest)
-                p = torch.softmax(logits, -1)
+                p = torch._softmax(logits, -1, False, out=logits)  # in place: fresh memory costs more
                 out[:, block.queries] = torch.bmm(p, v[:, block.keys]).view_as(out[:, block.queries])
                 if any(ctx.needs_input_grad):
                     saved.append(p)
@@ -170,7 +170,7 @@ class _BlockCausal(torch.autograd.Function):
                 p = next(probabilities)
                 grad = grad_BKTGV[row, heads, block.queries].flatten(1, 2)
                 grad_p = torch.bmm(grad, values_KVT[:, :, block.keys])
-                grad_logits = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+                grad_logits = torch._softmax_backward_data(grad_p, p, -1, p.dtype, grad_input=grad_p)
                 grad_v[:, block.keys].baddbmm_(p.mT, grad)  # p is in the cache now
                 grad_k[:, block.keys].baddbmm_(grad_logits.mT, q[:, block.queries].flatten(1, 2))
                 of_q = torch.bmm(grad_logits, k[:, block.keys])
