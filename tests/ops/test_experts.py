@@ -110,6 +110,25 @@ def test_bf16_is_about_as_exact_as_transformers_loop_in_bf16(case: str) -> None:
         assert error < 1.5 * bound < 1.5 * 2**-6
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [1, 2, 16, 17, 150])
+@pytest.mark.parametrize("routing", [balanced, skewed])
+def test_inference_with_few_and_many_tokens(routing: Callable[[], Tensor], tokens: int) -> None:
+    """Without gradients a few tokens may take another way; bf16 within what the loop loses in bf16."""
+    chosen = routing()[:tokens]
+    tensors = [t.bfloat16() for t in inputs(chosen)]
+    x, *others = (t.double() for t in tensors)
+    truth = transformers_loop(x, chosen, *others)
+    x, *others = (t.float() for t in tensors)
+    out, counts = routed_experts(x, chosen, *others)
+    assert differences([out], [truth])[0] < 1e-6
+    assert torch.equal(counts, torch.bincount(chosen.flatten(), minlength=8))
+    loop = transformers_loop(tensors[0], chosen, *tensors[1:])
+    rounded, _ = routed_experts(tensors[0], chosen, *others)
+    assert rounded.dtype == torch.bfloat16
+    assert differences([rounded], [truth])[0] < 1.5 * differences([loop], [truth])[0] < 1.5 * 2**-6
+
+
 def test_which_groups_are_equal() -> None:
     """The cases above take the paths that they are named after."""
     assert Groups(balanced(), 8, equal_groups=True).equal
