@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 import lichen
 from lichen.chat.template import chat_template
-from lichen.data.special_tokens import SpecialIds
+from lichen.data.special_tokens import SpecialIds, special_ids
 from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
 from lichen.files import disk_errors, sync_folder, write_text
@@ -36,7 +36,7 @@ from lichen.spec.model import ModelSpec
 from lichen.train.checkpoint import step_of
 from lichen.train.model_card import model_card
 from lichen.train.run import open_run
-from lichen.train.trained import dataset_of, end_ids, newest_checkpoint
+from lichen.train.trained import end_ids, newest_checkpoint
 
 MARK = "lichen.json"
 FORMAT_VERSION = 1
@@ -61,21 +61,20 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
     run = open_run(folder)
     _check_replaceable(out)
     checkpoint = newest_checkpoint(run)
-    dataset = dataset_of(run, checkpoint)
-    spec = _exported_spec(run.spec, dataset.special_ids, dtype)
-    tokenizer = load_tokenizer(dataset.tokenizer_path)
+    tokenizer = load_tokenizer(run.tokenizer)
+    family = run.manifest.parameters.family
+    special = special_ids(tokenizer, family)
+    spec = _exported_spec(run.spec, special, dtype)
     step = step_of(checkpoint)
 
     with _replacing(out.resolve()) as building:
         save_weights(load_model(checkpoint / "model"), building, dtype)
         _write_json(building / "config.json", write_config(spec))
-        _write_json(building / "generation_config.json", _generation_config(spec, dataset.special_ids))
-        shutil.copyfile(dataset.tokenizer_path, building / "tokenizer.json")
-        _write_json(
-            building / "tokenizer_config.json", _tokenizer_config(spec, dataset.special_ids, tokenizer)
-        )
-        write_text(building / "chat_template.jinja", chat_template(dataset.manifest.parameters.family))
-        write_text(building / "README.md", model_card(run, step, spec, dataset))
+        _write_json(building / "generation_config.json", _generation_config(spec, special))
+        shutil.copyfile(run.tokenizer, building / "tokenizer.json")
+        _write_json(building / "tokenizer_config.json", _tokenizer_config(spec, special, tokenizer))
+        write_text(building / "chat_template.jinja", chat_template(family))
+        write_text(building / "README.md", model_card(run, step, spec))
         mark = {
             "format_version": FORMAT_VERSION,
             "lichen": lichen.__version__,

@@ -6,7 +6,6 @@ import json
 from datetime import UTC, datetime
 
 import lichen
-from lichen.data.dataset import TokenDataset
 from lichen.spec.account import active_parameters, total_parameters
 from lichen.spec.model import GQA, Dense, ModelSpec, MoE
 from lichen.train.metrics import read_metrics
@@ -26,9 +25,9 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 """
 
 
-def model_card(run: Run, step: int, spec: ModelSpec, dataset: TokenDataset) -> str:
+def model_card(run: Run, step: int, spec: ModelSpec) -> str:
     """Markdown with the front matter that the Hugging Face Hub reads. `spec` is the exported model."""
-    recipe, manifest = run.recipe, dataset.manifest
+    recipe, manifest = run.recipe, run.manifest
     seen = step * recipe.train.tokens_per_step
     rows = {
         "architecture": _architecture(spec),

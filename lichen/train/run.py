@@ -2,8 +2,11 @@
 
 RUN/recipe.toml     the resolved recipe          RUN/metrics.jsonl   one line per step
 RUN/config.json     the model                    RUN/tensorboard/    the same, for TensorBoard
-RUN/run.json        format, machine, versions    RUN/checkpoints/    see `lichen.train.checkpoint`
-RUN/report.html     written at the end           RUN/plots/          its figures
+RUN/tokenizer.json  its tokens                   RUN/checkpoints/    see `lichen.train.checkpoint`
+RUN/data.json       the manifest of its data     RUN/report.html     written at the end
+RUN/run.json        format, machine, versions    RUN/plots/          its figures
+
+Only training itself reads the data again: what has been trained can be used and exported without them.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ import torch
 
 import lichen
 from lichen.data.dataset import TokenDataset
+from lichen.data.manifest import TOKENIZER_FILE, Manifest, read_json, write_json
 from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
-from lichen.files import disk_errors, sync_folder, write_text
+from lichen.files import atomic_write, disk_errors, sync_folder, write_text
 from lichen.ops.ceiling import machine
 from lichen.optim import recipes
 from lichen.optim.recipes import OptimizerRecipe
@@ -33,14 +37,22 @@ from lichen.spec.named import named_models
 from lichen.train.checkpoint import FORMAT_VERSION, check_format_version
 from lichen.train.recipe import Recipe, differences, is_fixed, read_recipe, write_recipe
 
+DATA_FILE = "data.json"
+
 
 @dataclass(frozen=True)
 class Run:
     folder: Path
     recipe: Recipe
     spec: ModelSpec
+    manifest: Manifest
+    """Of the data that the run began with."""
     facts: dict[str, Any]
     """What run.json holds: format_version, lichen, started (ISO 8601), machine."""
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / TOKENIZER_FILE
 
     @property
     def checkpoints(self) -> Path:
@@ -61,7 +73,7 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
     Raises LichenError when the folder holds something else (it says what differs), and when the recipe, the
     model and the data do not fit together; then no folder is made.
     """
-    recipe, spec = resolve(recipe)
+    recipe, spec, dataset = resolve(recipe)
     if is_run(folder):
         return _same_run(open_run(folder), recipe, spec)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -77,11 +89,14 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
     with disk_errors(folder):
         shutil.rmtree(aside, ignore_errors=True)
         write_text(aside / "config.json", _json(write_config(spec)))
+        write_json(aside / DATA_FILE, dataset.manifest)
+        with atomic_write(aside / TOKENIZER_FILE) as file:
+            file.write(dataset.tokenizer_path.read_bytes())
         write_text(aside / "run.json", _json(facts))
         write_recipe(recipe, aside / "recipe.toml")
         os.rename(aside, folder)
         sync_folder(folder.parent)
-    return Run(folder, recipe, spec, facts)
+    return Run(folder, recipe, spec, dataset.manifest, facts)
 
 
 def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
@@ -98,6 +113,7 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
         raise LichenError(f"{folder / 'run.json'} is damaged: its format_version is {version!r}")
     check_format_version(version, folder)
     spec = read_config(_read_json(folder / "config.json"))
+    manifest = _read_manifest(folder)
     recipe = read_recipe(folder / "recipe.toml")
     if overrides:
         changed = read_recipe(folder / "recipe.toml", overrides)
@@ -109,11 +125,11 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
                 )
         recipe = changed
         write_recipe(recipe, folder / "recipe.toml")
-    return Run(folder, recipe, spec, facts)
+    return Run(folder, recipe, spec, manifest, facts)
 
 
-def resolve(recipe: Recipe) -> tuple[Recipe, ModelSpec]:
-    """Make a recipe independent of the current folder and of Lichen's defaults, and read its model.
+def resolve(recipe: Recipe) -> tuple[Recipe, ModelSpec, TokenDataset]:
+    """Make a recipe independent of the current folder and of Lichen's defaults; its model and its data.
 
     The special tokens of the model are those of the data. Raises LichenError when the model and the data do
     not fit together.
@@ -135,7 +151,7 @@ def resolve(recipe: Recipe) -> tuple[Recipe, ModelSpec]:
             "optimizer": recipe.optimizer.model_copy(update=optimizer),
         }
     )
-    return resolved, spec
+    return resolved, spec, dataset
 
 
 def model_spec(recipe: Recipe) -> ModelSpec:
@@ -200,6 +216,23 @@ def _same_run(run: Run, recipe: Recipe, spec: ModelSpec) -> Run:
             f"continue that run with: lichen train {run.folder}"
         )
     return run
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    """The manifest of the run's data. Raises LichenError if the run's tokenizer is not the one it names."""
+    path = folder / DATA_FILE
+    try:
+        manifest = read_json(path, Manifest)
+    except (OSError, LichenError) as error:
+        raise LichenError(
+            f"{path} is missing or damaged; copy the manifest.json of the run's data there"
+        ) from error
+    if tokenizer_hash(folder) != manifest.tokenizer_hash:
+        raise LichenError(
+            f"{folder / TOKENIZER_FILE} is not the tokenizer that the run began with; copy that of its data "
+            "there"
+        )
+    return manifest
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from lichen.data.dataset import TokenDataset
-from lichen.data.special_tokens import SpecialIds
+from lichen.data.special_tokens import SpecialIds, special_ids
 from lichen.data.tokenizer import load_tokenizer, tokenizer_file, vocabulary_size
 from lichen.errors import LichenError
 from lichen.nn.transformer import Transformer
@@ -37,15 +36,14 @@ def load_trained(folder: Path, device: torch.device) -> Trained:
 
     Weights stored as fp32, as in a run, compute in fp32; others in bf16 where `device` multiplies it.
 
-    Raises LichenError when there is no model, a run has no good checkpoint or other data than it had, or
-    model and tokenizer do not belong together.
+    Raises LichenError when there is no model, a run has no good checkpoint, or model and tokenizer do not
+    belong together.
     """
     if is_run(folder):
         run = open_run(folder)
         checkpoint = newest_checkpoint(run)
-        dataset = dataset_of(run, checkpoint)
-        weights, dtype, tokenizer_path = checkpoint / "model", torch.float32, dataset.tokenizer_path
-        ends = end_ids(dataset.special_ids)
+        weights, dtype, tokenizer_path = checkpoint / "model", torch.float32, run.tokenizer
+        ends = end_ids(special_ids(load_tokenizer(run.tokenizer), run.manifest.parameters.family))
     else:
         if not folder.is_dir():
             raise LichenError(
@@ -77,21 +75,17 @@ def newest_checkpoint(run: Run) -> Path:
             if damaged
             else f"the run {run.folder} has no checkpoint yet; train it with: lichen train {run.folder}"
         )
+    check_tokenizer(run, checkpoint)
     return checkpoint
 
 
-def dataset_of(run: Run, checkpoint: Path | None) -> TokenDataset:
-    """The data of `run`, which hold its tokenizer. Raises LichenError if `checkpoint` knows another one."""
-    dataset = TokenDataset.open(Path(run.recipe.data.path))
-    if checkpoint is None:
-        return dataset
+def check_tokenizer(run: Run, checkpoint: Path) -> None:
+    """Raise LichenError if `checkpoint` was trained with another tokenizer than the run's."""
     state = json.loads((checkpoint / "state.json").read_bytes())
-    if state["tokenizer_hash"] != dataset.manifest.tokenizer_hash:
+    if state["tokenizer_hash"] != run.manifest.tokenizer_hash:
         raise LichenError(
-            f"{checkpoint} was trained with another tokenizer than the data in {dataset.folder} have now; "
-            "prepare the data with the run's tokenizer again"
+            f"{checkpoint} was trained with another tokenizer than {run.tokenizer}; it belongs to another run"
         )
-    return dataset
 
 
 def end_ids(special: SpecialIds) -> list[int]:

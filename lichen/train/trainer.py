@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lichen.data.dataset import TokenDataset
 from lichen.data.loader import IGNORE, Batch, Loader
 from lichen.data.manifest import Split
 from lichen.data.tokenizer import load_tokenizer
@@ -45,7 +46,7 @@ from lichen.train.checkpoint import (
 )
 from lichen.train.metrics import Sample, StepMetrics, load_balance
 from lichen.train.run import Run, default_device, optimizer_recipe
-from lichen.train.trained import dataset_of, end_ids
+from lichen.train.trained import check_tokenizer, end_ids
 
 
 class Trainer:
@@ -61,8 +62,8 @@ class Trainer:
         self.step = 0
         self.device = default_device()
         self.compute_dtype = _compute_dtype(recipe.train.dtype, self.device)
-        self.dataset = dataset_of(run, checkpoint)
-        self.tokenizer = load_tokenizer(self.dataset.tokenizer_path)
+        self.dataset = _open_data(run)
+        self.tokenizer = load_tokenizer(run.tokenizer)
         self.prompts = {prompt: self._prompt_ids(prompt) for prompt in recipe.sample.prompts}
         seed_rng(recipe.train.seed)
         with self.device:
@@ -233,7 +234,7 @@ class Trainer:
             state = {
                 "format_version": FORMAT_VERSION,
                 "step": self.step,
-                "tokenizer_hash": self.dataset.manifest.tokenizer_hash,
+                "tokenizer_hash": self.run.manifest.tokenizer_hash,
                 "loader": self.loader.state(),
                 "rng": rng_state(),
             }
@@ -244,6 +245,7 @@ class Trainer:
     def _restore(self, checkpoint: Path) -> None:
         state = json.loads((checkpoint / "state.json").read_bytes())
         check_format_version(state["format_version"], checkpoint)
+        check_tokenizer(self.run, checkpoint)
         load_weights(self.model, checkpoint / "model")
         # Learning rates and the like come from the recipe; the checkpoint brings only what was learnt.
         groups = self.optimizer.state_dict()["param_groups"]
@@ -255,6 +257,16 @@ class Trainer:
 
 
 # ------------------------------------------------------------------------------------------------ details
+
+
+def _open_data(run: Run) -> TokenDataset:
+    dataset = TokenDataset.open(Path(run.recipe.data.path))
+    if dataset.manifest.tokenizer_hash != run.manifest.tokenizer_hash:
+        raise LichenError(
+            f"the data in {dataset.folder} have another tokenizer than the run {run.folder}; prepare them "
+            f"again with --tokenizer {run.tokenizer}"
+        )
+    return dataset
 
 
 def _compute_dtype(wanted: str, device: torch.device) -> torch.dtype:

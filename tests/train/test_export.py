@@ -266,10 +266,22 @@ def test_what_is_not_a_run_is_refused(tmp_path):
         export_run(tmp_path, tmp_path / "out")
 
 
-def test_another_tokenizer_than_the_runs_is_noticed(run, runs, tmp_path):
+def test_a_run_is_exported_and_read_without_its_data(run, tmp_path):
     recipe = run.folder / "recipe.toml"
-    other = runs["llama"].recipe.data.path
-    recipe.write_text(recipe.read_text().replace(run.recipe.data.path, other))
+    recipe.write_text(recipe.read_text().replace(run.recipe.data.path, str(tmp_path / "gone")))
+    export_run(run.folder, tmp_path / "out")
+    assert load_trained(run.folder, CPU).eos_ids == load_trained(tmp_path / "out", CPU).eos_ids
+
+
+def test_another_tokenizer_than_the_runs_is_noticed(run, runs, tmp_path):
+    shutil.copyfile(runs["llama"].tokenizer, run.tokenizer)
+    with pytest.raises(LichenError, match="not the tokenizer that the run began with"):
+        export_run(run.folder, tmp_path / "out")
+
+
+def test_a_checkpoint_of_a_run_with_another_tokenizer_is_noticed(run, runs, tmp_path):
+    shutil.rmtree(run.checkpoints)
+    shutil.copytree(runs["llama"].checkpoints, run.checkpoints)
     with pytest.raises(LichenError, match="another tokenizer"):
         export_run(run.folder, tmp_path / "out")
 

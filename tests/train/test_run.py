@@ -74,6 +74,17 @@ def test_a_newer_format_is_refused(make_recipe, tmp_path: Path):
         open_run(run.folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("data.json", "manifest.json"), ("tokenizer.json", "tokenizer")]
+)
+def test_a_damaged_file_of_the_run_is_named(make_recipe, tmp_path: Path, name: str, message: str):
+    run = start_run(make_recipe(), tmp_path / "run")
+    for damage in (lambda file: file.write_text("{}"), Path.unlink):
+        damage(run.folder / name)
+        with pytest.raises(LichenError, match=rf"{name}.*{message}"):
+            open_run(run.folder)
+
+
 def test_overrides_of_a_run_are_kept_unless_it_depends_on_the_old_value(make_recipe, tmp_path: Path):
     run = start_run(make_recipe(), tmp_path / "run")
     changed = open_run(run.folder, ["train.micro_batch=1", "train.steps=12", "optimizer.lr=0.005"])

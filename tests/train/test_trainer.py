@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from lichen.data.loader import Loader
+from lichen.data.prepare import prepare
 from lichen.errors import LichenError
 from lichen.nn.weights import save_weights
 from lichen.spec.families import for_export, write_config
+from lichen.train.recipe import DataSection
 from lichen.train.run import start_run
 from lichen.train.trainer import Trainer
 
@@ -185,6 +188,15 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(make_trainer):
     state.write_text(json.dumps({**json.loads(state.read_text()), "tokenizer_hash": "0" * 64}))
     with pytest.raises(LichenError, match="another tokenizer"):
         Trainer(trainer.run, state.parent)
+
+
+def test_data_of_another_tokenizer_are_refused(make_trainer, data: Path, tmp_path: Path):
+    run = make_trainer().run
+    other = prepare([str(Path(json.__file__).parent)], tmp_path / "other", vocab_size=300)
+    assert other.tokenizer_hash != run.manifest.tokenizer_hash
+    path = DataSection(path=str(tmp_path / "other"))
+    with pytest.raises(LichenError, match=f"--tokenizer {run.tokenizer}"):
+        Trainer(replace(run, recipe=run.recipe.model_copy(update={"data": path})))
 
 
 @pytest.mark.parametrize("prompt", ["", "word " * 200])
