@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lichen.nn.roles import Role
+from lichen.ops.linear import linear
 from lichen.ops.norm import rms_norm
 
 
@@ -26,7 +27,7 @@ class Linear(nn.Module):
             self.roles["bias"] = Role("bias")
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class RMSNorm(nn.Module):

@@ -80,7 +80,7 @@ class MLAttention(nn.Module):
         self, x_BTH: Tensor, turn: Tensor, mask: CausalMask, max_logits: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """x (B, T, H) -> (B, T, H) and, if asked, the largest logit of each head (heads,) fp32."""
-        q = torch.cat(self._queries(x_BTH, turn), -1).transpose(1, 2)
+        q = torch.cat([part.transpose(1, 2) for part in self._queries(x_BTH, turn)], -1)
         k, v = self._expand(*self._latents(x_BTH, turn))
         out, largest = causal_attention(q, k, v, mask, self.scale, max_logits)
         return self.o_proj(out.transpose(1, 2).flatten(2)), largest
@@ -96,8 +96,8 @@ class MLAttention(nn.Module):
             q_latent = torch.einsum("bthn,hnl->bhtl", q_c, w_uk)
             q = torch.cat([q_latent, q_r.transpose(1, 2)], -1)
             stored = stored_BSW.unsqueeze(1)
-            mixed = cached_attention(q, stored, stored[..., : spec.kv_lora_rank], positions_BT, self.scale)
-            out = torch.einsum("bhtl,hvl->bthv", mixed, w_uv)
+            mixed = cached_attention(q, stored, stored, positions_BT, self.scale)
+            out = torch.einsum("bhtl,hvl->bthv", mixed[..., : spec.kv_lora_rank], w_uv)
         else:
             k, v = self._expand(*stored_BSW.split([spec.kv_lora_rank, spec.qk_rope_head_dim], -1))
             q = torch.cat([q_c, q_r], -1).transpose(1, 2)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lichen.nn.cache import Cache
@@ -22,6 +21,7 @@ from lichen.nn.mtp import MTPLayer
 from lichen.nn.roles import Role
 from lichen.ops.attention import CausalMask
 from lichen.ops.cross_entropy import IGNORE, linear_cross_entropy
+from lichen.ops.linear import linear
 from lichen.ops.rope import turns
 from lichen.spec.model import ModelSpec
 
@@ -139,7 +139,7 @@ class Transformer(nn.Module):
         return self._logits(hidden)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.head_weight.to(hidden.dtype)).float()
+        return linear(hidden, self.head_weight.to(hidden.dtype)).float()
 
     def loss(
         self,

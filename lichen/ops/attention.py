@@ -142,7 +142,7 @@ class _BlockCausal(torch.autograd.Function):
                 if largest is not None:
                     torch.maximum(largest, by_query.amax((1, 3)), out=largest)
                 p = torch._softmax(logits, -1, False, out=logits)  # in place: fresh memory costs more
-                out[:, block.queries] = torch.bmm(p, v[:, block.keys]).view_as(out[:, block.queries])
+                torch.bmm(p, v[:, block.keys], out=out[:, block.queries].flatten(1, 2))
                 if any(ctx.needs_input_grad):
                     saved.append(p)
         ctx.save_for_backward(q_BKTGD, k_BKTD, v_BKTV, *saved)
@@ -156,6 +156,7 @@ class _BlockCausal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_BKTGV: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         q_BKTGD, k_BKTD, v_BKTV, *saved = ctx.saved_tensors
+        grad_BKTGV = grad_BKTGV.contiguous()
         grad_q_BKTGD = torch.empty_like(q_BKTGD)
         grad_k_BKTD, grad_v_BKTV = torch.zeros_like(k_BKTD), torch.zeros_like(v_BKTV)
         probabilities = iter(saved)
@@ -173,8 +174,7 @@ class _BlockCausal(torch.autograd.Function):
                 grad_logits = torch._softmax_backward_data(grad_p, p, -1, p.dtype, grad_input=grad_p)
                 grad_v[:, block.keys].baddbmm_(p.mT, grad)  # p is in the cache now
                 grad_k[:, block.keys].baddbmm_(grad_logits.mT, q[:, block.queries].flatten(1, 2))
-                of_q = torch.bmm(grad_logits, k[:, block.keys])
-                grad_q[:, block.queries] = of_q.view_as(grad_q[:, block.queries])
+                torch.bmm(grad_logits, k[:, block.keys], out=grad_q[:, block.queries].flatten(1, 2))
         return grad_q_BKTGD, grad_k_BKTD, grad_v_BKTV, None, None
 
 
@@ -191,7 +191,7 @@ def _block_causal(
     q_BHTD: Tensor, k_BKTD: Tensor, v_BKTV: Tensor, mask: CausalMask, scale: float, want_max: bool
 ) -> tuple[Tensor, Tensor | None]:
     key_heads = k_BKTD.shape[1]
-    q_BKTGD = (q_BHTD.unflatten(1, (key_heads, -1)).transpose(2, 3) * scale).contiguous()
+    q_BKTGD = (q_BHTD * scale).unflatten(1, (key_heads, -1)).transpose(2, 3).contiguous()
     out, largest = _BlockCausal.apply(q_BKTGD, k_BKTD.contiguous(), v_BKTV.contiguous(), mask, want_max)
     return out.transpose(2, 3).flatten(1, 2), largest
 
@@ -231,8 +231,14 @@ def cached_attention(
     batch, heads, length, _ = q_BHTD.shape
     key_heads = k_BKSD.shape[1]
     groups = heads // key_heads
-    out = q_BHTD.new_empty(batch, heads, length, v_BKSV.shape[-1])
     key_position = torch.arange(k_BKSD.shape[2], device=q_BHTD.device)
+    if length == 1:  # the queries of a key head all see the same keys, which the fused kernel reads in place
+        q = q_BHTD.view(batch, key_heads, groups, -1)
+        seen = (key_position <= positions_BT)[:, None, None]
+        return F.scaled_dot_product_attention(q, k_BKSD, v_BKSV, attn_mask=seen, scale=scale).view(
+            batch, heads, 1, -1
+        )
+    out = q_BHTD.new_empty(batch, heads, length, v_BKSV.shape[-1])
     for start in range(0, length, BLOCK):
         end = min(start + BLOCK, length)
         queries = end - start

@@ -1,4 +1,4 @@
-"""What this machine is, and what it can do at most: the rate of its matrix multiplier."""
+"""What this machine is, and what it can do at most: the rates of its matrix multiplier and its memory."""
 
 from __future__ import annotations
 
@@ -53,6 +53,23 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     while time.perf_counter() - start < _SECONDS:
         best = min(best, _timed_product(left, right))
     return 2 * n**3 / best
+
+
+def memory_rate(n_bytes: int, device: torch.device) -> float:
+    """Best rate of reading `n_bytes` of memory in order, in bytes/s: what bounds a decoding step.
+
+    Ask for as many bytes as the weights have: fewer may come from a cache that weights do not fit in.
+    """
+    numbers = torch.ones(n_bytes // 4, device=device)
+    best = float("inf")
+    start = time.perf_counter()
+    while time.perf_counter() - start < _SECONDS:
+        before = time.perf_counter()
+        numbers.sum()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        best = min(best, time.perf_counter() - before)
+    return numbers.nbytes / best
 
 
 def _timed_product(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -21,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lichen.ops.linear import linear
 from lichen.ops.swiglu import silu_mul, silu_mul_backward
 
 ROWS = 32  # group sizes are multiples of this
 MAX_PADDING = 1.75  # padded rows per real one that equal groups may cost; both measured in docs/log.md
+FEW_TOKENS = 16
 
 
 def experts_reference(
@@ -121,7 +123,8 @@ class _RoutedExperts(torch.autograd.Function):
         grad_y = grad_PH.mul_(groups.weights(weights_Nk, grad_PH.dtype))
         grad_down = groups.outer_products(grad_y, a_PI)
         grad_a = groups.products(grad_y, down)
-        grad_h = torch.cat(silu_mul_backward(grad_a, *h_P2I.chunk(2, -1)), -1)
+        grad_h = torch.empty_like(h_P2I)
+        silu_mul_backward(grad_a, *h_P2I.chunk(2, -1), *grad_h.chunk(2, -1))
         grad_gate_up = groups.outer_products(grad_h, x_PH)
         grad_x = F.embedding_bag(groups.row_Nk, groups.products(grad_h, gate_up), mode="sum")
         return grad_x, grad_weights.to(weights_Nk.dtype), grad_gate_up, grad_down, None
@@ -140,6 +143,21 @@ def _grouped(
     return torch.bmm(weights_Nk.to(dtype).unsqueeze(1), copies_NkH).squeeze(1)
 
 
+def _for_few(
+    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
+) -> Tensor:
+    """Inference with a few tokens, where an expert costs what reading its weights costs: every chosen
+    expert serves all tokens, with weight 0 for those that did not choose it."""
+    dtype = x_NH.dtype
+    weights_NE = weights_Nk.new_zeros(len(x_NH), len(down_EHI)).scatter_(1, experts_Nk, weights_Nk).to(dtype)
+    out = torch.zeros_like(x_NH)
+    for e in sorted(set(experts_Nk.flatten().tolist())):
+        gate, up = linear(x_NH, gate_up_E2IH[e].to(dtype)).chunk(2, -1)
+        a = F.silu(gate).mul_(up)
+        out.addcmul_(linear(a, down_EHI[e].to(dtype)), weights_NE[:, e : e + 1])
+    return out
+
+
 def routed_experts(
     x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -149,6 +167,9 @@ def routed_experts(
     gate's rows first, down (E, H, I). Returns the output (N, H) and the token copies per expert (E,) int64.
     """
     on_cpu = x_NH.device.type == "cpu"
+    if on_cpu and len(x_NH) <= FEW_TOKENS and not torch.is_grad_enabled():
+        counts_E = torch.bincount(experts_Nk.flatten(), minlength=len(down_EHI))
+        return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI), counts_E
     groups = Groups(experts_Nk, gate_up_E2IH.shape[0], equal_groups=on_cpu)
     apply = _RoutedExperts.apply if on_cpu else _grouped
     return apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups), groups.counts_E

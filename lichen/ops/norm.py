@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -48,4 +49,6 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) of any float dtype, weight (D,) -> (..., D) in x's dtype, computed in fp32."""
+    if not torch.is_grad_enabled():
+        return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
     return _RMSNorm.apply(x, weight, eps)

@@ -18,13 +18,16 @@ class _SiluMul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return silu_mul_backward(grad, gate, up)
+        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        silu_mul_backward(grad, gate, up, grad_gate, grad_up)
+        return grad_gate, grad_up
 
 
-def silu_mul_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of silu(gate) * up with respect to gate and up; all tensors (..., I)."""
-    grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
-    return grad_gate, F.silu(gate).mul_(grad)
+def silu_mul_backward(grad: Tensor, gate: Tensor, up: Tensor, grad_gate: Tensor, grad_up: Tensor) -> None:
+    """Write the gradients of silu(gate) * up into grad_gate and grad_up; all tensors (..., I)."""
+    torch.mul(grad, up, out=grad_up)
+    torch.ops.aten.silu_backward.grad_input(grad_up, gate, grad_input=grad_gate)
+    torch.mul(F.silu(gate), grad, out=grad_up)
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
