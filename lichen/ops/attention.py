@@ -142,7 +142,7 @@ class _BlockCausal(torch.autograd.Function):
                 if largest is not None:
                     torch.maximum(largest, by_query.amax((1, 3)), out=largest)
                 p = torch._softmax(logits, -1, False, out=logits)  # in place: fresh memory costs more
-                torch.bmm(p, v[:, block.keys], out=out[:, block.queries].flatten(1, 2))
+                torch.bmm(p, v[:, block.keys], out=out[:, block.queries].view(*p.shape[:2], -1))
                 if any(ctx.needs_input_grad):
                     saved.append(p)
         ctx.save_for_backward(q_BKTGD, k_BKTD, v_BKTV, *saved)
@@ -174,7 +174,7 @@ class _BlockCausal(torch.autograd.Function):
                 grad_logits = torch._softmax_backward_data(grad_p, p, -1, p.dtype, grad_input=grad_p)
                 grad_v[:, block.keys].baddbmm_(p.mT, grad)  # p is in the cache now
                 grad_k[:, block.keys].baddbmm_(grad_logits.mT, q[:, block.queries].flatten(1, 2))
-                torch.bmm(grad_logits, k[:, block.keys], out=grad_q[:, block.queries].flatten(1, 2))
+                torch.bmm(grad_logits, k[:, block.keys], out=grad_q[:, block.queries].view(*p.shape[:2], -1))
         return grad_q_BKTGD, grad_k_BKTD, grad_v_BKTV, None, None
 
 
