@@ -71,24 +71,13 @@ def _print_keys() -> None:
 
 
 def _print_optimizer(recipe: Recipe) -> None:
-    """One line per parameter: what updates it, which matrices it holds, learning rate and weight decay."""
+    """One line per parameter: what updates it, learning rate, weight decay and the matrices it holds."""
     import torch
 
     from lichen.nn.transformer import Transformer
-    from lichen.optim import Muon, parameter_table
+    from lichen.optim import parameter_table
     from lichen.train.run import model_spec, optimizer_recipe
 
-    rule = optimizer_recipe(recipe)
     with torch.device("meta"):
-        rows = parameter_table(Transformer(model_spec(recipe)))
-    group_of = {name: group for group in Muon(rows, rule).param_groups for name in group["param_names"]}
-    lines = [("parameter", "updated by", "lr", "weight decay", "matrices")]
-    for row in rows:
-        algorithm, group = rule.algorithm(row.role.kind), group_of[row.name]
-        is_muon = algorithm == "muon"
-        views = row.matrices(row.parameter, per_head=rule.per_head) if is_muon else [row.parameter]
-        matrices = " + ".join(" x ".join(map(str, view.shape)) for view in views)
-        lines.append((row.name, algorithm, f"{group['lr']:g}", f"{group['weight_decay']:g}", matrices))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        model = Transformer(model_spec(recipe))
+    print(parameter_table(model).describe(optimizer_recipe(recipe)))

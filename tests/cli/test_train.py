@@ -1,5 +1,6 @@
 """What a person sees who gives `lichen train` something that cannot work."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,15 +89,15 @@ def test_show_optimizer_tells_what_updates_each_parameter_without_any_data(recip
     )
     assert status == 0
     rows = {
-        line.split()[0]: line.split()[1:]
+        re.split(r"  +", line)[0]: re.split(r"  +", line)[1:]
         for line in out.splitlines()
         if line.startswith(("model.", "lm_head"))
     }
     q_proj = rows["model.layers.0.self_attn.q_proj.weight"]
-    assert q_proj == ["muon", "0.003", "0.1", "1", "x", "32", "x", "32"]
-    assert rows["model.embed_tokens.weight"][0] == "adamw"
-    assert rows["lm_head.weight"][0] == "adamw"
-    assert rows["model.norm.weight"][0] == "adamw"
+    assert q_proj == ["(32, 32)", "muon", "0.003", "0.1", "1 x (32, 32)"]
+    assert rows["model.embed_tokens.weight"][1] == "adamw"
+    assert rows["lm_head.weight"][1] == "adamw"
+    assert rows["model.norm.weight"][1] == "adamw"
     assert len(rows) == 12
 
 
