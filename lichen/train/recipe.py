@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,8 +167,9 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 def differences(ours: Recipe, theirs: Recipe) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, with both values."""
-    left, right = dict(_flat(ours)), dict(_flat(theirs))
-    return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
+    left, right = dict(_flat(ours.model_dump())), dict(_flat(theirs.model_dump()))
+    both = ((key, (left.get(key), right.get(key))) for key in {**left, **right})
+    return {key: values for key, values in both if values[0] != values[1]}
 
 
 def is_fixed(key: str) -> bool:
@@ -198,10 +199,12 @@ def _type_name(annotation: Any) -> str:
     return name.removeprefix("Literal[").removesuffix("]") if name.startswith("Literal") else name
 
 
-def _flat(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    for section, values in recipe.model_dump().items():
-        for key, value in values.items():
-            yield f"{section}.{key}", value
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -243,6 +246,13 @@ def _sentence(problem: ErrorDetails, path: str) -> str:
     else:
         expected = problem["msg"].removeprefix("Input should be ")
     return f"{path} is {json.dumps(problem['input'], default=str)}; expected {expected}"
+
+
+def unknown_field(field: str, fields: Collection[str]) -> str:
+    """What to say of a field in [model.config] that its model does not have; it has `fields`."""
+    near = difflib.get_close_matches(field, fields, 1)
+    remedy = f"did you mean model.config.{near[0]}?" if near else "remove it"
+    return f"model.config.{field} is no field of this model; {remedy}"
 
 
 def _nearest(path: str) -> str:

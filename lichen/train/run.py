@@ -32,10 +32,11 @@ from lichen.ops.ceiling import machine
 from lichen.optim import recipes
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.spec.families import load_spec, read_config, write_config
+from lichen.spec.families.fields import shown
 from lichen.spec.model import ModelSpec
 from lichen.spec.named import named_models
 from lichen.train.checkpoint import FORMAT_VERSION, check_format_version
-from lichen.train.recipe import Recipe, differences, is_fixed, read_recipe, write_recipe
+from lichen.train.recipe import Recipe, differences, is_fixed, read_recipe, unknown_field, write_recipe
 
 DATA_FILE = "data.json"
 
@@ -120,8 +121,8 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
         for key, (new, old) in differences(changed, recipe).items():
             if is_fixed(key):
                 raise LichenError(
-                    f"{key} is {old!r} in the run {folder} and cannot become {new!r}: the run's weights and "
-                    "place in the data depend on it. Start a new run with another --out"
+                    f"{key} is {shown(old)} in the run {folder} and cannot become {shown(new)}: the run's "
+                    "weights and place in the data depend on it. Start a new run with another --out"
                 )
         recipe = changed
         write_recipe(recipe, folder / "recipe.toml")
@@ -155,9 +156,18 @@ def resolve(recipe: Recipe) -> tuple[Recipe, ModelSpec, TokenDataset]:
 
 
 def model_spec(recipe: Recipe) -> ModelSpec:
-    """The model that a recipe names or describes."""
+    """The model that a recipe names or describes.
+
+    Published configs carry fields that say nothing about the model; in a description of one's own a field
+    that nobody reads can only be misspelt. Raises LichenError for it.
+    """
     config = recipe.model.config
-    return load_spec(config) if isinstance(config, str) else read_config(config)
+    if isinstance(config, str):
+        return load_spec(config)
+    spec = read_config(config)
+    if spec.metadata:
+        raise LichenError(unknown_field(min(spec.metadata), write_config(replace(spec, metadata={}))))
+    return spec
 
 
 def optimizer_recipe(recipe: Recipe) -> OptimizerRecipe:
@@ -199,13 +209,13 @@ def _check_fit(recipe: Recipe, spec: ModelSpec, dataset: TokenDataset) -> None:
 
 def _same_run(run: Run, recipe: Recipe, spec: ModelSpec) -> Run:
     told = [
-        f"{key} is {old!r} there and {new!r} here"
+        f"{key} is {shown(old)} there and {shown(new)} here"
         for key, (new, old) in differences(recipe, run.recipe).items()
     ]
     if not told and spec != run.spec:
         ours, theirs = write_config(spec), write_config(run.spec)
         told = [
-            f"the model's {key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+            f"the model's {key} is {shown(theirs.get(key))} there and {shown(ours.get(key))} here"
             for key in {**theirs, **ours}
             if theirs.get(key) != ours.get(key)
         ]

@@ -36,6 +36,22 @@ def test_another_recipe_is_refused_and_the_differences_named(make_recipe, tmp_pa
     assert "train.steps is 6 there and 7 here" in str(refusal.value)
 
 
+def test_fields_of_a_described_model_are_compared_one_by_one(make_recipe, tmp_path: Path):
+    start_run(make_recipe(), tmp_path / "run")
+    with pytest.raises(
+        LichenError, match=r"model\.config\.rope_theta is 10000\.0 there and 500\.0 here\. Choose"
+    ):
+        start_run(make_recipe("model.config.rope_theta=500.0"), tmp_path / "run")
+
+
+def test_a_misspelt_field_of_the_model_is_refused(make_recipe, tmp_path: Path):
+    with pytest.raises(
+        LichenError, match=r"model\.config\.aux_los_alpha.*mean model\.config\.aux_loss_alpha"
+    ):
+        start_run(make_recipe("model.config.aux_los_alpha=0.001"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_model_under_the_same_name_is_refused(make_recipe, tmp_path: Path):
     config = tmp_path / "config.json"
     values = make_recipe().model.config
