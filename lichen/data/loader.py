@@ -19,8 +19,8 @@ from lichen.data.dataset import TokenDataset
 from lichen.data.manifest import Split
 from lichen.data.packing import pack, permute
 from lichen.errors import LichenError
+from lichen.ops.cross_entropy import IGNORE
 
-IGNORE = -100
 # Pieces packed together. More fill rows better, and make restoring slower; see docs/log.md.
 _WINDOW = 1024
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lichen.data.dataset import TokenDataset
-from lichen.data.loader import IGNORE, Batch, Loader
+from lichen.data.loader import Batch, Loader
 from lichen.data.manifest import Split
 from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
@@ -29,6 +29,7 @@ from lichen.nn.tensor_files import Outgoing, write_file
 from lichen.nn.transformer import Transformer
 from lichen.nn.weights import load_weights, save_weights
 from lichen.ops.ceiling import matrix_rate
+from lichen.ops.cross_entropy import IGNORE
 from lichen.ops.precision import matmul_dtype
 from lichen.optim import Muon, parameter_table, qk_clip
 from lichen.optim.schedule import lr_factor
