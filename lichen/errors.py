@@ -13,8 +13,10 @@ class SpecError(LichenError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says so: accelerators raise torch.OutOfMemoryError, the CPU a plain RuntimeError."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
-    )
+    """Whether `error` says so: accelerators raise torch.OutOfMemoryError, the CPU a plain RuntimeError, and
+    a library that finds no room an ImportError."""
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if isinstance(error, ImportError):
+        return "failed to map segment" in str(error) or "Cannot allocate memory" in str(error)
+    return isinstance(error, MemoryError)

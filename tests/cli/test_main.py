@@ -69,6 +69,7 @@ def test_what_the_user_can_mend_is_one_line(monkeypatch, capsys, error):
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 123 bytes. Error code 12"
         ),
         type("OutOfMemoryError", (RuntimeError,), {})("tried to allocate 123 GiB\non device 0"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
     ],
 )
 def test_out_of_memory_says_what_to_do(monkeypatch, capsys, error):
