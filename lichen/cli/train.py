@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,9 +32,13 @@ def train(
     keys: Annotated[bool, typer.Option("--keys", help="Print every key of a recipe, and stop.")] = False,
 ) -> None:
     """Train a model, or continue: `lichen train recipes/demo.toml`, then `lichen train runs/demo`."""
-    from lichen.errors import LichenError
-    from lichen.train.recipe import read_recipe
-    from lichen.train.run import open_run, start_run
+    with _ends_at_once():
+        from rich.console import Console
+
+        from lichen.errors import LichenError
+        from lichen.train.loop import train as train_run
+        from lichen.train.recipe import read_recipe
+        from lichen.train.run import open_run, start_run
 
     if keys:
         _print_keys()
@@ -49,10 +56,6 @@ def train(
     else:
         raise LichenError(f"{target} is the folder of a run and is continued there; leave --out away")
 
-    from rich.console import Console
-
-    from lichen.train.loop import train as train_run
-
     console = Console(highlight=False)
     stopped_by = train_run(run, console)
     if stopped_by is not None:
@@ -61,6 +64,17 @@ def train(
         )
         sys.exit(128 + stopped_by)
     console.print(f"finished; the report is {run.folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _ends_at_once() -> Iterator[None]:
+    """While modules load, Ctrl-C ends the process: as an exception it may be swallowed by one of them, and a
+    training would begin that nobody wants."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _print_keys() -> None:

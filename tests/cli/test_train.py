@@ -1,6 +1,7 @@
 """What a person sees who gives `lichen train` something that cannot work."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,12 @@ def test_keys_lists_the_whole_recipe(monkeypatch, capsys):
 def test_help_does_not_load_torch():
     code = "import sys; from lichen.cli import train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_ctrl_c_while_modules_load_is_not_swallowed():
+    script = (
+        "import signal\nfrom lichen.cli.train import _ends_at_once\n"
+        "with _ends_at_once():\n    try:\n        signal.raise_signal(signal.SIGINT)\n"
+        "    except BaseException:\n        pass\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGINT
