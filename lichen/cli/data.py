@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,12 @@ def prepare(
             progress=progress,
         )
     _print_manifest(out, manifest)
+    if not manifest.splits["validation"].documents:
+        warnings.warn(
+            "no document is held out, so training will report no bits per byte; prepare into another --out "
+            "with a larger --validation-fraction or more documents to get them",
+            stacklevel=1,
+        )
 
 
 @data.command()

@@ -35,6 +35,12 @@ def test_prepare_and_inspect(run, corpus: Path, tmp_path: Path) -> None:
     assert "says that document" in shown.out.removeprefix(done.out)
 
 
+def test_data_without_validation_says_what_will_be_missing(run, corpus: Path, tmp_path: Path) -> None:
+    options = ("--vocab-size", 300, "--validation-fraction", 0)
+    with pytest.warns(UserWarning, match=r"no bits per byte.*--validation-fraction or more documents"):
+        assert run("data", "prepare", corpus, "--out", tmp_path / "out", *options).status == 0
+
+
 def test_refusals_are_one_sentence(refusal, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "matches no file" in refusal("data", "prepare", "nowhere", "--out", out)
