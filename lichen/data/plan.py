@@ -74,13 +74,27 @@ def begin(
 
 
 def _refuse_other_parameters(out: Path, there: Parameters, here: Parameters) -> None:
-    for field in dataclasses.fields(Parameters):
-        old, new = getattr(there, field.name), getattr(here, field.name)
-        if old != new:
+    theirs = _as_options(there)
+    for option, ours in _as_options(here).items():
+        if theirs[option] != ours:
             raise LichenError(
-                f"{out} holds another preparation: {field.name} is {old!r} there and {new!r} here; choose "
-                "another --out, or delete the folder to prepare it anew"
+                f"{out} holds another preparation: {option} is {theirs[option]} there and {ours} here; "
+                "choose another --out, or delete the folder to prepare it anew"
             )
+
+
+def _as_options(parameters: Parameters) -> dict[str, str]:
+    """The parameters as they are typed at the command line; a given tokenizer also decides the size."""
+    given = parameters.given_tokenizer
+    return {
+        "--family": parameters.family,
+        "--tokenizer": f"the one of SHA-256 {given}" if given else "not given",
+        "--vocab-size": str(parameters.vocab_size),
+        "--validation-fraction": str(parameters.validation_fraction),
+        "--field": parameters.field,
+        "--sample-mib": f"{parameters.sample_bytes / 2**20:g}",
+        "shard_bytes": str(parameters.shard_bytes),
+    }
 
 
 def _refuse_other_sources(out: Path, there: dict[str, Source], here: list[Source]) -> None:

@@ -218,16 +218,17 @@ def test_another_preparation_does_not_go_on_in_the_folder(half: tuple[Path, Path
     source, out = half
     options = {"vocab_size": 400, "shard_bytes": 5000, "workers": 1}
     before = contents(out)
-    for name, value in (
-        ("vocab_size", 500),
-        ("family", "llama"),
-        ("validation_fraction", 0.5),
-        ("field", "body"),
-        ("sample_bytes", 2**20),
+    for name, value, difference in (
+        ("vocab_size", 500, "--vocab-size is 400 there and 500 here"),
+        ("family", "llama", "--family is kimi_k2 there and llama here"),
+        ("validation_fraction", 0.5, "--validation-fraction is 0.05 there and 0.5 here"),
+        ("field", "body", "--field is text there and body here"),
+        ("sample_bytes", 2**20, "--sample-mib is 128 there and 1 here"),
+        ("shard_bytes", 6000, "shard_bytes is 5000 there and 6000 here"),
     ):
-        with pytest.raises(LichenError, match=f"another preparation: {name} is .* there and {value!r} here"):
+        with pytest.raises(LichenError, match=f"another preparation: {difference}"):
             prepare([str(source)], out, **(options | {name: value}))
-    with pytest.raises(LichenError, match="another preparation: given_tokenizer is None there"):
+    with pytest.raises(LichenError, match=r"--tokenizer is not given there and the one of SHA-256 .* here"):
         prepare([str(source)], out, tokenizer=out, shard_bytes=5000)
     with pytest.raises(LichenError, match="unfinished; run the same `lichen data prepare` again"):
         TokenDataset.open(out)
