@@ -5,7 +5,7 @@
     tokenizer.json, tokenizer_config.json         its tokens
     chat_template.jinja                           how its tokens write a conversation
     README.md                                     what it is and how it was made
-    lichen.json                                   run, step and files of this export
+    lichen.json                                   run, step, tokenizer and files of this export
 
 The folder is built under a temporary name and renamed: it is there as a whole or not at all.
 """
@@ -36,9 +36,8 @@ from lichen.spec.model import ModelSpec
 from lichen.train.checkpoint import step_of
 from lichen.train.model_card import model_card
 from lichen.train.run import open_run
-from lichen.train.trained import end_ids, newest_checkpoint
+from lichen.train.trained import EXPORT_MARK, end_ids, newest_checkpoint
 
-MARK = "lichen.json"
 FORMAT_VERSION = 1
 
 
@@ -80,9 +79,10 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
             "lichen": lichen.__version__,
             "run": run.folder.resolve().name,
             "step": step,
-            "files": sorted([MARK, *(file.name for file in building.iterdir())]),
+            "tokenizer_hash": run.manifest.tokenizer_hash,
+            "files": sorted([EXPORT_MARK, *(file.name for file in building.iterdir())]),
         }
-        _write_json(building / MARK, mark)
+        _write_json(building / EXPORT_MARK, mark)
     return Export(step, sum(file.stat().st_size for file in out.glob("*.safetensors")))
 
 
@@ -129,12 +129,12 @@ def _check_replaceable(out: Path) -> None:
     present = {entry.name for entry in out.iterdir()}
     if not present:
         return
-    if MARK not in present:
+    if EXPORT_MARK not in present:
         raise LichenError(f"{out} is not empty and not an earlier export; name another folder")
     try:
-        ours = set(json.loads((out / MARK).read_bytes())["files"])
+        ours = set(json.loads((out / EXPORT_MARK).read_bytes())["files"])
     except (ValueError, KeyError, TypeError) as error:
-        raise LichenError(f"{out / MARK} is damaged; name another folder, or remove {out}") from error
+        raise LichenError(f"{out / EXPORT_MARK} is damaged; name another folder, or remove {out}") from error
     if foreign := sorted(present - ours):
         raise LichenError(
             f"{out} holds {foreign[0]}, which the earlier export did not write; move it away, or name "

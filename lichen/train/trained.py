@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from lichen.data.special_tokens import SpecialIds, special_ids
-from lichen.data.tokenizer import load_tokenizer, tokenizer_file, vocabulary_size
+from lichen.data.tokenizer import load_tokenizer, tokenizer_file, tokenizer_hash, vocabulary_size
 from lichen.errors import LichenError
 from lichen.nn.transformer import Transformer
 from lichen.nn.weights import load_model
@@ -20,6 +20,9 @@ from lichen.spec.families import load_spec
 from lichen.spec.model import ModelSpec
 from lichen.train.checkpoint import newest_good
 from lichen.train.run import Run, is_run, open_run
+
+EXPORT_MARK = "lichen.json"
+"""What an export says about itself; a folder from elsewhere has none."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def load_trained(folder: Path, device: torch.device) -> Trained:
             )
         if not (folder / "config.json").is_file():
             raise LichenError(f"{folder} holds no model: it is not a run, and it has no config.json")
+        _check_exported_tokenizer(folder)
         spec = load_spec(folder)
         weights, tokenizer_path, ends = folder, tokenizer_file(folder), _published_end_ids(folder, spec)
         dtype = torch.float32 if spec.dtype == "float32" else matmul_dtype(device)
@@ -85,6 +89,24 @@ def check_tokenizer(run: Run, checkpoint: Path) -> None:
     if state["tokenizer_hash"] != run.manifest.tokenizer_hash:
         raise LichenError(
             f"{checkpoint} was trained with another tokenizer than {run.tokenizer}; it belongs to another run"
+        )
+
+
+def _check_exported_tokenizer(folder: Path) -> None:
+    """Raise LichenError if `folder` is an export whose tokenizer.json is no longer the model's own."""
+    mark = folder / EXPORT_MARK
+    if not mark.exists():
+        return
+    try:
+        exported = json.loads(mark.read_bytes())["tokenizer_hash"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LichenError(
+            f"{mark} does not say which tokenizer the model has; export the run again"
+        ) from error
+    if tokenizer_hash(folder) != exported:
+        raise LichenError(
+            f"{folder / 'tokenizer.json'} is not the tokenizer that was exported with the model; export the "
+            "run again"
         )
 
 

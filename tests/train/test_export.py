@@ -279,6 +279,18 @@ def test_another_tokenizer_than_the_runs_is_noticed(run, runs, tmp_path):
         export_run(run.folder, tmp_path / "out")
 
 
+def test_an_export_with_another_tokenizer_is_refused(run, exports, tmp_path):
+    out = tmp_path / "out"
+    export_run(run.folder, out)
+    load_trained(out, CPU)
+    shutil.copyfile(exports["llama"] / "tokenizer.json", out / "tokenizer.json")
+    with pytest.raises(LichenError, match="not the tokenizer that was exported with the model"):
+        load_trained(out, CPU)
+    (out / "lichen.json").write_text("{}")
+    with pytest.raises(LichenError, match="does not say which tokenizer"):
+        load_trained(out, CPU)
+
+
 def test_a_checkpoint_of_a_run_with_another_tokenizer_is_noticed(run, runs, tmp_path):
     shutil.rmtree(run.checkpoints)
     shutil.copytree(runs["llama"].checkpoints, run.checkpoints)
