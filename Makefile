@@ -21,6 +21,7 @@ lint: $(READY) ## style, types and import layers
 
 bench: $(READY) ## speed beside other implementations, in one run each
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.muon_step
 
 $(READY): pyproject.toml constraints.txt
