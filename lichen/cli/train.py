@@ -63,7 +63,6 @@ def train(
             f"stopped and saved; go on with: lichen train {run.folder}", markup=False, soft_wrap=True
         )
         sys.exit(128 + stopped_by)
-    console.print(f"finished; the report is {run.folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
 @contextmanager

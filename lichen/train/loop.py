@@ -47,10 +47,10 @@ def train(run: Run, console: Console) -> signal.Signals | None:
             if trainer.step > (step_of(checkpoint) if checkpoint else 0):
                 log.sync()
                 trainer.save()
-        if trainer.step >= steps:
-            write_report(run)
-            return None
-        return stop.signal
+        if trainer.step < steps:
+            return stop.signal
+    console.print(_report(run), markup=False, highlight=False, soft_wrap=True)
+    return None
 
 
 class StopRequest:
@@ -109,6 +109,18 @@ def _step(trainer: Trainer) -> StepMetrics:
 
 def _due(every: int, step: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
+
+
+def _report(run: Run) -> str:
+    """Write the report, and say where it is. Its failure is not that of the run, which is complete."""
+    try:
+        write_report(run)
+    except Exception as error:
+        return (
+            f"the run is complete, but its report could not be drawn ({error}); "
+            f"`lichen train {run.folder}` draws it again"
+        )
+    return f"finished; the report is {run.folder / 'report.html'}"
 
 
 def _explained(error: Exception, run: Run, step: int, checkpoint: Path | None) -> Exception:

@@ -1,4 +1,4 @@
-"""The curves of a run as Vega-Lite charts, drawn to SVG and PNG without a browser or a network."""
+"""The curves of a run as Vega-Lite charts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import vl_convert
 
 from lichen.train.metrics import StepMetrics
 
@@ -62,12 +60,6 @@ Value = Callable[[StepMetrics], float | None]
 class Plot:
     name: str
     spec: dict[str, Any]
-
-    def svg(self) -> str:
-        return vl_convert.vegalite_to_svg(self.spec)
-
-    def png(self) -> bytes:
-        return vl_convert.vegalite_to_png(self.spec, scale=2)
 
 
 def plots(metrics: Sequence[StepMetrics], qk_clip_tau: float | None) -> list[Plot]:

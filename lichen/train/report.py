@@ -11,6 +11,7 @@ from string import Template
 from lichen.files import atomic_write, write_text
 from lichen.spec.account import account
 from lichen.spec.model import ModelSpec
+from lichen.train.draw import draw
 from lichen.train.metrics import StepMetrics, read_metrics
 from lichen.train.plots import plots
 from lichen.train.progress import format_duration
@@ -23,16 +24,17 @@ def write_report(run: Run) -> None:
     """Write report.html and plots/*.png of what metrics.jsonl says."""
     metrics = read_metrics(run.metrics)
     charts = plots(metrics, run.recipe.optimizer.qk_clip_tau)
-    for chart in charts:
+    drawn = draw([chart.spec for chart in charts])
+    for chart, (_, png) in zip(charts, drawn, strict=True):
         with atomic_write(run.folder / "plots" / f"{chart.name}.png") as file:
-            file.write(chart.png())
+            file.write(png)
     sampled = [m for m in metrics if m.samples][-1:]
     template = Template((files("lichen.train") / "report_page.html").read_text(encoding="utf-8"))
     page = template.substitute(
         name=escape(run.folder.resolve().name),
         summary=escape(_summary(run, metrics)),
         cards="".join(_card(label, value) for label, value in _figures(metrics)),
-        plots="".join(f"<figure>{chart.svg()}</figure>" for chart in charts),
+        plots="".join(f"<figure>{svg}</figure>" for svg, _ in drawn),
         samples="".join(f"<h2>Samples</h2>{_samples(m)}" for m in sampled),
         model=_table(_model_rows(run.spec)),
         machine=_table(_machine_rows(run, metrics)),

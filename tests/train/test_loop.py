@@ -210,6 +210,18 @@ def test_without_any_good_checkpoint_nothing_is_thrown_away(run: Run, console: C
     assert len(read_metrics(run.metrics)) == 6
 
 
+def test_a_report_that_cannot_be_drawn_does_not_spoil_the_run(run: Run, console: Console, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("lichen.train.draw._be_quiet", os.abort)
+        assert train(run, console) is None
+    text = console.export_text()
+    assert "the run is complete, but its report could not be drawn" in text
+    assert f"`lichen train {run.folder}` draws it again" in text
+    assert not (run.folder / "report.html").exists()
+    assert train(run, console) is None
+    assert (run.folder / "report.html").is_file()
+
+
 def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(run: Run, console: Console, monkeypatch):
     def spoil(trainer: Trainer) -> None:
         with torch.no_grad():
