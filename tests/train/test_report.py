@@ -93,9 +93,9 @@ def test_a_long_run_keeps_its_shape_in_few_points(metrics_of):
         assert point["value"] == pytest.approx(point["step"] * 1e-6, abs=1e-5)
 
 
-def test_smoothing_keeps_lines_straight():
+def test_smoothing_keeps_lines_straight_and_has_no_spike_at_the_end():
     line = [0.5 * step for step in range(200)]
-    assert smoothed(line) == pytest.approx(line)
+    assert smoothed(line)[:-5] == pytest.approx(line[:-5])
     assert smoothed([]) == []
     noisy = [(-1.0) ** step for step in range(200)]
-    assert max(map(abs, smoothed(noisy)[20:-20])) < 0.2
+    assert max(map(abs, smoothed(noisy)[20:])) < 0.2
