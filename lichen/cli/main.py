@@ -59,9 +59,9 @@ def main() -> None:
     Status: 1 for what the user can mend and for defects, 2 for a command that cannot be parsed, 130 after
     Ctrl-C. With LICHEN_DEBUG=1 in the environment exceptions keep their traceback.
     """
-    # Idle OpenMP threads that spin slow everything down as soon as another process wants the cores
-    # (docs/log.md); the variable is read when torch is imported, which is later.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long idle OpenMP threads spin before they sleep. GNU's default is so long that a second busy
+    # process slows training a hundredfold (docs/log.md); torch reads this when it is imported, which is later.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         status = app(prog_name="lichen", standalone_mode=False) or 0
