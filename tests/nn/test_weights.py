@@ -101,8 +101,8 @@ def test_experts_are_stacked_in_memory_and_apart_on_disk(tmp_path: Path) -> None
     )
     down = torch.stack([stored[f"{moe}.{e}.down_proj.weight"] for e in range(4)])
     experts = model.get_submodule(moe)
-    assert torch.equal(gate_up, experts.gate_up_proj)  # type: ignore[arg-type]
-    assert torch.equal(down, experts.down_proj)  # type: ignore[arg-type]
+    assert torch.equal(gate_up, experts.gate_up_proj)
+    assert torch.equal(down, experts.down_proj)
     assert not any(name.endswith(("gate_up_proj", "experts.down_proj")) for name in stored)
 
 
