@@ -60,7 +60,7 @@ def main() -> None:
     Ctrl-C. With LICHEN_DEBUG=1 in the environment exceptions keep their traceback.
     """
     # How long idle OpenMP threads spin before they sleep. GNU's default is so long that a second busy
-    # process slows training a hundredfold (docs/log.md); torch reads this when it is imported, which is later.
+    # process slows training a hundredfold (docs/log.md). Torch reads this when it is imported, later.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
