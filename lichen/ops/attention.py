@@ -52,7 +52,8 @@ class QueryBlock:
     def hide(self, logits_KQGS: Tensor) -> None:
         """Set the logits of the hidden keys to -inf, in place."""
         hidden = self.hidden_QS
-        logits_KQGS[..., -hidden.shape[1] :].masked_fill_(hidden[:, None], -torch.inf)
+        penalty_QS = torch.zeros_like(hidden, dtype=logits_KQGS.dtype).masked_fill_(hidden, -torch.inf)
+        logits_KQGS[..., -hidden.shape[1] :] += penalty_QS[:, None]  # filling is 3 times as slow on CPU
 
 
 class CausalMask:

@@ -107,15 +107,17 @@ class _RoutedExperts(torch.autograd.Function):
         gate_up, down = gate_up_E2IH.to(dtype), down_EHI.to(dtype)
         x_PH = x_NH.index_select(0, groups.token_P)
         h_P2I = groups.products(x_PH, gate_up.transpose(1, 2))
-        a_PI = silu_mul(*h_P2I.chunk(2, -1))
+        gate_PI, up_PI = h_P2I.chunk(2, -1)
+        active_PI = F.silu(gate_PI)
+        a_PI = active_PI * up_PI
         y_PH = groups.products(a_PI, down.transpose(1, 2))
-        ctx.save_for_backward(x_PH, h_P2I, a_PI, y_PH, weights_Nk, gate_up, down)
+        ctx.save_for_backward(x_PH, h_P2I, active_PI, a_PI, y_PH, weights_Nk, gate_up, down)
         ctx.groups = groups
         return F.embedding_bag(groups.row_Nk, y_PH, mode="sum", per_sample_weights=weights_Nk.to(dtype))
 
     @staticmethod
     def backward(ctx: Any, grad_NH: Tensor) -> tuple[Tensor | None, ...]:
-        x_PH, h_P2I, a_PI, y_PH, weights_Nk, gate_up, down = ctx.saved_tensors
+        x_PH, h_P2I, active_PI, a_PI, y_PH, weights_Nk, gate_up, down = ctx.saved_tensors
         groups: Groups = ctx.groups
         grad_PH = grad_NH.index_select(0, groups.token_P)
         grad_weight_P = torch.linalg.vecdot(grad_PH, y_PH)
@@ -124,7 +126,8 @@ class _RoutedExperts(torch.autograd.Function):
         grad_down = groups.outer_products(grad_y, a_PI)
         grad_a = groups.products(grad_y, down)
         grad_h = torch.empty_like(h_P2I)
-        silu_mul_backward(grad_a, *h_P2I.chunk(2, -1), *grad_h.chunk(2, -1))
+        gate_PI, up_PI = h_P2I.chunk(2, -1)
+        silu_mul_backward(grad_a, gate_PI, active_PI, up_PI, *grad_h.chunk(2, -1))
         grad_gate_up = groups.outer_products(grad_h, x_PH)
         grad_x = F.embedding_bag(groups.row_Nk, groups.products(grad_h, gate_up), mode="sum")
         return grad_x, grad_weights.to(weights_Nk.dtype), grad_gate_up, grad_down, None
