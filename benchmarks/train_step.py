@@ -25,6 +25,7 @@ from benchmarks.profile import cpu_seconds
 from benchmarks.race import Contender, Result, Step, apart, race
 from benchmarks.report import Report
 from lichen.nn.weights import load_model
+from lichen.ops.allocator import keep_freed_memory
 from lichen.ops.ceiling import matrix_rate
 from lichen.spec.account import training_flops_per_token
 from lichen.spec.families import load_spec
@@ -72,6 +73,7 @@ PRECISIONS = {
 
 
 def ours(folder: Path, shape: Shape, dtype: torch.dtype) -> Step:
+    keep_freed_memory()  # as `lichen train` does
     model = load_model(folder, dtype).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 

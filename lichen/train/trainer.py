@@ -28,6 +28,7 @@ from lichen.files import write_text
 from lichen.nn.tensor_files import Outgoing, write_file
 from lichen.nn.transformer import Transformer
 from lichen.nn.weights import load_weights, save_weights
+from lichen.ops.allocator import keep_freed_memory
 from lichen.ops.ceiling import matrix_rate
 from lichen.ops.cross_entropy import IGNORE
 from lichen.ops.precision import matmul_dtype
@@ -66,6 +67,7 @@ class Trainer:
         self.dataset = _open_data(run)
         self.tokenizer = load_tokenizer(run.tokenizer)
         self.prompts = {prompt: self._prompt_ids(prompt) for prompt in recipe.sample.prompts}
+        keep_freed_memory()
         seed_rng(recipe.train.seed)
         with self.device:
             self.model = Transformer(run.spec, self.compute_dtype)
