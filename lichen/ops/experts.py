@@ -26,7 +26,7 @@ from lichen.ops.swiglu import silu_mul, silu_mul_backward
 
 ROWS = 32  # group sizes are multiples of this
 MAX_PADDING = 1.75  # padded rows per real one that equal groups may cost; both measured in docs/log.md
-FEW_TOKENS = 16
+FEW_TOKENS = 16  # at inference; above some 24 the padded form is faster (docs/log.md)
 
 
 def experts_reference(
@@ -150,9 +150,17 @@ def _for_few(
     x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
 ) -> Tensor:
     """Inference with a few tokens, where an expert costs what reading its weights costs: every chosen
-    expert serves all tokens, with weight 0 for those that did not choose it."""
+    expert serves all tokens, with weight 0 for those that did not choose it.
+
+    If there are enough tokens to choose most experts, all experts serve, in two batched products with the
+    weights on the left (`lichen.ops.linear` says why).
+    """
     dtype = x_NH.dtype
     weights_NE = weights_Nk.new_zeros(len(x_NH), len(down_EHI)).scatter_(1, experts_Nk, weights_Nk).to(dtype)
+    if dtype == torch.bfloat16 and experts_Nk.numel() >= len(down_EHI):
+        gate, up = torch.bmm(gate_up_E2IH.to(dtype), x_NH.t().expand(len(down_EHI), -1, -1)).chunk(2, 1)
+        a_EIN = F.silu(gate).mul_(up).mul_(weights_NE.t().unsqueeze(1))
+        return torch.bmm(down_EHI.to(dtype), a_EIN).sum(0).t().contiguous()
     out = torch.zeros_like(x_NH)
     for e in sorted(set(experts_Nk.flatten().tolist())):
         gate, up = linear(x_NH, gate_up_E2IH[e].to(dtype)).chunk(2, -1)
