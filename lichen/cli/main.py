@@ -61,7 +61,7 @@ def main() -> None:
     """
     # How long idle OpenMP threads spin before they sleep. GNU's default is so long that a second busy
     # process slows training a hundredfold (docs/log.md). Torch reads this when it is imported, later.
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         status = app(prog_name="lichen", standalone_mode=False) or 0
