@@ -93,11 +93,13 @@ class MLAttention(nn.Module):
         stored_BSW = cache.append(layer, entries, positions_BT).to(x_BTH.dtype)
         if self._absorbs(x_BTH.shape[1]):
             w_uk, w_uv = self._up_projections(x_BTH.dtype)
-            q_latent = torch.einsum("bthn,hnl->bhtl", q_c, w_uk)
-            q = torch.cat([q_latent, q_r.transpose(1, 2)], -1)
+            # Each weight on the side where it is read as it lies: einsum would copy it (docs/log.md).
+            q_latent = torch.bmm(q_c.flatten(0, 1).transpose(0, 1), w_uk).unflatten(1, x_BTH.shape[:2])
+            q = torch.cat([q_latent.transpose(0, 1), q_r.transpose(1, 2)], -1)
             stored = stored_BSW.unsqueeze(1)
             mixed = cached_attention(q, stored, stored, positions_BT, self.scale)
-            out = torch.einsum("bhtl,hvl->bthv", mixed[..., : spec.kv_lora_rank], w_uv)
+            mixed = mixed[..., : spec.kv_lora_rank].transpose(0, 1).flatten(1, 2)
+            out = torch.bmm(w_uv, mixed.mT).unflatten(2, x_BTH.shape[:2]).permute(2, 3, 0, 1)
         else:
             k, v = self._expand(*stored_BSW.split([spec.kv_lora_rank, spec.qk_rope_head_dim], -1))
             q = torch.cat([q_c, q_r], -1).transpose(1, 2)

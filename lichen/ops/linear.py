@@ -19,7 +19,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = x.numel() // x.shape[-1]
     if rows > FEW_ROWS or x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return F.linear(x, weight, bias)
-    x_NI = x.reshape(rows, x.shape[-1])
-    y = torch.mv(weight, x_NI[0]) if rows == 1 else torch.mm(weight, x_NI.t()).t().contiguous()
+    if rows == 1:
+        y = torch.mv(weight, x.reshape(-1))
+    else:
+        y = torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous()
     y = y.view(*x.shape[:-1], -1)
     return y if bias is None else y + bias

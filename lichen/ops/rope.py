@@ -83,4 +83,6 @@ class _ApplyRope(torch.autograd.Function):
 
 def apply_rope(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
     """Turn x (..., D) by `turn` (broadcastable to (..., D/2), complex64); x's dtype and layout stay."""
+    if not torch.is_grad_enabled():
+        return _rotate(x, turn, interleaved)
     return _ApplyRope.apply(x, turn, interleaved)
