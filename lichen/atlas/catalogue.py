@@ -1,0 +1,222 @@
+"""The catalogue: one YAML file per model, each fact with the source that states it and the day it did.
+
+A file names its sources once, and every fact points at one of them:
+
+    sources:
+      card: {url: https://huggingface.co/moonshotai/Kimi-K2.6, date: 2026-04-20}
+    license:
+      - {value: Modified MIT, source: card}
+
+What a model costs to hold and to run is not written down here: it is computed from the model's config
+(`spec_name`, lichen.spec).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lichen.atlas.facts import Fact, Record, known, today
+from lichen.atlas.yaml_file import field_error, parse, read_yaml
+from lichen.errors import LichenError
+
+SHIPPED = Path(__file__).parent / "models"
+NAME = r"^[a-z0-9][a-z0-9.-]*$"
+FACTS = "tuple[lichen.atlas.facts.Fact["
+
+
+class Source(Record):
+    """Where facts come from, and the day it was published (or, for a page that changes, read)."""
+
+    url: str = Field(min_length=1)
+    date: date
+
+
+class Obligation(Record):
+    """What a license asks of its user: `must`, for those over a threshold (None: for everyone)."""
+
+    must: str
+    monthly_users_above: int | None = None
+    monthly_revenue_usd_above: int | None = None
+    yearly_revenue_usd_above: int | None = None
+
+
+class Score(Record):
+    """One result of one benchmark. Without its version, effort and harness a score cannot be compared."""
+
+    benchmark: str
+    version: str | None = None
+    variant: str | None = None
+    value: float
+    unit: str
+    effort: str | None = None
+    harness: str | None = None
+    reported_by: str
+    source: str
+    date: date
+
+
+class PriceRef(Record):
+    """Where genai-prices keeps the model's prices. `peak_days` mends what its table cannot say: that a
+    provider's peak hours are peak on weekdays only."""
+
+    provider: str
+    model_id: str
+    peak_days: Literal["all", "weekdays"] = "all"
+
+
+class EnteredPrice(Record):
+    """A price genai-prices does not have, in USD per million tokens. `hours`: UTC hours [start, end) of the
+    day in which it holds; None: all day. Holds from `since` until the day before `until`."""
+
+    provider: str
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cache_read: float | None = Field(default=None, ge=0)
+    since: date
+    until: date | None = None
+    hours: tuple[tuple[int, int], ...] | None = None
+    peak_days: Literal["all", "weekdays"] = "all"
+    source: str
+    date: date
+
+
+class Model(Record):
+    """One model. A field of facts is empty where nothing is known."""
+
+    name: str = Field(pattern=NAME)
+    title: str
+    lab: str
+    country: str
+    family: str
+    spec_name: str | None = None  # lichen.spec's name of its config; None where no config is public
+
+    release: tuple[Fact[date], ...] = ()
+    license: tuple[Fact[str], ...] = ()
+    license_url: tuple[Fact[str], ...] = ()
+    obligations: tuple[Fact[tuple[Obligation, ...]], ...] = ()
+    open_weights: tuple[Fact[bool], ...] = ()
+    architecture: tuple[Fact[str], ...] = ()
+    total_parameters: tuple[Fact[int], ...] = ()  # as published
+    active_parameters: tuple[Fact[int], ...] = ()  # as published, per token
+    context: tuple[Fact[int], ...] = ()  # tokens, as the weights allow
+    api_context: tuple[Fact[int], ...] = ()  # tokens, as the lab's own API serves
+    max_output: tuple[Fact[int], ...] = ()  # tokens, of the lab's own API
+    modalities: tuple[Fact[tuple[str, ...]], ...] = ()
+    tokens_trained: tuple[Fact[int], ...] = ()
+    training_gpu_hours: tuple[Fact[int], ...] = ()
+    optimizer: tuple[Fact[str], ...] = ()
+    successor: tuple[Fact[str], ...] = ()
+    scores: tuple[Score, ...] = ()
+    price_refs: tuple[PriceRef, ...] = ()  # the one used by default first
+    prices: tuple[EnteredPrice, ...] = ()
+
+    def as_of(self, day: date) -> Model:
+        """The model as it was known on `day`: what is dated later is dropped."""
+        dated = {
+            name: tuple(item for item in value if item.date <= day)
+            for name, value in self
+            if isinstance(value, tuple) and name != "price_refs"
+        }
+        return self.model_copy(update=dated)
+
+
+# The fields of a Model that hold facts, in the order in which they are shown.
+FACT_FIELDS = tuple(
+    name for name, field in Model.model_fields.items() if str(field.annotation).startswith(FACTS)
+)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The models known on the day `as_of`, by name."""
+
+    models: dict[str, Model]
+    as_of: date
+
+    def get(self, name: str) -> Model:
+        """The model called `name`. Raises LichenError with the nearest names."""
+        if name in self.models:
+            return self.models[name]
+        near = difflib.get_close_matches(name.lower(), self.models, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`lichen atlas list` names them all"
+        raise LichenError(f"no model {name!r} in the catalogue on {self.as_of}; {hint}")
+
+
+def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
+    """The shipped models, the user's own (`user_folder`) and the files `extra`, as known on `as_of` (today).
+
+    Models released later than `as_of` are left out. Raises LichenError, with file and line, for a file that
+    is not as it should be, and for a name that two files claim.
+    """
+    day = as_of or today()
+    models: dict[str, Model] = {}
+    files: dict[str, Path] = {}
+    for path in (*sorted(SHIPPED.glob("*.yaml")), *sorted(user_folder().glob("*.yaml")), *extra):
+        model = read_model(path)
+        if model.name in files:
+            raise field_error(path, ["name"], f"{model.name!r} is already described by {files[model.name]}")
+        files[model.name] = path
+        release = known(model.release, day)
+        if release is None or (release.value is not None and release.value > day):
+            continue
+        models[model.name] = model.as_of(day)
+    return Catalogue(models, day)
+
+
+def read_model(path: Path) -> Model:
+    """The model in the file `path`, checked. Raises LichenError naming file, line and field."""
+    content = read_yaml(path)
+    sources = _sources(content.pop("sources", None), path)
+    for location, item in _sourced(content):
+        name = item["source"]
+        if name not in sources:
+            known_names = ", ".join(sources) or "none"
+            raise field_error(
+                path, [*location, "source"], f"{name!r} is not among the file's sources ({known_names})"
+            )
+        item.update(source=sources[name].url, date=sources[name].date)
+    model = parse(Model, content, path)
+    if not model.release:
+        raise field_error(path, ["release"], "missing: a model needs its release date and the source of it")
+    return model
+
+
+def _sources(content: Any, path: Path) -> dict[str, Source]:
+    if not isinstance(content, dict) or not content:
+        raise field_error(
+            path, ["sources"], "missing: name at least one source, as `card: {url: ..., date: YYYY-MM-DD}`"
+        )
+    sources = {}
+    for name, fields in content.items():
+        if not isinstance(fields, dict):
+            raise field_error(path, ["sources", name], "expected {url: ..., date: YYYY-MM-DD}")
+        sources[name] = parse(_Sources, {"sources": {name: fields}}, path).sources[name]
+        if sources[name].date > today():
+            raise field_error(path, ["sources", name, "date"], f"{sources[name].date} is in the future")
+    return sources
+
+
+class _Sources(Record):
+    sources: dict[str, Source]
+
+
+def _sourced(content: dict[str, Any]) -> Iterator[tuple[list[str | int], dict[str, Any]]]:
+    """The mappings with a source in the lists of a file, with their places."""
+    for field, items in content.items():
+        for index, item in enumerate(items if isinstance(items, list) else ()):
+            if isinstance(item, dict) and "source" in item:
+                yield [field, index], item
+
+
+def user_folder() -> Path:
+    """Where the user's own model files live; it need not exist."""
+    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(config) / "lichen" / "atlas"

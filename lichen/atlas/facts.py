@@ -1,0 +1,65 @@
+"""A fact: a value, who says so, and since when it is known.
+
+A sourced field is a tuple of facts. An empty one means that nothing is known; several mean that the value
+changed, or that sources disagree: all are kept and shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from lichen.errors import LichenError
+
+T = TypeVar("T")
+
+
+class Record(BaseModel):
+    """What is read from a catalogue file: immutable, and a field it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Fact(Record, Generic[T]):
+    """`value` as `source` gave it on `date`; a value of None means that the source declines to say.
+
+    `secondary` marks a source that contradicts a nearer one: kept and shown, not used.
+    """
+
+    value: T | None
+    source: str
+    date: date
+    note: str | None = None
+    secondary: bool = False
+
+
+def known(field: Sequence[Fact[T]], as_of: date) -> Fact[T] | None:
+    """The fact to use on the day `as_of`: the latest one dated no later; None when nothing was known.
+
+    A secondary source speaks only where there is no other; of several facts of one day the first counts.
+    """
+    told = [fact for fact in field if fact.date <= as_of]
+    return max(told, key=lambda fact: (not fact.secondary, fact.date), default=None)
+
+
+def today() -> date:
+    """The date in UTC, which is the clock of prices and releases."""
+    return datetime.now(UTC).date()
+
+
+def parse_as_of(text: str | None) -> date:
+    """The day an `--as-of` option names; today without one. Raises LichenError for one not yet here."""
+    if text is None:
+        return today()
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise LichenError(
+            f"--as-of {text!r} is not a date: write it as YYYY-MM-DD, like 2026-04-30"
+        ) from None
+    if day > today():
+        raise LichenError(f"--as-of {day} is in the future: nothing is known about it; today is {today()}")
+    return day
