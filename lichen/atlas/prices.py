@@ -1,0 +1,231 @@
+"""What a model costs through an API: dated prices, by provider, prompt length and hour of the day.
+
+The table is genai-prices' (https://github.com/pydantic/genai-prices), the copy installed beside Lichen: it is
+never fetched. What it lacks, a catalogue file may enter by hand, with source and date. Its rows are kept in
+the order in which it writes them; of those that hold at a moment the last one counts, as it does there, but
+for one thing: an hourly price that follows a dated one holds from that date on, which its table cannot say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lichen.atlas.catalogue import EnteredPrice, Model, PriceRef
+from lichen.atlas.facts import known, today
+
+if TYPE_CHECKING:
+    from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, TieredPrices
+
+Hours = tuple[tuple[time, time], ...]
+
+
+@dataclass(frozen=True)
+class Price:
+    """Rates in USD per million tokens, and when they hold.
+
+    `cache_read` None: the provider lists no discount, so cached tokens are charged as `input`.
+    `since` None: for as long as the table knows. `until`: the first day on which it does not hold any more.
+    `hours`: the spans [start, end) of the UTC day in which it holds, on weekdays only or on all days.
+    `above`: it holds for prompts of more tokens than this.
+    """
+
+    provider: str
+    input: float
+    output: float
+    cache_read: float | None
+    source: str
+    snapshot: date  # of the table or, for a price entered by hand, of its source
+    since: date | None = None
+    until: date | None = None
+    hours: Hours | None = None
+    weekdays_only: bool = False
+    above: int = 0
+
+    def holds(self, at: datetime, prompt_tokens: int = 0) -> bool:
+        """Whether it is in force at `at` for a prompt of `prompt_tokens`."""
+        moment = at.astimezone(UTC)
+        return (
+            self.holds_on(moment.date())
+            and prompt_tokens >= self.above + (self.above > 0)
+            and (self.hours is None or any(within(moment.time(), span) for span in self.hours))
+        )
+
+    def holds_on(self, day: date) -> bool:
+        """Whether it is in force at some hour of `day`."""
+        return (
+            (self.since is None or self.since <= day)
+            and (self.until is None or day < self.until)
+            and not (self.weekdays_only and day.weekday() >= 5)
+        )
+
+    @property
+    def window(self) -> str:
+        """When in the day it holds, in words; empty for all day."""
+        if self.hours is None:
+            return ""
+        spans = ", ".join(f"{start:%H:%M}-{end:%H:%M}" for start, end in self.hours)
+        return f"{spans} UTC{', Mon-Fri' if self.weekdays_only else ''}"
+
+
+def within(moment: time, span: tuple[time, time]) -> bool:
+    """Whether `moment` is in the half-open `span`, which may cross midnight."""
+    start, end = span
+    return start <= moment < end if start <= end else moment >= start or moment < end
+
+
+def price_of(model: Model, provider: str | None, at: datetime, prompt_tokens: int = 0) -> Price | None:
+    """The price of `model` at `at` (aware), None where it is unknown or the model was not out.
+
+    `provider` None: the model's first, which is its lab where that sells it. `prompt_tokens` picks the
+    context tier.
+    """
+    release = known(model.release, today())
+    if release is None or release.value is None or at.astimezone(UTC).date() < release.value:
+        return None
+    provider = provider or default_provider(model)
+    holding = [
+        price for price in history(model) if price.provider == provider and price.holds(at, prompt_tokens)
+    ]
+    return holding[-1] if holding else None
+
+
+def prices_on(model: Model, provider: str, day: date) -> list[Price]:
+    """Every price in force at some hour of `day`: the daily one, its hourly exceptions, its context tiers."""
+    rows = [price for price in history(model) if price.provider == provider and price.holds_on(day)]
+    last = {(price.hours, price.weekdays_only, price.above): price for price in rows}
+    return list(last.values())
+
+
+def providers(model: Model) -> list[str]:
+    """Who sells the model, the default first."""
+    named = [reference.provider for reference in model.price_refs] + [
+        price.provider for price in model.prices
+    ]
+    return list(dict.fromkeys(named))
+
+
+def default_provider(model: Model) -> str | None:
+    """The provider whose price is meant when none is named; None for a model that nobody is known to sell."""
+    return next(iter(providers(model)), None)
+
+
+def history(model: Model) -> list[Price]:
+    """All known prices of `model`; of the rows that hold at a moment the last one counts."""
+    listed = [price for reference in model.price_refs for price in _listed(reference)]
+    return listed + [_entered(price) for price in model.prices]
+
+
+@cache
+def table() -> tuple[str, date]:
+    """Name and release of the price table, and the date of its newest entry that is in force."""
+    from importlib.metadata import version
+
+    from genai_prices.types import StartDateConstraint
+
+    starts = (
+        row.constraint.start_date
+        for model in _models().values()
+        for row in _conditional(model)
+        if isinstance(row.constraint, StartDateConstraint)
+    )
+    return f"genai-prices {version('genai-prices')}", max(day for day in starts if day <= today())
+
+
+@cache
+def _models() -> dict[tuple[str, str], ModelInfo]:
+    from genai_prices.data import providers
+
+    return {(provider.id, model.id): model for provider in providers for model in provider.models}
+
+
+def _conditional(model: ModelInfo) -> list[ConditionalPrice]:
+    from genai_prices.types import ConditionalPrice
+
+    return model.prices if isinstance(model.prices, list) else [ConditionalPrice(prices=model.prices)]
+
+
+def _listed(reference: PriceRef) -> Iterator[Price]:
+    """The rows of genai-prices for one of its models; none where the installed release does not have it."""
+    from genai_prices.types import TimeOfDateConstraint
+
+    model = _models().get((reference.provider, reference.model_id))
+    name, snapshot = table()
+    source = f"{name}: {reference.provider}/{reference.model_id}"
+    since: date | None = None
+    rows: list[Price] = []
+    for row in _conditional(model) if model else ():
+        hours: Hours | None = None
+        if isinstance(row.constraint, TimeOfDateConstraint):
+            hours = ((_utc(row.constraint.start_time), _utc(row.constraint.end_time)),)
+        elif row.constraint is not None:
+            since = row.constraint.start_date
+        for above, input_rate, output_rate, cache_rate in _tiers(row.prices):
+            price = Price(
+                reference.provider,
+                input_rate,
+                output_rate,
+                cache_rate,
+                source,
+                snapshot,
+                since=since,
+                hours=hours,
+                weekdays_only=hours is not None and reference.peak_days == "weekdays",
+                above=above,
+            )
+            # Peak hours are often two spans of one price.
+            if rows and hours and rows[-1].hours and replace(rows[-1], hours=hours) == price:
+                price = replace(price, hours=rows[-1].hours + hours)
+                rows.pop()
+            rows.append(price)
+    yield from rows
+
+
+def _tiers(prices: ModelPrice) -> Iterator[tuple[int, float, float, float | None]]:
+    """(prompt tokens above which, input, output, cache read) per tier; none where a rate is not given, as for
+    what is free of charge within limits."""
+    from genai_prices.types import TieredPrices
+
+    rates = [prices.input_mtok, prices.output_mtok, prices.cache_read_mtok]
+    starts = {tier.start for rate in rates if isinstance(rate, TieredPrices) for tier in rate.tiers}
+    for start in sorted({0, *starts}):
+        input_rate, output_rate, cache_rate = (_rate(rate, start) for rate in rates)
+        if input_rate is not None and output_rate is not None:
+            yield start, input_rate, output_rate, cache_rate
+
+
+def _rate(rate: Decimal | TieredPrices | None, start: int) -> float | None:
+    """The rate for a prompt just above `start` tokens."""
+    from genai_prices.types import TieredPrices
+
+    if isinstance(rate, TieredPrices):
+        return float([rate.base, *(tier.price for tier in rate.tiers if tier.start <= start)][-1])
+    return None if rate is None else float(rate)
+
+
+def _entered(price: EnteredPrice) -> Price:
+    return Price(
+        price.provider,
+        price.input,
+        price.output,
+        price.cache_read,
+        price.source,
+        price.date,
+        since=price.since,
+        until=price.until,
+        hours=None
+        if price.hours is None
+        else tuple((time(start), time(end % 24)) for start, end in price.hours),
+        weekdays_only=price.peak_days == "weekdays",
+    )
+
+
+def _utc(moment: time) -> time:
+    """A time of day without its zone; a time without one is UTC."""
+    if moment.tzinfo is None:
+        return moment
+    return datetime.combine(date(1970, 1, 1), moment).astimezone(UTC).time()

@@ -1,0 +1,80 @@
+"""What a pattern of use costs: so many tokens in and out, so much of it cached, at such hours.
+
+How much cheaper one model is than another has no single answer: it depends on the share of output, on cache
+discounts and, for some providers, on the hour. Hence three standard workloads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, time
+
+from lichen.atlas.catalogue import Model
+from lichen.atlas.prices import Price, default_provider, price_of
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests of one shape. `cached_share` of the prompt's tokens are read from the provider's cache.
+
+    `hours`: the UTC hours of the day (0 to 23) over which the requests spread evenly; None: all of them at
+    the moment that is asked about.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    cached_share: float = 0.0
+    requests_per_day: float = 1.0
+    hours: tuple[int, ...] | None = None
+
+
+STANDARD = {
+    "blend": Workload(input_tokens=3000, output_tokens=1000),
+    "output-heavy": Workload(input_tokens=1000, output_tokens=3000),
+    "agentic": Workload(input_tokens=20000, output_tokens=1000, cached_share=0.8),
+}
+
+
+@dataclass(frozen=True)
+class WorkloadCost:
+    """USD for one request and for a day, and the prices that went in."""
+
+    per_request: float
+    per_day: float
+    provider: str
+    prices: tuple[Price, ...]
+
+
+def cost(model: Model, workload: Workload, provider: str | None, at: datetime) -> WorkloadCost | None:
+    """What `workload` costs at `at` (with `hours`: on that UTC day); None where a price is unknown."""
+    provider = provider or default_provider(model)
+    moments = [at]
+    if workload.hours is not None:
+        day = at.astimezone(UTC).date()
+        moments = [datetime.combine(day, time(hour), UTC) for hour in workload.hours]
+    prices = [price_of(model, provider, moment, workload.input_tokens) for moment in moments]
+    found = [price for price in prices if price is not None]
+    if provider is None or len(found) < len(prices):
+        return None
+    per_request = sum(request_cost(price, workload) for price in found) / len(found)
+    return WorkloadCost(
+        per_request, per_request * workload.requests_per_day, provider, tuple(dict.fromkeys(found))
+    )
+
+
+def request_cost(price: Price, workload: Workload) -> float:
+    """USD for one request at `price`; cached tokens without a rate of their own are charged as input."""
+    cached = workload.input_tokens * workload.cached_share
+    cache_rate = price.input if price.cache_read is None else price.cache_read
+    fresh = workload.input_tokens - cached
+    return (fresh * price.input + cached * cache_rate + workload.output_tokens * price.output) / 1e6
+
+
+def ratio(
+    model: Model, reference: Model, workload: Workload, at: datetime, provider: str | None = None
+) -> float | None:
+    """The cost of `model` over that of `reference` for the same workload; None where either is unknown."""
+    ours, theirs = cost(model, workload, provider, at), cost(reference, workload, None, at)
+    if ours is None or theirs is None or theirs.per_request == 0:
+        return None
+    return ours.per_request / theirs.per_request
