@@ -29,21 +29,21 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x_fp32 = x.float()
+        x_fp32 = x.to(torch.float32, copy=True)
         r = torch.linalg.vector_norm(x_fp32, dim=-1, keepdim=True)
         r = r.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
-        return (x_fp32 * r).mul_(weight.float()).to(x.dtype)
+        return x_fp32.mul_(r).mul_(weight.float()).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, r = ctx.saved_tensors
-        normed = x.float() * r
-        grad_fp32 = grad.float()
-        weighted = grad_fp32 * normed
+        normed = x.to(torch.float32, copy=True).mul_(r)
+        grad_x = grad.to(torch.float32, copy=True)
+        weighted = grad_x * normed
         grad_weight = weighted.flatten(0, -2).sum(0)
         mean = (weighted @ weight.float()).div_(x.shape[-1]).unsqueeze(-1)
-        grad_x = (grad_fp32 * weight.float()).sub_(normed.mul_(mean)).mul_(r)
+        grad_x.mul_(weight.float()).sub_(normed.mul_(mean)).mul_(r)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
