@@ -25,9 +25,10 @@ from benchmarks.report import Report
 from lichen.nn.cache import Cache
 from lichen.nn.weights import load_model
 from lichen.ops.ceiling import memory_rate
-from lichen.spec.account import cache_bytes_per_token, weights
+from lichen.spec.cache import cache_bytes
 from lichen.spec.families import load_spec
 from lichen.spec.model import ModelSpec
+from lichen.spec.weights import weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -97,7 +98,7 @@ def bytes_per_step(spec: ModelSpec, size: int, batch: int, context: int) -> floa
     Weights once and the cache of every sequence. Of the experts as many count as a router without
     preferences is expected to choose for the whole batch.
     """
-    numbers = batch * context * cache_bytes_per_token(spec, "fp32") / DTYPES["fp32"].itemsize
+    numbers = cache_bytes(spec, context, layout="fp32", sequences=batch).ideal / DTYPES["fp32"].itemsize
     for weight in weights(spec):
         idle = (1 - weight.active / weight.count) ** batch
         numbers += weight.parameters * (1 - idle)

@@ -27,8 +27,8 @@ from benchmarks.report import Report
 from lichen.nn.weights import load_model
 from lichen.ops.allocator import keep_freed_memory
 from lichen.ops.ceiling import matrix_rate
-from lichen.spec.account import training_flops_per_token
 from lichen.spec.families import load_spec
+from lichen.spec.flops import training_flops_per_token
 
 OURS = "lichen bf16"
 CPU = torch.device("cpu")

@@ -81,9 +81,9 @@ def _table(result: Account) -> Table:
     row(f"decode with {tokens} in the cache", _short(result.flops_per_token.decode, 4, FLOPS))
 
     section("KV cache")
-    for kind, count in result.cache_bytes_per_token.items():
-        row(f"per token, {kind}", f"{count:,} B")
-    row(f"{result.batch:,} x {tokens}, {result.cache_dtype}", _short(result.cache_bytes, 4, BYTES))
+    if result.cache_bytes_per_token is not None:
+        row(f"per token, {result.cache_layout}", f"{result.cache_bytes_per_token:,} B")
+    row(f"{result.batch:,} x {tokens}, {result.cache_layout}", _short(result.cache_bytes.reserved, 4, BYTES))
 
     def footprint(label: str, of_model: int | None, of_mtp: int | None) -> None:
         if of_model is not None:

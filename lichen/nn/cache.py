@@ -1,6 +1,6 @@
 """What inference keeps of the tokens it has seen, for a batch of sequences.
 
-Every attention part of the spec declares the numbers it stores per token (`cache_entries`); a layer's
+Every attention part of the spec declares the numbers it stores per token (`cache`); a layer's
 store is one tensor that holds them side by side, so that MLA's latent and rotary key can be read as one
 key. The bytes allocated here and the bytes that `lichen account` prints come from that declaration.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lichen.errors import LichenError
+from lichen.spec.attention import Entries
 from lichen.spec.model import ModelSpec
 
 
@@ -28,12 +29,11 @@ class Cache:
         self.capacity = capacity
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.longest = 0
-        self._layers = [
-            torch.zeros(
-                batch, capacity, sum(layer.attention.cache_entries().values()), dtype=dtype, device=device
-            )
+        widths = [
+            sum(item.width for item in layer.attention.cache() if isinstance(item, Entries))
             for layer in spec.layers
         ]
+        self._layers = [torch.zeros(batch, capacity, width, dtype=dtype, device=device) for width in widths]
 
     @property
     def nbytes(self) -> int:

@@ -13,7 +13,7 @@ from lichen.nn.mla import MLAttention
 from lichen.nn.mlp import MLP
 from lichen.nn.moe import MoELayer, Routing
 from lichen.ops.attention import CausalMask
-from lichen.spec.model import GQA, Dense, LayerSpec, ModelSpec
+from lichen.spec.model import GQA, MLA, Dense, LayerSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         hidden, eps = model.hidden_size, model.rms_norm_eps
         attention, feed_forward = spec.attention, spec.feed_forward
+        assert isinstance(attention, GQA | MLA)  # as `require_implemented` made sure
+        assert model.rope is not None
         self.input_layernorm = RMSNorm(hidden, eps)
         self.self_attn: GQAttention | MLAttention
         if isinstance(attention, GQA):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lichen.nn.cache import Cache
+from lichen.nn.implemented import require_implemented
 from lichen.nn.layer import DecoderLayer, LayerStats
 from lichen.nn.linear import Embedding, Linear, RMSNorm
 from lichen.nn.moe import MoELayer
@@ -23,7 +24,7 @@ from lichen.ops.attention import CausalMask
 from lichen.ops.cross_entropy import IGNORE, linear_cross_entropy
 from lichen.ops.linear import linear
 from lichen.ops.rope import turns
-from lichen.spec.model import ModelSpec
+from lichen.spec.model import GQA, MLA, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,12 @@ class Trunk(nn.Module):
 
 class Transformer(nn.Module):
     def __init__(self, spec: ModelSpec, compute_dtype: torch.dtype = torch.float32) -> None:
-        """Parameters are left uninitialised: call `initialize`, or load weights."""
+        """Parameters are left uninitialised: call `initialize`, or load weights.
+
+        Raises LichenError for a model whose parts are not all implemented.
+        """
         super().__init__()
+        require_implemented(spec)
         self.spec = spec
         self.compute_dtype = compute_dtype
         self.model = Trunk(spec)
@@ -118,7 +123,10 @@ class Transformer(nn.Module):
 
     def _turns(self, positions_BT: Tensor) -> Tensor:
         """(B, T, 1, rope_dim / 2) complex64: one turn for all heads."""
-        return turns(self.spec.rope, self.spec.layers[0].attention.rope_dim, positions_BT).unsqueeze(2)
+        rope, attention = self.spec.rope, self.spec.layers[0].attention
+        assert rope is not None  # as `require_implemented` made sure
+        assert isinstance(attention, GQA | MLA)
+        return turns(rope, attention.rope_dim, positions_BT).unsqueeze(2)
 
     def _trunk(
         self, tokens_BT: Tensor, mask: CausalMask, turn: Tensor, max_logits: bool = False

@@ -1,10 +1,9 @@
 """What a model is: a row of choices over a small set of parts, in numbers. No torch here.
 
-`ModelSpec` holds one `LayerSpec` per layer, and a `LayerSpec` is one attention part and one
-feed-forward part. Every part answers three questions about itself: is it consistent
-(`__post_init__`), what does it keep per token in the cache (`cache_entries`), and which numbers does
-it need to be built. Combinations that cannot work cannot be constructed: the constructor raises
-`SpecError` naming the two numbers that disagree and how to mend them.
+`ModelSpec` holds one `LayerSpec` per layer, and a `LayerSpec` is one attention part
+(`lichen.spec.attention`) and one feed-forward part. Every part knows whether its numbers are consistent,
+and an attention part what it keeps in the cache. Combinations that cannot work cannot be constructed: the
+constructor raises `SpecError` naming the two numbers that disagree and how to mend them.
 
 Names are those of the Hugging Face `config.json`.
 """
@@ -15,18 +14,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lichen.errors import SpecError
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise SpecError(message)
-
-
-def require_positive(part: str, **values: float) -> None:
-    for name, value in values.items():
-        require(value > 0, f"{part}: {name} is {value}; it must be greater than 0")
-
+from lichen.spec.attention import GQA as GQA
+from lichen.spec.attention import MLA as MLA
+from lichen.spec.attention import Attention
+from lichen.spec.require import require, require_positive
 
 # ------------------------------------------------------------------------------------- rotary embedding
 
@@ -112,83 +103,6 @@ class Rope:
         require(self.theta > 1, f"rope: rope_theta is {self.theta}; it must be greater than 1")
 
 
-# -------------------------------------------------------------------------------------------- attention
-
-
-@dataclass(frozen=True)
-class GQA:
-    """Grouped-query attention; multi-head attention when every query head has its own key head."""
-
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    attention_bias: bool = False
-
-    def __post_init__(self) -> None:
-        require_positive(
-            "attention",
-            num_attention_heads=self.num_attention_heads,
-            num_key_value_heads=self.num_key_value_heads,
-            head_dim=self.head_dim,
-        )
-        require(
-            self.num_attention_heads % self.num_key_value_heads == 0,
-            f"attention: num_attention_heads ({self.num_attention_heads}) must be a multiple of "
-            f"num_key_value_heads ({self.num_key_value_heads})",
-        )
-        require(self.head_dim % 2 == 0, f"attention: head_dim is {self.head_dim}; RoPE needs an even number")
-
-    @property
-    def rope_dim(self) -> int:
-        return self.head_dim
-
-    def cache_entries(self) -> dict[str, int]:
-        """Numbers kept per token in this layer's cache, by name."""
-        width = self.num_key_value_heads * self.head_dim
-        return {"key": width, "value": width}
-
-
-@dataclass(frozen=True)
-class MLA:
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
-
-    num_attention_heads: int
-    q_lora_rank: int | None
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-    attention_bias: bool = False
-
-    def __post_init__(self) -> None:
-        require_positive(
-            "attention",
-            num_attention_heads=self.num_attention_heads,
-            kv_lora_rank=self.kv_lora_rank,
-            qk_nope_head_dim=self.qk_nope_head_dim,
-            qk_rope_head_dim=self.qk_rope_head_dim,
-            v_head_dim=self.v_head_dim,
-        )
-        if self.q_lora_rank is not None:
-            require_positive("attention", q_lora_rank=self.q_lora_rank)
-        require(
-            self.qk_rope_head_dim % 2 == 0,
-            f"attention: qk_rope_head_dim is {self.qk_rope_head_dim}; RoPE needs an even number",
-        )
-
-    @property
-    def qk_head_dim(self) -> int:
-        return self.qk_nope_head_dim + self.qk_rope_head_dim
-
-    @property
-    def rope_dim(self) -> int:
-        return self.qk_rope_head_dim
-
-    def cache_entries(self) -> dict[str, int]:
-        """Numbers kept per token in this layer's cache: the normalised latent and the rotated key."""
-        return {"latent": self.kv_lora_rank, "rope_key": self.qk_rope_head_dim}
-
-
 # ----------------------------------------------------------------------------------------- feed-forward
 
 
@@ -208,18 +122,20 @@ class Router:
     """Which experts a token goes to, and with what weight (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
 
     `selection_bias` is the auxiliary-loss-free balancing bias (`topk_method: noaux_tc`).
-    `aux_loss_alpha` is the weight of the sequence-wise balance loss.
+    `aux_loss_alpha` is the weight of the sequence-wise balance loss. `hashed`: a fixed table says which
+    experts a token id goes to, and the scores only weigh them (DeepSeek-V4's first layers).
     """
 
     n_routed_experts: int
     num_experts_per_tok: int
-    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
+    scoring_func: Literal["sigmoid", "softmax", "sqrtsoftplus"] = "sigmoid"
     selection_bias: bool = True
     n_group: int = 1
     topk_group: int = 1
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
     aux_loss_alpha: float = 0.0
+    hashed: bool = False
 
     def __post_init__(self) -> None:
         require_positive(
@@ -230,8 +146,8 @@ class Router:
             topk_group=self.topk_group,
         )
         require(
-            self.scoring_func in ("sigmoid", "softmax"),
-            f"router: scoring_func is {self.scoring_func!r}; supported: 'sigmoid', 'softmax'",
+            self.scoring_func in ("sigmoid", "softmax", "sqrtsoftplus"),
+            f"router: scoring_func is {self.scoring_func!r}; supported: 'sigmoid', 'softmax', 'sqrtsoftplus'",
         )
         require(
             self.n_routed_experts % self.n_group == 0,
@@ -257,18 +173,49 @@ class Router:
 
 @dataclass(frozen=True)
 class MoE:
-    """Fine-grained experts with shared ones (DeepSeekMoE, arXiv 2401.06066)."""
+    """Fine-grained experts with shared ones (DeepSeekMoE, arXiv 2401.06066).
+
+    `latent_size`: the routed experts work in this width, between two projections that they share; the
+    router and the shared experts see the whole hidden state (Kimi K3, arXiv 2607.24653).
+    """
 
     router: Router
     moe_intermediate_size: int
     n_shared_experts: int = 0
+    latent_size: int | None = None
 
     def __post_init__(self) -> None:
         require_positive("experts", moe_intermediate_size=self.moe_intermediate_size)
+        if self.latent_size is not None:
+            require_positive("experts", routed_expert_hidden_size=self.latent_size)
         require(
             self.n_shared_experts >= 0,
             f"experts: n_shared_experts is {self.n_shared_experts}; it must be 0 or more",
         )
+
+
+# ------------------------------------------------------------------------------------------- residuals
+
+
+@dataclass(frozen=True)
+class HyperConnections:
+    """Manifold-constrained hyper-connections (mHC, arXiv 2512.24880): `streams` residual streams, which
+    each sub-layer reads, writes and mixes with weights of its own."""
+
+    streams: int
+
+    def __post_init__(self) -> None:
+        require_positive("residual", hc_mult=self.streams)
+
+
+@dataclass(frozen=True)
+class AttentionResiduals:
+    """Each sub-layer attends to the sums of the blocks of `block_size` layers before it (Kimi K3)."""
+
+    block_size: int
+
+    def __post_init__(self) -> None:
+        require_positive("residual", attn_res_block_size=self.block_size)
 
 
 # ------------------------------------------------------------------------------------------------ model
@@ -276,8 +223,15 @@ class MoE:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    attention: GQA | MLA
+    """`sandwich_norms`: a norm after attention and after feed-forward too, not only before (Gemma)."""
+
+    attention: Attention
     feed_forward: Dense | MoE
+    sandwich_norms: bool = False
+
+
+# How published weights are packed, where it is not in 16 or 32 bits (`lichen.spec.weights.weight_bytes`).
+Storage = Literal["fp8", "int4", "fp4", "mxfp4"]
 
 
 @dataclass(frozen=True)
@@ -285,21 +239,25 @@ class ModelSpec:
     """A whole model. `family` is the reader and writer of its `config.json` (`lichen.spec.families`).
 
     `mtp` holds the multi-token-prediction layers (DeepSeek-V3, section 2.2), in order of depth.
-    `dtype` is the storage type of the published weights. `tokens` and `metadata` carry the
-    config's remaining fields through a round trip; nothing in Lichen computes with them.
+    `residual` None is the plain sum. `rope` is None for a model without rotary embedding and for the
+    families that are only accounted. `dtype` is the type of the published weights and `storage` how they
+    are packed, None where they are not. The tokens and `metadata` carry the config's remaining fields
+    through a round trip; nothing in Lichen computes with them.
     """
 
     family: str
     vocab_size: int
     hidden_size: int
     layers: tuple[LayerSpec, ...]
-    rope: Rope
+    rope: Rope | None
     max_position_embeddings: int
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     mtp: tuple[LayerSpec, ...] = ()
+    residual: HyperConnections | AttentionResiduals | None = None
     dtype: str = "bfloat16"
+    storage: Storage | None = None
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None

@@ -10,6 +10,7 @@ from string import Template
 
 from lichen.files import atomic_write, write_text
 from lichen.spec.account import account
+from lichen.spec.cache import cache_bytes
 from lichen.spec.model import ModelSpec
 from lichen.train.draw import draw
 from lichen.train.metrics import StepMetrics, read_metrics
@@ -78,7 +79,7 @@ def _model_rows(spec: ModelSpec) -> Rows:
     rows += [(part.replace("_", " "), f"{count:,}") for part, count in counted.parameters.items() if count]
     rows += [("active per token", f"{counted.active_parameters:,}")]
     rows += [("vocabulary", f"{spec.vocab_size:,}"), ("longest context", f"{spec.max_position_embeddings:,}")]
-    return [*rows, ("cache per token, bf16", f"{counted.cache_bytes_per_token['bf16']:,} bytes")]
+    return [*rows, ("cache per token, bf16", f"{cache_bytes(spec, 1, layout='bf16').ideal:,} bytes")]
 
 
 def _machine_rows(run: Run, metrics: Sequence[StepMetrics]) -> Rows:

@@ -28,6 +28,7 @@ from lichen.data.manifest import TOKENIZER_FILE, Manifest, read_json, write_json
 from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
 from lichen.files import atomic_write, disk_errors, sync_folder, write_text
+from lichen.nn.implemented import require_implemented
 from lichen.ops.ceiling import machine
 from lichen.optim import recipes
 from lichen.optim.recipes import OptimizerRecipe
@@ -159,13 +160,12 @@ def model_spec(recipe: Recipe) -> ModelSpec:
     """The model that a recipe names or describes.
 
     Published configs carry fields that say nothing about the model; in a description of one's own a field
-    that nobody reads can only be misspelt. Raises LichenError for it.
+    that nobody reads can only be misspelt. Raises LichenError for it, and for a model that cannot be trained.
     """
     config = recipe.model.config
-    if isinstance(config, str):
-        return load_spec(config)
-    spec = read_config(config)
-    if spec.metadata:
+    spec = load_spec(config) if isinstance(config, str) else read_config(config)
+    require_implemented(spec)
+    if not isinstance(config, str) and spec.metadata:
         raise LichenError(unknown_field(min(spec.metadata), write_config(replace(spec, metadata={}))))
     return spec
 

@@ -37,7 +37,7 @@ from lichen.optim.schedule import lr_factor
 from lichen.serve.detokenizer import stream_text
 from lichen.serve.generate import generate
 from lichen.serve.sampling import SamplingParams
-from lichen.spec.account import training_flops_per_token
+from lichen.spec.flops import training_flops_per_token
 from lichen.train.checkpoint import (
     FORMAT_VERSION,
     check_format_version,

@@ -42,7 +42,7 @@ def test_json_holds_the_whole_account() -> None:
     result = account(load_spec("kimi-k2.6"), 131072, 8, "fp8")
     assert printed["model"] == "kimi-k2.6"
     assert printed["total_parameters"] == result.total_parameters
-    assert printed["cache_bytes"] == result.cache_bytes
+    assert printed["cache_bytes"]["reserved"] == result.cache_bytes.reserved
     assert printed["bytes_of_model"]["weights"] == result.bytes_of_model.weights
     assert printed["flops_per_token"]["decode"] == result.flops_per_token.decode
     assert printed["not_carried"] == list(result.not_carried)
@@ -62,7 +62,7 @@ def test_a_folder_is_counted_without_a_source(tmp_path) -> None:
         (["kimi-k2.6", "--context", "0"], "context is 0"),
         (["kimi-k2.6", "--context", "-4"], "context is -4"),
         (["kimi-k2.6", "--batch", "0"], "batch is 0"),
-        (["kimi-k2.6", "--dtype", "fp3"], "dtype is fp3; supported: fp32, bf16, fp8, int4"),
+        (["kimi-k2.6", "--dtype", "fp3"], "dtype is fp3; supported: fp32, bf16, fp8, int4, fp4, mxfp4"),
         (["llama-3.1-8b", "--dtype", "int4"], "this model has none"),
         (["."], "folder without a config.json"),
         (["kimi-k2.6", "--context", "many"], "Invalid value for '--context'"),

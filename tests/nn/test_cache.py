@@ -38,7 +38,7 @@ def test_bytes_of_published_models(name: str, bytes_per_token: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_are_what_the_parts_declare(spec: ModelSpec, dtype: torch.dtype) -> None:
     cache = Cache(spec, batch=2, capacity=7, dtype=dtype)
-    numbers = sum(n for layer in spec.layers for n in layer.attention.cache_entries().values())
+    numbers = sum(entry.width for layer in spec.layers for entry in layer.attention.cache())
     assert cache.nbytes == 2 * 7 * numbers * dtype.itemsize
 
 

@@ -16,24 +16,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lichen.errors import SpecError
-from lichen.spec.account import (
+from lichen.spec.account import account, adamw_state_bytes, muon_state_bytes
+from lichen.spec.families import for_export, load_spec, read_config, write_config
+from lichen.spec.flops import flops_per_token, training_flops_per_token
+from lichen.spec.model import GQA, MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
+from lichen.spec.named import named_models
+from lichen.spec.weights import (
     Weight,
-    account,
     active_parameters,
-    adamw_state_bytes,
-    cache_bytes_per_token,
-    flops_per_token,
     mtp_weights,
-    muon_state_bytes,
     parameters,
     total_parameters,
-    training_flops_per_token,
     weight_bytes,
     weights,
 )
-from lichen.spec.families import for_export, load_spec, read_config, write_config
-from lichen.spec.model import GQA, MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
-from lichen.spec.named import named_models
 
 NAMES = list(named_models())
 
@@ -225,21 +221,6 @@ def test_training_the_mtp_layer_costs_a_layer_a_projection_and_a_head() -> None:
 # ---------------------------------------------------------------------------------------------- bytes
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype", "expected"),
-    [
-        ("deepseek-v3", "bf16", 70_272),
-        ("kimi-k2.6", "bf16", 70_272),
-        ("deepseek-v3", "fp8", 61 * 656),  # FlashMLA: 656 bytes per token and layer
-        ("llama-3.1-405b", "bf16", 516_096),
-        ("llama-3.1-405b", "fp32", 2 * 516_096),
-        ("llama-3.1-8b", "fp8", 32 * 2 * 1024),
-    ],
-)
-def test_cache_bytes_per_token(name: str, dtype: str, expected: int) -> None:
-    assert cache_bytes_per_token(load_spec(name), dtype) == expected
-
-
 def test_deepseek_v3_in_fp8_has_the_size_of_its_published_files() -> None:
     """688,586,727,753 bytes on Hugging Face, headers included.
 
@@ -302,9 +283,9 @@ def test_the_default_context_fits_the_model() -> None:
 
 def test_serving_bytes_are_weights_and_cache() -> None:
     result = account(load_spec("kimi-k2.6"), context=131_072, batch=8, dtype="int4")
-    assert result.cache_dtype == "bf16"
-    assert result.cache_bytes == 8 * 131_072 * 70_272
-    assert result.serving_bytes == result.bytes_of_model.weights["int4"] + result.cache_bytes
+    assert result.cache_layout == "bf16"
+    assert result.cache_bytes.ideal == 8 * 131_072 * 70_272
+    assert result.serving_bytes == result.bytes_of_model.weights["int4"] + result.cache_bytes.reserved
     assert result.bytes_of_mtp is None
 
 
@@ -315,7 +296,7 @@ def test_serving_bytes_are_weights_and_cache() -> None:
         ("deepseek-v3", {"context": -5}, "context is -5"),
         ("deepseek-v3", {"context": 163841}, "context is 163841"),
         ("deepseek-v3", {"batch": 0}, "batch is 0; at least 1"),
-        ("deepseek-v3", {"dtype": "fp4"}, "dtype is fp4; supported: fp32, bf16, fp8, int4"),
+        ("deepseek-v3", {"dtype": "fp2"}, "dtype is fp2; supported: fp32, bf16, fp8, int4, fp4, mxfp4"),
         ("llama-3.1-8b", {"dtype": "int4"}, "int4 is the storage of routed experts"),
     ],
 )

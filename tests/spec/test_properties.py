@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lichen.errors import SpecError
-from lichen.spec.account import account, active_parameters, flops_per_token, parameters, total_parameters
+from lichen.spec.account import account
 from lichen.spec.families import for_export, read_config, write_config
+from lichen.spec.flops import flops_per_token
 from lichen.spec.model import GQA, MLA, Dense, LayerSpec, Llama3Scaling, ModelSpec, MoE, Rope, Router, Yarn
+from lichen.spec.weights import active_parameters, parameters, total_parameters
 
 numbers = st.floats(0.001, 1000.0)
 tokens = st.none() | st.integers(0, 63)
@@ -179,13 +181,14 @@ def test_transformers_reads_the_same_model_and_saves_one_that_reads_back(spec):
 @settings(deadline=None)
 @given(models, st.integers(1, 64))
 def test_the_account_agrees_with_itself(spec, batch):
-    result = account(spec, context=spec.max_position_embeddings, batch=batch)
+    result = account(spec, context=spec.max_position_embeddings, batch=batch, cache="bf16")
     assert sum(result.parameters.values()) == total_parameters(spec) + result.parameters["mtp"]
     assert 0 < active_parameters(spec) <= total_parameters(spec)
     assert result.parameters == parameters(spec)
     assert result.bytes_of_model.weights["bf16"] == 2 * result.total_parameters
     assert result.bytes_of_model.adamw_state >= result.bytes_of_model.muon_state
-    assert result.cache_bytes == batch * result.context * result.cache_bytes_per_token["bf16"]
+    assert result.cache_bytes.ideal == batch * result.context * result.cache_bytes_per_token
+    assert result.cache_bytes.ideal <= result.cache_bytes.reserved
     one, two = flops_per_token(spec, 1).forward, flops_per_token(spec, 2).forward
     assert one - 2 * (two - one) <= 2 * active_parameters(
         spec

@@ -107,8 +107,8 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     Raises SpecError for a model that is not of this family.
     """
     attention = uniform([layer.attention for layer in spec.all_layers], spec.family, "attention")
-    if not isinstance(attention, MLA):
-        raise SpecError(f"{spec.family}: attention is MLA; this model has {attention}")
+    if not isinstance(attention, MLA) or spec.rope is None:
+        raise SpecError(f"{spec.family}: attention is MLA with RoPE; this model has {attention}")
     return {
         **write_decoder(spec, ARCHITECTURE),
         **write_rope(spec.rope, "type"),

@@ -9,7 +9,7 @@ from lichen.errors import SpecError
 from lichen.spec.families.decoder import read_decoder, uniform, write_decoder
 from lichen.spec.families.fields import MOST_LAYERS, Fields
 from lichen.spec.families.rope import read_rope, write_rope
-from lichen.spec.model import GQA, Dense, LayerSpec, ModelSpec, Yarn
+from lichen.spec.model import GQA, Dense, LayerSpec, ModelSpec, Rope, Yarn
 
 ARCHITECTURE = "LlamaForCausalLM"
 
@@ -29,8 +29,9 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         Dense(fields.integer("intermediate_size"), fields.boolean("mlp_bias", False)),
     )
     layers = (layer,) * fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
-    spec = read_decoder(fields, "llama", ARCHITECTURE, layers, read_rope(fields, interleaved=False))
-    _check(spec)
+    rope = read_rope(fields, interleaved=False)
+    spec = read_decoder(fields, "llama", ARCHITECTURE, layers, rope)
+    _check(spec.hidden_size, heads, rope)
     return spec
 
 
@@ -39,9 +40,9 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     layer = uniform(list(spec.all_layers), "llama", "layer")
     if not isinstance(layer.attention, GQA) or not isinstance(layer.feed_forward, Dense):
         raise SpecError(f"llama: layers are GQA and Dense; this model has {layer}")
-    if spec.rope.interleaved or spec.mtp:
+    if spec.rope is None or spec.rope.interleaved or spec.mtp:
         raise SpecError("llama: rotary pairs are the two halves of a head, and there are no MTP layers")
-    _check(spec)
+    _check(spec.hidden_size, layer.attention.num_attention_heads, spec.rope)
     attention, feed_forward = layer.attention, layer.feed_forward
     return {
         **write_decoder(spec, ARCHITECTURE),
@@ -55,15 +56,14 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _check(spec: ModelSpec) -> None:
+def _check(hidden_size: int, heads: int, rope: Rope) -> None:
     """What other readers of this family's configs insist on, so that every spec can be used there."""
-    heads = spec.layers[0].attention.num_attention_heads
-    if spec.hidden_size % heads:
+    if hidden_size % heads:
         raise SpecError(
-            f"llama: hidden_size ({spec.hidden_size}) must be a multiple of num_attention_heads ({heads})"
+            f"llama: hidden_size ({hidden_size}) must be a multiple of num_attention_heads ({heads})"
         )
-    if isinstance(spec.rope.scaling, Yarn) and spec.rope.scaling.mscale_all_dim:
+    if isinstance(rope.scaling, Yarn) and rope.scaling.mscale_all_dim:
         raise SpecError(
-            f"rope_scaling.mscale_all_dim is {spec.rope.scaling.mscale_all_dim}; supported: absent "
+            f"rope_scaling.mscale_all_dim is {rope.scaling.mscale_all_dim}; supported: absent "
             "(Llama's attention does not scale its softmax by it)"
         )
