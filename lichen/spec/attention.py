@@ -42,11 +42,11 @@ class State:
 class GQA:
     """Grouped-query attention; multi-head attention when every query head has its own key head.
 
-    `window`: each token attends to the last `window` tokens, itself among them (sliding), or to those of
-    its own chunk of that size (Llama 4). `qk_norm`: an RMSNorm with weights per head of queries and keys.
-    `output_gate`: the query projection also gives a gate for the output (arXiv 2505.06708).
-    `values_from_keys`: one projection serves keys and values, which differ in norm and rotation and are
-    both kept (Gemma 4).
+    `window`: each token attends to the last `window` tokens, itself among them, or, where `chunked`, to
+    those before it in its own chunk of that size (Llama 4). `qk_norm`: an RMSNorm with weights on the heads
+    of queries and keys. `output_gate`: the query projection also gives a gate for the output
+    (arXiv 2505.06708). `values_from_keys`: one projection serves keys and values, which differ in norm and
+    rotation and are both kept (Gemma 4).
     """
 
     num_attention_heads: int
@@ -54,6 +54,7 @@ class GQA:
     head_dim: int
     attention_bias: bool = False
     window: int | None = None
+    chunked: bool = False
     qk_norm: bool = False
     output_gate: bool = False
     values_from_keys: bool = False
@@ -75,6 +76,7 @@ class GQA:
         require(self.head_dim % 2 == 0, f"attention: head_dim is {self.head_dim}; RoPE needs an even number")
         if self.window is not None:
             require_positive("attention", window=self.window)
+        require(self.window is not None or not self.chunked, "attention: chunks need a size; give window")
 
     @property
     def rope_dim(self) -> int:

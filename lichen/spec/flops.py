@@ -61,20 +61,26 @@ def _forward_flops(found: Iterable[Weight], layers: tuple[LayerSpec, ...], conte
 @dataclass(frozen=True)
 class _Read:
     """`numbers` multiply-adds for every entry that a token reads: one entry for every whole block of
-    `every` tokens so far, itself among them, and no more than `most`."""
+    `every` tokens so far, itself among them, and no more than `most`. Every `chunk` tokens begin anew."""
 
     numbers: int
     every: int = 1
     most: int | None = None
+    chunk: int | None = None
 
     def of_last(self, context: int) -> int:
         """Entries that the last of `context` tokens reads."""
+        if self.chunk is not None:
+            context = (context - 1) % self.chunk + 1
         entries = context // self.every
         return entries if self.most is None else min(entries, self.most)
 
     def of_all(self, context: int) -> int:
-        """Entries that all `context` tokens of a sequence read, each its own: entry number n, up to the
+        """Entries that all `context` tokens of a sequence read, each its own: the n-th entry, up to the
         last that is read at all, is there for the tokens from n * every on."""
+        if self.chunk is not None and context > self.chunk:
+            whole, rest = divmod(context, self.chunk)
+            return whole * self.of_all(self.chunk) + self.of_all(rest)
         last = self.of_last(context)
         return last * (context + 1) - self.every * last * (last + 1) // 2
 
@@ -83,7 +89,8 @@ def _reads(layer: LayerSpec, decode: bool) -> list[_Read]:
     """What a token multiplies besides weights: scores and weighted sum, per head and key."""
     part = layer.attention
     if isinstance(part, GQA):
-        return [_Read(part.num_attention_heads * 2 * part.head_dim, most=part.window)]
+        per_key = part.num_attention_heads * 2 * part.head_dim
+        return [_Read(per_key, chunk=part.window) if part.chunked else _Read(per_key, most=part.window)]
     if isinstance(part, MLA):
         return _mla_reads(part, decode)
     if isinstance(part, Compressed):

@@ -257,7 +257,7 @@ class ModelSpec:
     mtp: tuple[LayerSpec, ...] = ()
     residual: HyperConnections | AttentionResiduals | None = None
     dtype: str = "bfloat16"
-    storage: Storage | None = None
+    storage: Storage | None = field(default=None, compare=False)
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None

@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from lichen.spec.model import Storage
+
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A `config.json` as it stood at `source` on `date` (ISO 8601)."""
+    """A `config.json` as it stood at `source` on `date` (ISO 8601), without its `quantization_config`.
+
+    `storage` is what that said: how the weights beside it are packed, None where they are not.
+    """
 
     name: str
     source: str
     date: str
     config: dict[str, Any]
+    storage: Storage | None = None
 
 
 def named_models() -> dict[str, NamedModel]:

@@ -58,7 +58,7 @@ def test_a_folder_is_counted_without_a_source(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["kimi-k27"], "did you mean kimi-k2? models by name: deepseek-v3, kimi-k2,"),
+        (["kimi-k27"], "did you mean kimi-k2? models by name: deepseek-v3, deepseek-v3.2, "),
         (["kimi-k2.6", "--context", "0"], "context is 0"),
         (["kimi-k2.6", "--context", "-4"], "context is -4"),
         (["kimi-k2.6", "--batch", "0"], "batch is 0"),

@@ -32,6 +32,9 @@ from lichen.spec.weights import (
 )
 
 NAMES = list(named_models())
+TRAINABLE = [
+    name for name in NAMES if load_spec(name).family in ("deepseek_v3", "kimi_k2", "kimi_k25", "llama")
+]
 
 
 def counted(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], n_layers: int) -> Counter[str]:
@@ -57,7 +60,7 @@ def counted(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], n_layers
 # --------------------------------------------------------------------------------------------- counts
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINABLE)
 def test_parameters_are_those_of_the_transformers_model(name: str) -> None:
     spec = load_spec(name)
     with torch.device("meta"):
@@ -67,7 +70,7 @@ def test_parameters_are_those_of_the_transformers_model(name: str) -> None:
     assert total_parameters(spec) == counts.total()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINABLE)
 def test_parameters_and_optimizer_state_are_those_of_our_model(name: str) -> None:
     from lichen.nn.transformer import Transformer
 

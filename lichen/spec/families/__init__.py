@@ -4,23 +4,51 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from lichen.errors import SpecError
-from lichen.spec.families import deepseek_v3, kimi_k25, llama
+from lichen.spec.families import (
+    deepseek_v3,
+    deepseek_v4,
+    deepseek_v32,
+    gemma4,
+    kimi_k25,
+    kimi_linear,
+    llama,
+    llama4,
+    qwen35,
+)
 from lichen.spec.families.fields import shown
 from lichen.spec.model import ModelSpec, MoE
 from lichen.spec.named import named_models
 
-FAMILIES: dict[str, ModuleType] = {
-    "deepseek_v3": deepseek_v3,
-    "kimi_k2": deepseek_v3,
-    "kimi_k25": kimi_k25,
-    "llama": llama,
+READERS: dict[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
+    "deepseek_v3": deepseek_v3.read,
+    "deepseek_v32": deepseek_v32.read,
+    "deepseek_v4": deepseek_v4.read,
+    "gemma4": gemma4.read,
+    "gemma4_text": gemma4.read,
+    "kimi_k2": deepseek_v3.read,
+    "kimi_k25": kimi_k25.read,
+    "kimi_k3": kimi_linear.read,
+    "kimi_linear": kimi_linear.read,
+    "llama": llama.read,
+    "llama4": llama4.read,
+    "llama4_text": llama4.read,
+    "qwen3_5": qwen35.read,
+    "qwen3_5_text": qwen35.read,
+}
+
+# The other families are only accounted: their specs do not hold all that a config says.
+WRITERS: dict[str, Callable[[ModelSpec], dict[str, Any]]] = {
+    "deepseek_v3": deepseek_v3.write,
+    "deepseek_v32": deepseek_v32.write,
+    "kimi_k2": deepseek_v3.write,
+    "kimi_k25": kimi_k25.write,
+    "llama": llama.write,
 }
 
 LARGEST_CONFIG = 16 * 2**20
@@ -29,20 +57,20 @@ LARGEST_CONFIG = 16 * 2**20
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of a `config.json`. Raises SpecError naming the field, its value and what is supported."""
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in READERS:
         value = f"is {shown(model_type)}" if "model_type" in config else "is missing"
-        raise SpecError(f"model_type {value}; supported: " + ", ".join(FAMILIES))
-    return FAMILIES[model_type].read(config)
+        raise SpecError(f"model_type {value}; supported: " + ", ".join(READERS))
+    return READERS[model_type](config)
 
 
 def write_config(spec: ModelSpec) -> dict[str, Any]:
     """The `config.json` of a spec, fields in alphabetical order as in published checkpoints.
 
-    Raises SpecError for a model that the spec's family cannot express.
+    Raises SpecError for a model that the spec's family cannot express, or whose family is only accounted.
     """
-    if spec.family not in FAMILIES:
-        raise SpecError(f"family is {shown(spec.family)}; supported: " + ", ".join(FAMILIES))
-    return dict(sorted(FAMILIES[spec.family].write(spec).items()))
+    if spec.family not in WRITERS:
+        raise SpecError(f"family is {shown(spec.family)}; configs can be written of " + ", ".join(WRITERS))
+    return dict(sorted(WRITERS[spec.family](spec).items()))
 
 
 def for_export(spec: ModelSpec) -> ModelSpec:
@@ -55,6 +83,8 @@ def for_export(spec: ModelSpec) -> ModelSpec:
         spec = kimi_k25.text_tower(spec)
     if spec.family == "llama":
         return spec
+    if spec.family not in ("deepseek_v3", "kimi_k2"):
+        raise SpecError(f"{spec.family} can be accounted but not yet trained, so there is nothing to export")
     config = write_config(spec)
     if config["moe_layer_freq"] != 1:
         raise SpecError(
@@ -77,8 +107,9 @@ def load_spec(name_or_path: str | Path) -> ModelSpec:
     The name of a shipped model wins over a file of that name; "./NAME" or a Path always means the file.
     Raises SpecError for an unknown name, a file that is not a config, or a config that cannot be expressed.
     """
-    if isinstance(name_or_path, str) and name_or_path in named_models():
-        return read_config(named_models()[name_or_path].config)
+    named = named_models().get(name_or_path) if isinstance(name_or_path, str) else None
+    if named is not None:
+        return replace(read_config(named.config), storage=named.storage)
     path = Path(name_or_path)
     try:
         if path.is_dir():

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 from lichen.errors import SpecError
-from lichen.spec.families.fields import Fields, shown
-from lichen.spec.model import LayerSpec, ModelSpec, Rope
+from lichen.spec.families.fields import MOST_LAYERS, Fields, shown
+from lichen.spec.model import (
+    AttentionResiduals,
+    HyperConnections,
+    LayerSpec,
+    ModelSpec,
+    Rope,
+    Storage,
+)
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -17,8 +25,10 @@ def read_decoder(
     family: str,
     architecture: str,
     layers: tuple[LayerSpec, ...],
-    rope: Rope,
+    rope: Rope | None = None,
     mtp: tuple[LayerSpec, ...] = (),
+    residual: HyperConnections | AttentionResiduals | None = None,
+    activation: str = "silu",
 ) -> ModelSpec:
     """The model around `layers`. Called last: fields that nobody read become the spec's metadata.
 
@@ -27,7 +37,7 @@ def read_decoder(
     """
     fields.get("model_type")
     fields.fixed("architectures", [architecture], "the model_type's language model")
-    fields.fixed("hidden_act", "silu", "the activation of SwiGLU")
+    fields.fixed("hidden_act", activation, "the activation of the family's gated feed-forward")
     fields.fixed("attention_dropout", 0, "this version computes without dropout")
     return ModelSpec(
         family=family,
@@ -40,7 +50,9 @@ def read_decoder(
         initializer_range=fields.number("initializer_range", 0.02),
         tie_word_embeddings=fields.boolean("tie_word_embeddings", False),
         mtp=mtp,
+        residual=residual,
         dtype=read_dtype(fields) or "float32",
+        storage=read_storage(fields),
         bos_token_id=_token(fields, "bos_token_id"),
         eos_token_id=_eos(fields),
         pad_token_id=_token(fields, "pad_token_id"),
@@ -72,12 +84,34 @@ def write_decoder(spec: ModelSpec, architecture: str) -> dict[str, Any]:
     }
 
 
+def read_layer_types(fields: Fields, kinds: Collection[str]) -> list[str]:
+    """The kind of every layer, as `layer_types` names it; num_hidden_layers of them."""
+    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
+    given = fields.get("layer_types")
+    if not isinstance(given, list) or len(given) != n_layers or any(kind not in kinds for kind in given):
+        fields.refuse("layer_types", f"a list of {n_layers} of " + ", ".join(kinds) + " is needed")
+    return given
+
+
 def read_dtype(fields: Fields) -> str | None:
     """The storage type, under its old name or the one of transformers 5."""
     given = [key for key in ("dtype", "torch_dtype") if fields.get(key) is not None]
     if len(given) == 2:
         fields.fixed("torch_dtype", fields.get("dtype"), "the value of dtype beside it")
     return fields.choice(given[0], DTYPES) if given else None
+
+
+def read_storage(fields: Fields) -> Storage | None:
+    """How the weights beside the config are packed, as far as that is known; None where they are not."""
+    packing = fields.section("quantization_config")
+    if packing is None:
+        return None
+    method, experts = packing.get("quant_method"), packing.get("expert_dtype") or fields.get("expert_dtype")
+    if method == "fp8":
+        return "fp4" if experts == "fp4" else "fp8"
+    if method == "compressed-tensors":
+        return "mxfp4" if packing.get("format") == "mxfp4-pack-quantized" else "int4"
+    return None
 
 
 def _eos(fields: Fields) -> int | tuple[int, ...] | None:

@@ -107,8 +107,10 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     Raises SpecError for a model that is not of this family.
     """
     attention = uniform([layer.attention for layer in spec.all_layers], spec.family, "attention")
-    if not isinstance(attention, MLA) or spec.rope is None:
-        raise SpecError(f"{spec.family}: attention is MLA with RoPE; this model has {attention}")
+    if not isinstance(attention, MLA) or attention.indexer or attention.output_gate or spec.rope is None:
+        raise SpecError(f"{spec.family}: attention is plain MLA with RoPE; this model has {attention}")
+    if spec.residual is not None or any(layer.sandwich_norms for layer in spec.all_layers):
+        raise SpecError(f"{spec.family}: residuals are plain sums, with one norm before each sub-layer")
     return {
         **write_decoder(spec, ARCHITECTURE),
         **write_rope(spec.rope, "type"),
@@ -153,6 +155,8 @@ def _write_feed_forwards(spec: ModelSpec) -> dict[str, Any]:
 
 def _write_experts(experts: MoE, family: str) -> dict[str, Any]:
     router = experts.router
+    if router.scoring_func == "sqrtsoftplus" or router.hashed or experts.latent_size:
+        raise SpecError(f"{family}: experts are scored by sigmoid or softmax, at full width; here {experts}")
     _check_selection(router, family)
     return {
         "n_routed_experts": router.n_routed_experts,

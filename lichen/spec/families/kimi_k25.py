@@ -15,6 +15,7 @@ from lichen.errors import SpecError
 from lichen.spec.families import deepseek_v3
 from lichen.spec.families.decoder import read_dtype
 from lichen.spec.families.fields import Fields, shown
+from lichen.spec.families.wrapper import vision_notes
 from lichen.spec.model import ModelSpec
 
 # Moonshot's name, and the one under which transformers saves the same model.
@@ -46,17 +47,9 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     return replace(
         tower,
         family="kimi_k25",
-        not_carried=(*tower.not_carried, *_vision_notes(config.get("vision_config"))),
+        not_carried=(*tower.not_carried, *vision_notes(config.get("vision_config"))),
         metadata={**fields.rest(), "text_config": {"model_type": tower.family, **tower.metadata}},
     )
-
-
-def _vision_notes(vision: Any) -> tuple[str, ...]:
-    if not isinstance(vision, Mapping):
-        return ()
-    layers = vision.get("vt_num_hidden_layers", vision.get("num_hidden_layers", "?"))
-    width = vision.get("vt_hidden_size", vision.get("hidden_size", "?"))
-    return (f"the vision tower ({layers} layers of width {width}) and its projector: only text is computed",)
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:

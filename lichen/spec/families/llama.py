@@ -42,8 +42,16 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         raise SpecError(f"llama: layers are GQA and Dense; this model has {layer}")
     if spec.rope is None or spec.rope.interleaved or spec.mtp:
         raise SpecError("llama: rotary pairs are the two halves of a head, and there are no MTP layers")
-    _check(spec.hidden_size, layer.attention.num_attention_heads, spec.rope)
     attention, feed_forward = layer.attention, layer.feed_forward
+    plain = GQA(
+        attention.num_attention_heads,
+        attention.num_key_value_heads,
+        attention.head_dim,
+        attention.attention_bias,
+    )
+    if attention != plain or layer.sandwich_norms or spec.residual is not None:
+        raise SpecError(f"llama: layers are plain GQA between plain residuals; this model has {layer}")
+    _check(spec.hidden_size, attention.num_attention_heads, spec.rope)
     return {
         **write_decoder(spec, ARCHITECTURE),
         **write_rope(spec.rope, "rope_type"),
