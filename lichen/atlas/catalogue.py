@@ -64,11 +64,12 @@ class Score(Record):
 
 
 class PriceRef(Record):
-    """Where genai-prices keeps the model's prices. `peak_days` mends what its table cannot say: that a
-    provider's peak hours are peak on weekdays only."""
+    """Where genai-prices keeps the model's prices, and what its table cannot say: that peak hours are peak on
+    weekdays only, and the first day on which the provider does not sell the model any more."""
 
     provider: str
     model_id: str
+    until: date | None = None
     peak_days: Literal["all", "weekdays"] = "all"
 
 
@@ -168,7 +169,7 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
         if release is None or (release.value is not None and release.value > day):
             continue
         models[model.name] = model.as_of(day)
-    return Catalogue(models, day)
+    return Catalogue(dict(sorted(models.items())), day)
 
 
 def read_model(path: Path) -> Model:

@@ -29,7 +29,7 @@ class Price:
     """Rates in USD per million tokens, and when they hold.
 
     `cache_read` None: the provider lists no discount, so cached tokens are charged as `input`.
-    `since` None: for as long as the table knows. `until`: the first day on which it does not hold any more.
+    `since`: the first day of it that is known. `until`: the first day on which it does not hold any more.
     `hours`: the spans [start, end) of the UTC day in which it holds, on weekdays only or on all days.
     `above`: it holds for prompts of more tokens than this.
     """
@@ -81,17 +81,13 @@ def within(moment: time, span: tuple[time, time]) -> bool:
 def price_of(model: Model, provider: str | None, at: datetime, prompt_tokens: int = 0) -> Price | None:
     """The price of `model` at `at` (aware), None where it is unknown or the model was not out.
 
-    `provider` None: the model's first, which is its lab where that sells it. `prompt_tokens` picks the
-    context tier.
+    `provider` None: the default one on that day. `prompt_tokens` picks the context tier.
     """
-    release = known(model.release, today())
-    if release is None or release.value is None or at.astimezone(UTC).date() < release.value:
-        return None
-    provider = provider or default_provider(model)
-    holding = [
+    provider = provider or default_provider(model, at.astimezone(UTC).date())
+    rows = [
         price for price in history(model) if price.provider == provider and price.holds(at, prompt_tokens)
     ]
-    return holding[-1] if holding else None
+    return rows[-1] if rows else None
 
 
 def prices_on(model: Model, provider: str, day: date) -> list[Price]:
@@ -102,22 +98,24 @@ def prices_on(model: Model, provider: str, day: date) -> list[Price]:
 
 
 def providers(model: Model) -> list[str]:
-    """Who sells the model, the default first."""
-    named = [reference.provider for reference in model.price_refs] + [
-        price.provider for price in model.prices
-    ]
-    return list(dict.fromkeys(named))
+    """Who sells or sold the model, in the order of its file."""
+    listed = [reference.provider for reference in model.price_refs]
+    return list(dict.fromkeys(listed + [price.provider for price in model.prices]))
 
 
-def default_provider(model: Model) -> str | None:
-    """The provider whose price is meant when none is named; None for a model that nobody is known to sell."""
-    return next(iter(providers(model)), None)
+def default_provider(model: Model, day: date) -> str | None:
+    """The provider that is meant when none is named: the file's first that has a price on `day`."""
+    return next((provider for provider in providers(model) if prices_on(model, provider, day)), None)
 
 
 def history(model: Model) -> list[Price]:
     """All known prices of `model`; of the rows that hold at a moment the last one counts."""
+    release = known(model.release, today())
+    if release is None or release.value is None:
+        return []
     listed = [price for reference in model.price_refs for price in _listed(reference)]
-    return listed + [_entered(price) for price in model.prices]
+    rows = listed + [_entered(price) for price in model.prices]
+    return [replace(row, since=max(row.since or release.value, release.value)) for row in rows]
 
 
 @cache
@@ -173,6 +171,7 @@ def _listed(reference: PriceRef) -> Iterator[Price]:
                 source,
                 snapshot,
                 since=since,
+                until=reference.until,
                 hours=hours,
                 weekdays_only=hours is not None and reference.peak_days == "weekdays",
                 above=above,

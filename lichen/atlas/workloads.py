@@ -47,10 +47,10 @@ class WorkloadCost:
 
 def cost(model: Model, workload: Workload, provider: str | None, at: datetime) -> WorkloadCost | None:
     """What `workload` costs at `at` (with `hours`: on that UTC day); None where a price is unknown."""
-    provider = provider or default_provider(model)
+    day = at.astimezone(UTC).date()
+    provider = provider or default_provider(model, day)
     moments = [at]
     if workload.hours is not None:
-        day = at.astimezone(UTC).date()
         moments = [datetime.combine(day, time(hour), UTC) for hour in workload.hours]
     prices = [price_of(model, provider, moment, workload.input_tokens) for moment in moments]
     found = [price for price in prices if price is not None]
