@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from lichen.errors import LichenError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +25,18 @@ def account(
         int | None, typer.Option(help="Tokens per sequence, for FLOPs and cache. [default: 4096]")
     ] = None,
     batch: Annotated[int, typer.Option(help="Sequences in the cache at once.")] = 1,
-    dtype: Annotated[str, typer.Option(help="Storage of weights and cache: fp32, bf16, fp8, int4.")] = "bf16",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Storage of weights: fp32, bf16, fp8, int4, fp4, mxfp4. [default: as published]"),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Layout of the cache: fp32, bf16, fp8, mixed. [default: the family's own]"),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory for weights and cache, such as 80G: what context and batch fit?"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print exact numbers as JSON.")] = False,
 ) -> None:
     """Count a model's parameters, FLOPs, cache, weights and optimizer state, without its weights."""
@@ -30,7 +44,8 @@ def account(
     from lichen.spec.families import load_spec
     from lichen.spec.named import named_models
 
-    result = account_of(load_spec(model), context, batch, dtype)
+    budget = None if memory is None else _bytes(memory)
+    result = account_of(load_spec(model), context, batch, dtype, cache, budget)
     named = named_models().get(model)
     source = f"{named.source} ({named.date})" if named else None
     if as_json:
@@ -50,24 +65,24 @@ def account(
 
 
 def _table(result: Account) -> Table:
-    """Sections of rows; a second column for the multi-token-prediction layers where there are any."""
+    """Sections of rows with up to two figures, which the section's title names."""
     from rich.table import Table
 
     model, mtp = result.bytes_of_model, result.bytes_of_mtp
-    table = Table(box=None, padding=(0, 2), show_header=mtp is not None)
+    table = Table(box=None, padding=(0, 2), show_header=False)
     table.add_column()
-    table.add_column("model", justify="right")
-    if mtp:
-        table.add_column("MTP layers", justify="right")
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    of_mtp = ["model", "MTP layers"] if mtp else []
 
-    def section(title: str) -> None:
+    def section(title: str, *columns: str) -> None:
         table.add_row()
-        table.add_row(f"[bold]{title}[/bold]")
+        table.add_row(f"[bold]{title}[/bold]", *columns)
 
     def row(label: str, *values: str) -> None:
         table.add_row(f"  {label}", *values)
 
-    section("Parameters")
+    section("Parameters", *of_mtp)
     row("total", f"{result.total_parameters:,}", f"{result.parameters['mtp']:,}" if mtp else "")
     row("active per token", f"{result.active_parameters:,}")
     for part, count in result.parameters.items():
@@ -78,31 +93,47 @@ def _table(result: Account) -> Table:
     section("FLOPs per token")
     row(f"forward, mean over {tokens}", _short(result.flops_per_token.forward, 4, FLOPS))
     row("training, forward and backward", _short(result.flops_per_token.training, 4, FLOPS))
-    row(f"decode with {tokens} in the cache", _short(result.flops_per_token.decode, 4, FLOPS))
+    row(f"decode, {tokens} in the cache", _short(result.flops_per_token.decode, 4, FLOPS))
 
-    section("KV cache")
+    section(f"Cache of one sequence, {result.cache_layout}", "ideal", "reserved")
     if result.cache_bytes_per_token is not None:
-        row(f"per token, {result.cache_layout}", f"{result.cache_bytes_per_token:,} B")
-    row(f"{result.batch:,} x {tokens}, {result.cache_layout}", _short(result.cache_bytes.reserved, 4, BYTES))
+        row("every token", f"{result.cache_bytes_per_token:,} B")
+    for point in result.cache:
+        row(f"{point.context:,} tokens", _short(point.ideal, 4, BYTES), _short(point.reserved, 4, BYTES))
 
-    def footprint(label: str, of_model: int | None, of_mtp: int | None) -> None:
-        if of_model is not None:
-            row(
-                label, _short(of_model, 4, BYTES), *([_short(of_mtp, 4, BYTES)] if of_mtp is not None else [])
-            )
+    def footprint(label: str, size: int, size_of_mtp: int | None) -> None:
+        row(label, _short(size, 4, BYTES), "" if size_of_mtp is None else _short(size_of_mtp, 4, BYTES))
 
-    section("Weights")
-    for kind, of_model in model.weights.items():
-        footprint(kind, of_model, mtp.weights[kind] if mtp else None)
-    row(f"{result.dtype}, with the cache above", _short(result.serving_bytes, 4, BYTES))
+    section("Weights", *of_mtp)
+    for kind, size in model.weights.items():
+        if size is not None and (kind in SHOWN or kind == result.released_dtype):
+            published = ", as published" if kind == result.released_dtype else ""
+            footprint(kind + published, size, mtp.weights[kind] if mtp else None)
+    row(
+        f"{result.dtype}, and cache of {result.batch:,} x {result.context:,}",
+        _short(result.serving_bytes, 4, BYTES),
+    )
 
-    section("Training state")
+    if result.budget:
+        section(f"In {_short(result.budget.memory, 4, BYTES)}, {result.dtype}")
+        left, longest = result.budget.left_for_cache, result.budget.longest_context
+        if left < 0:
+            row("missing for the weights alone", _short(-left, 4, BYTES))
+        else:
+            row("left for the cache", _short(left, 4, BYTES))
+            row(f"longest context, {result.batch:,} at once", f"{longest:,} tokens" if longest else "none")
+            row(f"most sequences of {tokens}", f"{result.budget.most_sequences:,}")
+
+    section("Training state", *of_mtp)
     footprint("fp32 masters", model.fp32_masters, mtp.fp32_masters if mtp else None)
     footprint("fp32 gradients", model.fp32_gradients, mtp.fp32_gradients if mtp else None)
     footprint("AdamW", model.adamw_state, mtp.adamw_state if mtp else None)
     footprint("Muon, AdamW for the rest", model.muon_state, mtp.muon_state if mtp else None)
     return table
 
+
+# Storages that mean something for every model; the others are shown where a model was published so.
+SHOWN = ("fp32", "bf16", "fp8", "int4")
 
 PARAMETERS = ("", " K", " M", " B")
 FLOPS = (" FLOP", " kFLOP", " MFLOP", " GFLOP")
@@ -115,3 +146,13 @@ def _short(value: int, digits: int, units: tuple[str, ...]) -> str:
     whole = len(str(value)) - 3 * power
     decimals = max(0, digits - whole) if power else 0
     return f"{value / 1000**power:,.{decimals}f}{units[power]}"
+
+
+def _bytes(size: str) -> int:
+    """80G, 80 GB and 0.08T are powers of 1000, 80GiB of 1024; a bare number is bytes."""
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(?:([kMGT])(i)?)?B?\s*", size, re.IGNORECASE)
+    if found is None:
+        raise LichenError(f"memory is {size}; write a number with a unit, such as 80G, 1.5T or 640GiB")
+    number, unit, binary = found.groups()
+    power = "KMGT".index(unit.upper()) + 1 if unit else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)

@@ -89,7 +89,7 @@ class Account:
     """All of it for one model, one context length and one batch, in plain counts and bytes.
 
     `cache` is the cache of one sequence at several contexts, and `cache_bytes_per_token` None where it does
-    not grow by the same with every token. `released_bytes` is the weights as published; `serving_bytes` the
+    not grow by the same with every token. `released_*` is the weights as published; `serving_bytes` the
     weights in `dtype` and the reserved cache of `batch` sequences of `context` tokens. `bytes_of_mtp` is
     None for a model without MTP layers.
     """
@@ -106,6 +106,7 @@ class Account:
     cache: tuple[CachePoint, ...]
     cache_bytes_per_token: int | None
     cache_bytes: CacheBytes
+    released_dtype: str
     released_bytes: int
     serving_bytes: int
     budget: Budget | None
@@ -158,6 +159,7 @@ def account(
         cache=_curve(spec, context, cache),
         cache_bytes_per_token=bytes_per_token(spec, cache),
         cache_bytes=in_cache,
+        released_dtype=released_dtype(spec),
         released_bytes=released_bytes(spec),
         serving_bytes=served + in_cache.reserved,
         budget=_budget(spec, memory, served, context, batch, cache) if memory else None,

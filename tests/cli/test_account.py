@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 from lichen.spec.account import account
+from lichen.spec.cache import longest_context, most_sequences
 from lichen.spec.families import load_spec, write_config
+from lichen.spec.weights import released_bytes
 
 
 def lichen_account(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,6 +33,8 @@ def test_the_table_says_what_the_model_is_and_costs(name: str, headline: str) ->
     assert done.stdout.startswith(f"{name}: {headline}\n")
     assert "70,272 B" in done.stdout
     assert "/config.json (2026-11-23)" in done.stdout
+    assert "every token" in done.stdout
+    assert "as published" in done.stdout
     assert ("MTP layers" in done.stdout) == (name == "deepseek-v3")
     assert ("Not carried: the vision tower" in done.stdout) == (name == "kimi-k2.6")
     assert max(map(len, done.stdout.splitlines())) <= 100
@@ -55,9 +60,47 @@ def test_a_folder_is_counted_without_a_source(tmp_path) -> None:
     assert json.loads(done.stdout)["total_parameters"] == 8_030_261_248
 
 
+def test_a_cache_that_is_no_multiple_of_tokens_is_shown_at_several_contexts() -> None:
+    done = lichen_account("deepseek-v4-pro", "--context", "65536")
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "Cache of one sequence, mixed ideal reserved" in lines
+    assert "every token" not in done.stdout
+    shown = [line.split()[0] for line in lines if re.fullmatch(r"[\d,]+ tokens [\d.,]+ .B [\d.,]+ .B", line)]
+    assert shown == ["4,096", "32,768", "65,536", "131,072", "262,144", "1,048,576"]
+
+
+@pytest.mark.parametrize(
+    "size", ["80G", "80GB", "80 gb", "80000M", "0.08T", "80000000000", "74.505805969238281GiB"]
+)
+def test_memory_is_answered_with_a_context_and_a_batch(size: str) -> None:
+    arguments = ["qwen3.6-27b", "--memory", size, "--context", "32768", "--batch", "4"]
+    budget = json.loads(lichen_account(*arguments, "--json").stdout)["budget"]
+    spec, left = load_spec("qwen3.6-27b"), 80 * 10**9 - released_bytes(load_spec("qwen3.6-27b"))
+    assert budget["memory"] == 80 * 10**9
+    assert budget["left_for_cache"] == left
+    assert budget["longest_context"] == longest_context(spec, left, sequences=4)
+    assert budget["most_sequences"] == most_sequences(spec, left, 32768)
+    done = lichen_account(*arguments)
+    assert f"{budget['longest_context']:,} tokens" in done.stdout
+
+
+def test_weights_that_do_not_fit_are_told_by_how_much() -> None:
+    done = lichen_account("kimi-k2.6", "--memory", "500G")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"missing for the weights alone +94\.21 GB", done.stdout)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["kimi-k2.6", "--memory", "much"], "memory is much; write a number with a unit"),
+        (["kimi-k2.6", "--memory", "-80G"], "memory is -80G; write a number"),
+        (["kimi-k2.6", "--memory", "0"], "memory is 0 bytes; at least 1"),
+        (
+            ["kimi-k2.6", "--cache", "mixed"],
+            "cache layout is mixed; supported for this model: fp32, bf16, fp8",
+        ),
         (["kimi-k27"], "did you mean kimi-k2? models by name: deepseek-v3, deepseek-v3.2, "),
         (["kimi-k2.6", "--context", "0"], "context is 0"),
         (["kimi-k2.6", "--context", "-4"], "context is -4"),

@@ -1,0 +1,157 @@
+"""Small configs of the families that are only accounted, and transformers' models of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+# Each has every branch of its family.
+DEEPSEEK_V32 = {
+    "model_type": "deepseek_v32",
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 12,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "index_topk": 5,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 12,
+    "n_group": 2,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "max_position_embeddings": 512,
+}
+DEEPSEEK_V4 = {
+    "model_type": "deepseek_v4",
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "compress_ratios": [0, 4, 128, 4],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "qk_rope_head_dim": 4,
+    "q_lora_rank": 24,
+    "o_groups": 2,
+    "o_lora_rank": 8,
+    "sliding_window": 8,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "index_topk": 4,
+    "hc_mult": 3,
+    "num_hash_layers": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 12,
+    "scoring_func": "sqrtsoftplus",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+    "max_position_embeddings": 512,
+}
+QWEN35 = {
+    "model_type": "qwen3_5_text",
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "linear_conv_kernel_dim": 4,
+    "max_position_embeddings": 512,
+}
+GEMMA4 = {
+    "model_type": "gemma4_text",
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_global_key_value_heads": 1,
+    "global_head_dim": 16,
+    "attention_k_eq_v": True,
+    "sliding_window": 64,
+    "hidden_size_per_layer_input": 0,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 512,
+}
+LLAMA4 = {
+    "model_type": "llama4_text",
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 20,
+    "intermediate_size_mlp": 40,
+    "num_hidden_layers": 4,
+    "interleave_moe_layer_step": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "attention_chunk_size": 64,
+    "max_position_embeddings": 512,
+}
+KIMI_LINEAR = {
+    "model_type": "kimi_linear",
+    "vocab_size": 50,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "linear_attn_config": {
+        "kda_layers": [1, 3],
+        "full_attn_layers": [2],
+        "num_heads": 3,
+        "head_dim": 8,
+        "short_conv_kernel_size": 4,
+    },
+    "mla_use_nope": True,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": None,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 12,
+    "num_experts": 8,
+    "num_experts_per_token": 3,
+    "num_shared_experts": 1,
+    "moe_intermediate_size": 12,
+    "moe_router_activation_func": "sigmoid",
+    "moe_renormalize": True,
+    "routed_scaling_factor": 2.4,
+    "max_position_embeddings": 512,
+}
+SMALL = [DEEPSEEK_V32, DEEPSEEK_V4, QWEN35, GEMMA4, LLAMA4, KIMI_LINEAR]
+
+
+def transformers_model(config: dict[str, Any], device: str = "meta") -> torch.nn.Module:
+    config = AutoConfig.for_model(**config, attn_implementation="eager", experts_implementation="eager")
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
