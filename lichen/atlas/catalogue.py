@@ -62,6 +62,11 @@ class Score(Record):
     source: str
     date: date
 
+    @property
+    def test(self) -> str:
+        """What was run. Scores of different tests, or in different units, are not to be compared."""
+        return " ".join(part for part in (self.benchmark, self.version, self.variant) if part)
+
 
 class PriceRef(Record):
     """Where genai-prices keeps the model's prices, and what its table cannot say: that peak hours are peak on

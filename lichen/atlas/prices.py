@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from lichen.atlas.catalogue import EnteredPrice, Model, PriceRef
 from lichen.atlas.facts import known, today
+from lichen.errors import LichenError
 
 if TYPE_CHECKING:
     from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, TieredPrices
@@ -68,8 +69,12 @@ class Price:
         """When in the day it holds, in words; empty for all day."""
         if self.hours is None:
             return ""
-        spans = ", ".join(f"{start:%H:%M}-{end:%H:%M}" for start, end in self.hours)
+        spans = ", ".join(f"{_clock(start)}-{_clock(end)}" for start, end in self.hours)
         return f"{spans} UTC{', Mon-Fri' if self.weekdays_only else ''}"
+
+
+def _clock(moment: time) -> str:
+    return f"{moment:%H:%M}" if moment.minute else f"{moment:%H}"
 
 
 def within(moment: time, span: tuple[time, time]) -> bool:
@@ -108,6 +113,14 @@ def default_provider(model: Model, day: date) -> str | None:
     return next((provider for provider in providers(model) if prices_on(model, provider, day)), None)
 
 
+def check_provider(model: Model, provider: str) -> None:
+    """Raises LichenError, naming those there are, if `provider` is none of the model's."""
+    known_ones = providers(model)
+    if provider not in known_ones:
+        offered = ", ".join(known_ones) or "none"
+        raise LichenError(f"no provider {provider!r} of {model.name}; known: {offered} (or `all`)")
+
+
 def history(model: Model) -> list[Price]:
     """All known prices of `model`; of the rows that hold at a moment the last one counts."""
     release = known(model.release, today())
@@ -116,6 +129,20 @@ def history(model: Model) -> list[Price]:
     listed = [price for reference in model.price_refs for price in _listed(reference)]
     rows = listed + [_entered(price) for price in model.prices]
     return [replace(row, since=max(row.since or release.value, release.value)) for row in rows]
+
+
+def moment(day: date, clock: str | None) -> datetime:
+    """The moment that `--at` HH:MM names on `day`, UTC; without it now, or noon of a day that is past.
+
+    Raises LichenError for a time that cannot be read.
+    """
+    if clock is None:
+        now = datetime.now(UTC)
+        return now if day == now.date() else datetime.combine(day, time(12), UTC)
+    try:
+        return datetime.combine(day, time.fromisoformat(clock), UTC)
+    except ValueError:
+        raise LichenError(f"--at {clock!r} is not a time of day: write HH:MM, in UTC, like 02:30") from None
 
 
 @cache

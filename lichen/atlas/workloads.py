@@ -6,11 +6,12 @@ discounts and, for some providers, on the hour. Hence three standard workloads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 
 from lichen.atlas.catalogue import Model
 from lichen.atlas.prices import Price, default_provider, price_of
+from lichen.errors import LichenError
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,44 @@ STANDARD = {
     "output-heavy": Workload(input_tokens=1000, output_tokens=3000),
     "agentic": Workload(input_tokens=20000, output_tokens=1000, cached_share=0.8),
 }
+
+
+def chosen(
+    name: str | None,
+    input_tokens: int | None,
+    output_tokens: int | None,
+    cached_share: float | None,
+    hours: str | None,
+) -> dict[str, Workload]:
+    """The workloads that a person asks for: one of their own, one standard one by `name`, or all of those.
+
+    `hours` is a profile like `8-18,20` (UTC; 8-18 is ten hours). Raises LichenError for what cannot be read.
+    """
+    own = (input_tokens, output_tokens, cached_share)
+    spread = None if hours is None else parse_hours(hours)
+    if own == (None, None, None):
+        if name is not None and name not in STANDARD:
+            raise LichenError(f"no workload {name!r}; there are {', '.join(STANDARD)}")
+        return {key: replace(STANDARD[key], hours=spread) for key in ([name] if name else STANDARD)}
+    if name is not None:
+        raise LichenError("--workload names a standard workload; --input and the others describe your own")
+    if not (input_tokens or output_tokens):
+        raise LichenError("a workload needs tokens: give --input or --output above 0")
+    return {"yours": Workload(input_tokens or 0, output_tokens or 0, cached_share or 0.0, hours=spread)}
+
+
+def parse_hours(text: str) -> tuple[int, ...]:
+    """The hours of a profile like `22-2,8`: 22, 23, 0, 1 and 8. Raises LichenError for any other text."""
+    hours: set[int] = set()
+    for part in text.split(","):
+        start, dash, end = part.strip().partition("-")
+        if not start.isdecimal() or not (end.isdecimal() if dash else True):
+            raise LichenError(f"--hours {text!r} cannot be read: write UTC hours like 8-18,20")
+        first, last = int(start), int(end) if dash else int(start) + 1
+        if first > 23 or last > 24 or first == last:
+            raise LichenError(f"--hours {text!r}: hours go from 0 to 23, and a span has a length")
+        hours.update(hour % 24 for hour in range(first, last if last > first else last + 24))
+    return tuple(sorted(hours))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,11 @@ import typer
 
 import lichen
 from lichen.cli.account import account
+from lichen.cli.atlas import atlas
+from lichen.cli.compare import compare
 from lichen.cli.data import data
 from lichen.cli.export import export
+from lichen.cli.price import price
 from lichen.cli.sample import sample
 from lichen.cli.train import train
 from lichen.errors import LichenError, is_out_of_memory
@@ -47,6 +50,9 @@ def lichen_options(
 
 
 app.command()(account)
+app.add_typer(atlas)
+app.command()(compare)
+app.command()(price)
 app.add_typer(data)
 app.command()(train)
 app.command()(export)

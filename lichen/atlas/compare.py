@@ -1,0 +1,290 @@
+"""Models side by side: one row per question, one cell per model, each cell with what it rests on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from functools import partial
+from typing import Any
+
+from lichen.atlas import describe, words
+from lichen.atlas.catalogue import Catalogue, Model, Score
+from lichen.atlas.facts import Fact, known
+from lichen.atlas.prices import default_provider, prices_on, table
+from lichen.atlas.workloads import STANDARD, ratio
+from lichen.spec.account import released_bytes, released_dtype
+from lichen.spec.cache import cache_bytes, native_layout
+from lichen.spec.families import load_spec
+from lichen.spec.model import ModelSpec
+from lichen.spec.named import named_models
+from lichen.spec.weights import active_parameters, total_parameters
+
+CONTEXTS = (32768, 131072, 262144, 1048576)
+FACTS = {
+    "model": (
+        "lab",
+        "country",
+        "release",
+        "open_weights",
+        "license",
+        "obligations",
+        "modalities",
+        "successor",
+    ),
+    "size": ("total_parameters", "active_parameters", "context", "api_context", "max_output"),
+    "training": ("tokens_trained", "training_gpu_hours", "optimizer"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`text` for a person, `value` for a program (None: unknown), and a line per source."""
+
+    text: str
+    value: Any = None
+    sources: tuple[str, ...] = ()
+
+
+NOTHING = Cell(words.UNKNOWN)
+
+
+@dataclass(frozen=True)
+class Row:
+    section: str
+    label: str
+    cells: dict[str, Cell]  # by model name
+
+
+def compare(
+    models: Sequence[Model], catalogue: Catalogue, at: datetime, reference: str = "gpt-5.5"
+) -> list[Row]:
+    """The table of `models`: facts as known to `catalogue`, prices at `at` (aware) and over `reference`'s."""
+    rows = _facts(models, "model", catalogue.as_of) + _facts(models, "size", catalogue.as_of)
+    rows += computed(models)
+    rows += _facts(models, "training", catalogue.as_of)
+    rows += _prices(models, catalogue, at, reference)
+    return rows + _scores(models)
+
+
+# ------------------------------------------------------------------------------------------------- facts
+
+
+def _facts(models: Sequence[Model], section: str, as_of: date) -> list[Row]:
+    return [
+        Row(section, words.label(field), {model.name: fact_cell(model, field, as_of) for model in models})
+        for field in FACTS[section]
+    ]
+
+
+def fact_cell(model: Model, field: str, as_of: date, others: bool = True) -> Cell:
+    """What is known of `field`; with `others`, what else was or is told follows the value that counts."""
+    facts: tuple[Fact[Any], ...] | str = getattr(model, field)
+    if isinstance(facts, str):
+        return Cell(facts, facts)
+    fact = known(facts, as_of)
+    if fact is None:
+        return NOTHING
+    told = [other for other in facts if other.date <= as_of and other.value != fact.value] if others else []
+    text = words.value(field, fact.value)
+    for other in told:
+        text += f"; {'elsewhere' if other.secondary else 'also'} {words.value(field, other.value)}"
+    return Cell(text, fact.model_dump(mode="json")["value"], tuple(map(words.sources, (fact, *told))))
+
+
+# ---------------------------------------------------------------------------------- computed from configs
+
+
+def computed(models: Sequence[Model]) -> list[Row]:
+    """What the models' configs say: sizes, parts, bytes; no row where none of them has a public config."""
+    specs = {model.name: load_spec(model.spec_name) for model in models if model.spec_name}
+    configs = named_models()
+    sources = {
+        model.name: f"computed from {configs[model.spec_name].source}, {configs[model.spec_name].date}"
+        for model in models
+        if model.spec_name
+    }
+
+    def row(
+        label: str, compute: Callable[[ModelSpec], tuple[str, Any]], section: str = "architecture"
+    ) -> Row:
+        cells = {name: Cell(*compute(spec), (sources[name],)) for name, spec in specs.items()}
+        return Row(section, label, {model.name: cells.get(model.name, NOTHING) for model in models})
+
+    rows = [
+        row("parameters, counted", lambda spec: _counted(total_parameters(spec)), "size"),
+        row("active, counted", lambda spec: _counted(active_parameters(spec)), "size"),
+        row("layers", lambda spec: _number(len(spec.layers))),
+        row("hidden size", lambda spec: _number(spec.hidden_size)),
+        row("attention", lambda spec: _words(describe.attention(spec))),
+        row("feed-forward", lambda spec: _words(describe.feed_forward(spec))),
+        row("residual", lambda spec: _words(describe.residual(spec))),
+        row("vocabulary", lambda spec: _number(spec.vocab_size)),
+        row("multi-token prediction", lambda spec: _number(len(spec.mtp))),
+        row("weights as released", _released, "memory"),
+    ]
+    rows += [
+        row(f"cache at {context:,} tokens", partial(_cache, context=context), "memory")
+        for context in CONTEXTS
+    ]
+    return rows if specs else []
+
+
+def _counted(number: int) -> tuple[str, int]:
+    return words.count(number), number
+
+
+def _number(number: int) -> tuple[str, int]:
+    return f"{number:,}", number
+
+
+def _words(text: str) -> tuple[str, str]:
+    return text, text
+
+
+def _released(spec: ModelSpec) -> tuple[str, Any]:
+    size, dtype = released_bytes(spec), released_dtype(spec)
+    return f"{size / 1e9:,.0f} GB ({dtype})", {"bytes": size, "dtype": dtype}
+
+
+def _cache(spec: ModelSpec, context: int) -> tuple[str, Any]:
+    """Ideal and reserved bytes; nothing for a context that the model does not have."""
+    if context > spec.max_position_embeddings:
+        return "beyond its context", None
+    size, layout = cache_bytes(spec, context), native_layout(spec)
+    text = f"{words.gib(size.ideal)}, reserved {words.gib(size.reserved)} ({layout})"
+    return text, {"ideal": size.ideal, "reserved": size.reserved, "layout": layout}
+
+
+# ------------------------------------------------------------------------------------------------ prices
+
+
+def _prices(models: Sequence[Model], catalogue: Catalogue, at: datetime, reference: str) -> list[Row]:
+    day = at.astimezone(UTC).date()
+    rows = [
+        Row("price", "USD per million tokens, in / out / cached", {m.name: _price(m, day) for m in models})
+    ]
+    if reference in catalogue.models:
+        base = catalogue.models[reference]
+        for name, workload in STANDARD.items():
+            ratios = {model.name: ratio(model, base, workload, at) for model in models}
+            cells = {
+                model: Cell(words.share(found), found, ()) if found is not None else NOTHING
+                for model, found in ratios.items()
+            }
+            rows.append(Row("price", f"{name}, against {reference}, {at.astimezone(UTC):%H:%M} UTC", cells))
+    return rows
+
+
+def _price(model: Model, day: date) -> Cell:
+    provider = default_provider(model, day)
+    if provider is None:
+        return NOTHING
+    prices = prices_on(model, provider, day)
+    return Cell(
+        f"{provider}: " + "; ".join(map(words.rates, prices)),
+        [
+            {
+                "provider": p.provider,
+                "input": p.input,
+                "output": p.output,
+                "cache_read": p.cache_read,
+                "window": p.window,
+                "above": p.above,
+            }
+            for p in prices
+        ],
+        tuple(dict.fromkeys(f"{price.source}, {price.snapshot}" for price in prices)),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ scores
+
+
+def _scores(models: Sequence[Model]) -> list[Row]:
+    """A row per benchmark, version, variant and unit: only what stands in one row may be compared.
+
+    The benchmarks that most of the models report come first.
+    """
+    found: dict[tuple[str, str, str], dict[str, list[Score]]] = {}
+    for model in models:
+        for score in model.scores:
+            key = (score.benchmark, score.test, score.unit)
+            found.setdefault(key, {}).setdefault(model.name, []).append(score)
+    spread: dict[str, int] = {}
+    versioned = set()
+    for (benchmark, _, _), by_model in found.items():
+        spread[benchmark] = max(spread.get(benchmark, 0), len(by_model))
+        if any(score.version for scores in by_model.values() for score in scores):
+            versioned.add(benchmark)
+    rows = []
+    for benchmark, test, unit in sorted(found, key=lambda key: (-spread[key[0]], key)):
+        by_model = found[benchmark, test, unit]
+        stated = any(score.version for scores in by_model.values() for score in scores)
+        label = test if stated or benchmark not in versioned else f"{test}, version not stated"
+        rows.append(Row("scores", label, {model.name: _score(model, by_model) for model in models}))
+    return rows
+
+
+def _score(model: Model, by_model: dict[str, list[Score]]) -> Cell:
+    scores = by_model.get(model.name, [])
+    if not scores:
+        return NOTHING
+    return Cell(
+        "; ".join(words.score(score, model.lab) for score in scores),
+        [score.model_dump(mode="json") for score in scores],
+        tuple(map(words.sources, scores)),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+def footnotes(rows: Iterable[Row]) -> dict[str, int]:
+    """Every source in the order of its first use, numbered from 1."""
+    lines = (line for row in rows for cell in row.cells.values() for line in cell.sources)
+    return {line: number for number, line in enumerate(dict.fromkeys(lines), 1)}
+
+
+def marks(cell: Cell, notes: dict[str, int]) -> str:
+    """The footnote marks of a cell: ` [3][4]`."""
+    found = "".join(f"[{notes[line]}]" for line in dict.fromkeys(cell.sources) if line in notes)
+    return f" {found}" if found else ""
+
+
+def to_json(rows: Sequence[Row], titles: dict[str, str], at: datetime) -> str:
+    """The whole table with values and sources, and the price table it used."""
+    name, newest = table()
+    content = {
+        "prices": {"at": at.isoformat(), "table": name, "newest_entry": newest.isoformat()},
+        "models": titles,
+        "rows": [asdict(row) for row in rows],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def to_markdown(rows: Sequence[Row], titles: dict[str, str], notes: dict[str, int]) -> str:
+    """A Markdown table with a column per model, and the footnotes `notes` below it."""
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    lines = [line(["", *titles.values()]), line(["---"] * (len(titles) + 1))]
+    lines += [line([row.label, *(c.text + marks(c, notes) for c in row.cells.values())]) for row in rows]
+    return "\n".join([*lines, "", *(f"[{number}]: {text}  " for text, number in notes.items())]).rstrip()
+
+
+def to_csv(rows: Sequence[Row], titles: dict[str, str], with_sources: bool) -> str:
+    """CSV with a column per model and, if asked for, one of sources beside each."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    header = [[name, f"{name} sources"] if with_sources else [name] for name in titles]
+    writer.writerow(["section", "row", *(column for pair in header for column in pair)])
+    for row in rows:
+        cells = row.cells.values()
+        pairs = [[c.text, " | ".join(c.sources)] if with_sources else [c.text] for c in cells]
+        writer.writerow([row.section, row.label, *(text for pair in pairs for text in pair)])
+    return buffer.getvalue().rstrip("\n")

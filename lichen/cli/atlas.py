@@ -1,0 +1,195 @@
+"""`lichen atlas`: the catalogue of models, and a place for the user's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lichen.atlas.catalogue import Catalogue, Model
+
+atlas = typer.Typer(
+    name="atlas", help="Real models: facts with sources, scores, prices.", no_args_is_help=True
+)
+
+AsOf = Annotated[
+    str | None, typer.Option("--as-of", metavar="DATE", help="What was known then. [default: today]")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@atlas.command("list")
+def list_models(as_of: AsOf = None, as_json: AsJson = False) -> None:
+    """List the models that were out, with what they are in a line."""
+    from lichen.atlas.catalogue import load
+    from lichen.atlas.compare import fact_cell
+    from lichen.atlas.facts import parse_as_of
+
+    catalogue = load(as_of=parse_as_of(as_of))
+    fields = ("release", "total_parameters", "active_parameters", "context", "license")
+    rows = {
+        name: {field: fact_cell(model, field, catalogue.as_of, others=False) for field in fields}
+        for name, model in catalogue.models.items()
+    }
+    if as_json:
+        content = {name: {field: cell.value for field, cell in cells.items()} for name, cells in rows.items()}
+        print(json.dumps({"as_of": str(catalogue.as_of), "models": content}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    for heading in ("release", "total", "active", "context"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("license")
+    for name, cells in sorted(rows.items(), key=lambda item: item[1]["release"].text):
+        table.add_row(name, *(cell.text for cell in cells.values()))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"As known on {catalogue.as_of}; `lichen atlas show MODEL` gives every source.", markup=False
+    )
+
+
+@atlas.command("show")
+def show(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A model of `lichen atlas list`.")],
+    as_of: AsOf = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show all that is known of a model: every fact, score and price with its source and date."""
+    from lichen.atlas.catalogue import load
+    from lichen.atlas.facts import parse_as_of
+
+    catalogue = load(as_of=parse_as_of(as_of))
+    model = catalogue.get(name)
+    if as_json:
+        print(json.dumps(_everything(model, catalogue), indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(f"{model.title}, {model.lab}, {model.country}", style="bold", markup=False)
+    _print_facts(console, model, catalogue)
+    _print_computed(console, model)
+    _print_scores(console, model)
+    _print_prices(console, model)
+
+
+@atlas.command("check")
+def check(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Model files in the catalogue's form.")
+    ],
+) -> None:
+    """Check model files; say file, line and field of what is wrong."""
+    from lichen.atlas.catalogue import load
+
+    catalogue = load(files)
+    for path in files:
+        print(f"{path}: good")
+    print(f"{len(catalogue.models)} models with those of the catalogue")
+
+
+@atlas.command("add")
+def add(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model file; docs/atlas.md shows the form.")],
+) -> None:
+    """Check a model file and keep it among your own models, in ~/.config/lichen/atlas."""
+    from lichen.atlas.catalogue import load, read_model, user_folder
+    from lichen.files import write_text
+
+    load([file])
+    model = read_model(file)
+    target = user_folder() / f"{model.name}.yaml"
+    write_text(target, file.read_text(encoding="utf-8"))
+    print(f"{model.title} is kept in {target}; `lichen atlas show {model.name}` shows it")
+
+
+def _everything(model: Model, catalogue: Catalogue) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from lichen.atlas.compare import computed
+    from lichen.atlas.prices import history, table
+
+    name, newest = table()
+    return {
+        "as_of": str(catalogue.as_of),
+        **model.model_dump(mode="json"),
+        "computed": {row.label: asdict(row.cells[model.name]) for row in computed([model])},
+        "price_table": {"name": name, "newest_entry": str(newest)},
+        "price_history": [
+            {
+                **asdict(price),
+                "since": str(price.since),
+                "until": price.until and str(price.until),
+                "snapshot": str(price.snapshot),
+                "hours": price.window or None,
+            }
+            for price in history(model)
+        ],
+    }
+
+
+def _print_facts(console: Console, model: Model, catalogue: Catalogue) -> None:
+    from lichen.atlas import words
+    from lichen.atlas.catalogue import FACT_FIELDS
+    from lichen.atlas.facts import known
+
+    for field in FACT_FIELDS:
+        facts = getattr(model, field)
+        if not facts:
+            console.print(f"{words.label(field)}: {words.UNKNOWN}", markup=False)
+        chosen = known(facts, catalogue.as_of)
+        for fact in sorted(facts, key=lambda fact: fact is not chosen):
+            start = f"{words.label(field)}: " if fact is chosen else "  differs: "
+            console.print(f"{start}{words.value(field, fact.value)}", markup=False, soft_wrap=True)
+            console.print(f"    {words.sources(fact)}", style="dim", markup=False, soft_wrap=True)
+
+
+def _print_computed(console: Console, model: Model) -> None:
+    from lichen.atlas.compare import computed
+
+    rows = computed([model])
+    if rows:
+        source = next(line for row in rows for line in row.cells[model.name].sources)
+        console.print(f"\n{source[0].upper()}{source[1:]}", style="bold", markup=False, soft_wrap=True)
+    for row in rows:
+        console.print(f"{row.label}: {row.cells[model.name].text}", markup=False, soft_wrap=True)
+
+
+def _print_scores(console: Console, model: Model) -> None:
+    from lichen.atlas import words
+
+    console.print("\nScores", style="bold")
+    for source in dict.fromkeys(map(words.sources, model.scores)):
+        console.print(source, style="dim", markup=False, soft_wrap=True)
+        for score in model.scores:
+            if words.sources(score) == source:
+                console.print(
+                    f"    {score.test}: {words.score(score, model.lab)}", markup=False, soft_wrap=True
+                )
+
+
+def _print_prices(console: Console, model: Model) -> None:
+    from lichen.atlas import words
+    from lichen.atlas.prices import history, table
+
+    prices = history(model)
+    console.print("\nPrices: USD per million tokens, in / out / cached", style="bold")
+    for provider, source in dict.fromkeys((price.provider, price.source) for price in prices):
+        console.print(f"{provider}, {source}", style="dim", markup=False, soft_wrap=True)
+        for price in prices:
+            if (price.provider, price.source) == (provider, source):
+                until = f" until {price.until}" if price.until else ""
+                console.print(f"    since {price.since}{until}: {words.rates(price)}", markup=False)
+    if not prices:
+        console.print(f"{words.UNKNOWN}: that is not free of charge", style="bold red")
+    name, newest = table()
+    console.print(f"Price table: {name}, newest entry {newest}")
