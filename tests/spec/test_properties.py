@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -12,11 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lichen.errors import SpecError
 from lichen.spec.account import account
-from lichen.spec.families import for_export, read_config, write_config
+from lichen.spec.families import WRITERS, for_export, load_spec, read_config, write_config
 from lichen.spec.flops import flops_per_token
 from lichen.spec.model import GQA, MLA, Dense, LayerSpec, Llama3Scaling, ModelSpec, MoE, Rope, Router, Yarn
+from lichen.spec.named import named_models
 from lichen.spec.weights import active_parameters, parameters, total_parameters
 
+NAMES = list(named_models())
 numbers = st.floats(0.001, 1000.0)
 tokens = st.none() | st.integers(0, 63)
 biased = st.booleans()
@@ -164,6 +167,33 @@ def test_a_broken_config_is_refused_in_one_sentence_or_still_means_a_model(spec,
         sentence = ""
         assert read_config(write_config(again)) == again
     assert "\n" not in sentence
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([name for name in NAMES if load_spec(name).family not in WRITERS]), st.data())
+def test_a_broken_config_of_the_other_families_is_refused_or_still_accounted(name, data):
+    config = copy.deepcopy(named_models()[name].config)
+    where = data.draw(st.sampled_from(list(objects(config))))
+    key = data.draw(st.sampled_from(sorted(where)))
+    if data.draw(st.booleans()):
+        del where[key]
+    else:
+        where[key] = data.draw(json_values | st.integers(-2, 2) | st.sampled_from([[1], ["x"], True, "4"]))
+    sentence, total = "", 1
+    try:
+        total = account(read_config(config), context=1).total_parameters
+    except SpecError as error:
+        sentence = str(error)
+    assert "\n" not in sentence
+    assert total > 0
+
+
+def objects(config):
+    """The config and the objects in it."""
+    yield config
+    for value in config.values():
+        if isinstance(value, dict) and value:
+            yield from objects(value)
 
 
 @settings(max_examples=25, deadline=None)
