@@ -14,21 +14,26 @@ What a model costs to hold and to run is not written down here: it is computed f
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lichen.atlas.facts import Fact, Record, known, today
 from lichen.atlas.yaml_file import field_error, parse, read_yaml
 from lichen.errors import LichenError
+from lichen.files import write_text
+from lichen.spec.families import load_spec
 
 SHIPPED = Path(__file__).parent / "models"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"
+Hour = Annotated[int, Field(ge=0, le=24)]
 FACTS = "tuple[lichen.atlas.facts.Fact["
 
 
@@ -83,15 +88,25 @@ class EnteredPrice(Record):
     day in which it holds; None: all day. Holds from `since` until the day before `until`."""
 
     provider: str
-    input: float = Field(ge=0)
-    output: float = Field(ge=0)
-    cache_read: float | None = Field(default=None, ge=0)
+    currency: str = "USD"
+    input: float = Field(ge=0, allow_inf_nan=False)
+    output: float = Field(ge=0, allow_inf_nan=False)
+    cache_read: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     since: date
     until: date | None = None
-    hours: tuple[tuple[int, int], ...] | None = None
+    hours: (
+        tuple[tuple[Annotated[int, Field(ge=0, le=23)], Annotated[int, Field(ge=0, le=24)]], ...] | None
+    ) = None
     peak_days: Literal["all", "weekdays"] = "all"
     source: str
     date: date
+
+    @field_validator("currency")
+    @classmethod
+    def _is_usd(cls, currency: str) -> str:
+        if currency != "USD":
+            raise ValueError(f"{currency} is not USD, and exchange rates are not kept here: convert it")
+        return currency
 
 
 class Model(Record):
@@ -142,15 +157,18 @@ FACT_FIELDS = tuple(
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The models known on the day `as_of`, by name."""
+    """The models that were out on the day `as_of`, by name; `later`: when the others came out."""
 
     models: dict[str, Model]
     as_of: date
+    later: dict[str, date] = field(default_factory=dict)
 
     def get(self, name: str) -> Model:
         """The model called `name`. Raises LichenError with the nearest names."""
         if name in self.models:
             return self.models[name]
+        if name in self.later:
+            raise LichenError(f"{name} came out on {self.later[name]}, which is after {self.as_of}")
         near = difflib.get_close_matches(name.lower(), self.models, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "`lichen atlas list` names them all"
         raise LichenError(f"no model {name!r} in the catalogue on {self.as_of}; {hint}")
@@ -164,17 +182,19 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
     """
     day = as_of or today()
     models: dict[str, Model] = {}
+    later: dict[str, date] = {}
     files: dict[str, Path] = {}
     for path in (*sorted(SHIPPED.glob("*.yaml")), *sorted(user_folder().glob("*.yaml")), *extra):
         model = read_model(path)
         if model.name in files:
             raise field_error(path, ["name"], f"{model.name!r} is already described by {files[model.name]}")
         files[model.name] = path
-        release = known(model.release, day)
-        if release is None or (release.value is not None and release.value > day):
-            continue
-        models[model.name] = model.as_of(day)
-    return Catalogue(dict(sorted(models.items())), day)
+        release = known(model.release, today())
+        if release and release.value and release.value > day:
+            later[model.name] = release.value
+        else:
+            models[model.name] = model.as_of(day)
+    return Catalogue(dict(sorted(models.items())), day, later)
 
 
 def read_model(path: Path) -> Model:
@@ -184,15 +204,50 @@ def read_model(path: Path) -> Model:
     for location, item in _sourced(content):
         name = item["source"]
         if name not in sources:
-            known_names = ", ".join(sources) or "none"
+            names = ", ".join(sources)
             raise field_error(
-                path, [*location, "source"], f"{name!r} is not among the file's sources ({known_names})"
+                path, [*location, "source"], f"{name!r} is not among the file's sources ({names})"
             )
+        if "date" in item:
+            raise field_error(path, [*location, "date"], "the date stands with the source, not with the fact")
         item.update(source=sources[name].url, date=sources[name].date)
     model = parse(Model, content, path)
     if not model.release:
         raise field_error(path, ["release"], "missing: a model needs its release date and the source of it")
-    return model
+    for index, fact in enumerate(model.release):
+        if fact.value is not None and fact.value > today():
+            raise field_error(path, ["release", index], f"{fact.value} is in the future")
+    return model if path.parent == SHIPPED else _with_config(model, path)
+
+
+def _with_config(model: Model, path: Path) -> Model:
+    """A user's model: `spec_name` may be a config.json, or a folder with one, relative to the file."""
+    if model.spec_name is None:
+        return model
+    beside = path.parent / model.spec_name
+    name = str(beside.resolve()) if beside.exists() else model.spec_name
+    try:
+        load_spec(name)
+    except LichenError as error:
+        raise field_error(path, ["spec_name"], str(error)) from None
+    return model.model_copy(update={"spec_name": name})
+
+
+def add(path: Path) -> tuple[Model, Path]:
+    """Check the model file `path` and copy it into `user_folder()`. Returns the model and the copy's path.
+
+    Raises LichenError as `read_model`, and for a name that the catalogue already has; a model of the
+    user's own is replaced.
+    """
+    model = read_model(path)
+    target = user_folder() / f"{model.name}.yaml"
+    if model.name in load().models and not target.exists():
+        raise field_error(path, ["name"], f"{model.name!r} is already in the catalogue; choose another name")
+    text = path.read_text(encoding="utf-8")
+    if model.spec_name is not None:  # a relative path would not survive the copy
+        text = re.sub(r"(?m)^spec_name:.*$", lambda _: f"spec_name: {json.dumps(model.spec_name)}", text)
+    write_text(target, text)
+    return model, target
 
 
 def _sources(content: Any, path: Path) -> dict[str, Source]:
@@ -216,10 +271,10 @@ class _Sources(Record):
 
 def _sourced(content: dict[str, Any]) -> Iterator[tuple[list[str | int], dict[str, Any]]]:
     """The mappings with a source in the lists of a file, with their places."""
-    for field, items in content.items():
+    for name, items in content.items():
         for index, item in enumerate(items if isinstance(items, list) else ()):
             if isinstance(item, dict) and "source" in item:
-                yield [field, index], item
+                yield [name, index], item
 
 
 def user_folder() -> Path:

@@ -15,7 +15,7 @@ from lichen.atlas import describe, words
 from lichen.atlas.catalogue import Catalogue, Model, Score
 from lichen.atlas.facts import Fact, known
 from lichen.atlas.prices import default_provider, prices_on, table
-from lichen.atlas.workloads import STANDARD, ratio
+from lichen.atlas.workloads import STANDARD, ratio, reference_model
 from lichen.spec.account import released_bytes, released_dtype
 from lichen.spec.cache import cache_bytes, native_layout
 from lichen.spec.families import load_spec
@@ -60,13 +60,16 @@ class Row:
 
 
 def compare(
-    models: Sequence[Model], catalogue: Catalogue, at: datetime, reference: str = "gpt-5.5"
+    models: Sequence[Model], catalogue: Catalogue, at: datetime, reference: str | None = None
 ) -> list[Row]:
-    """The table of `models`: facts as known to `catalogue`, prices at `at` (aware) and over `reference`'s."""
+    """The table of `models`: facts as known to `catalogue`, prices at `at` (aware) and over `reference`'s.
+
+    `reference` None is GPT-5.5, if it was out. Raises LichenError for a reference that is not there.
+    """
     rows = _facts(models, "model", catalogue.as_of) + _facts(models, "size", catalogue.as_of)
     rows += computed(models)
     rows += _facts(models, "training", catalogue.as_of)
-    rows += _prices(models, catalogue, at, reference)
+    rows += _prices(models, reference_model(catalogue, reference), at)
     return rows + _scores(models)
 
 
@@ -103,7 +106,9 @@ def computed(models: Sequence[Model]) -> list[Row]:
     specs = {model.name: load_spec(model.spec_name) for model in models if model.spec_name}
     configs = named_models()
     sources = {
-        model.name: f"computed from {configs[model.spec_name].source}, {configs[model.spec_name].date}"
+        model.name: f"computed from {config.source}, {config.date}"
+        if (config := configs.get(model.spec_name))
+        else f"computed from {model.spec_name}"
         for model in models
         if model.spec_name
     }
@@ -162,20 +167,21 @@ def _cache(spec: ModelSpec, context: int) -> tuple[str, Any]:
 # ------------------------------------------------------------------------------------------------ prices
 
 
-def _prices(models: Sequence[Model], catalogue: Catalogue, at: datetime, reference: str) -> list[Row]:
+def _prices(models: Sequence[Model], reference: Model | None, at: datetime) -> list[Row]:
     day = at.astimezone(UTC).date()
     rows = [
         Row("price", "USD per million tokens, in / out / cached", {m.name: _price(m, day) for m in models})
     ]
-    if reference in catalogue.models:
-        base = catalogue.models[reference]
-        for name, workload in STANDARD.items():
-            ratios = {model.name: ratio(model, base, workload, at) for model in models}
-            cells = {
-                model: Cell(words.share(found), found, ()) if found is not None else NOTHING
-                for model, found in ratios.items()
-            }
-            rows.append(Row("price", f"{name}, against {reference}, {at.astimezone(UTC):%H:%M} UTC", cells))
+    if reference is None:
+        return rows
+    for name, workload in STANDARD.items():
+        ratios = {model.name: ratio(model, reference, workload, at) for model in models}
+        cells = {
+            model: NOTHING if found is None else Cell(words.share(found), found)
+            for model, found in ratios.items()
+        }
+        label = f"{name}, against {reference.name}, {at.astimezone(UTC):%H:%M} UTC"
+        rows.append(Row("price", label, cells))
     return rows
 
 

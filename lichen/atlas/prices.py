@@ -8,6 +8,7 @@ for one thing: an hourly price that follows a dated one holds from that date on,
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
@@ -121,6 +122,16 @@ def check_provider(model: Model, provider: str) -> None:
         raise LichenError(f"no provider {provider!r} of {model.name}; known: {offered} (or `all`)")
 
 
+def check_references(model: Model) -> None:
+    """Raises LichenError, with the nearest names, for a reference that the price table does not have."""
+    for reference in model.price_refs:
+        key = (reference.provider, reference.model_id)
+        if key not in _models():
+            near = difflib.get_close_matches("/".join(key), map("/".join, _models()), n=3)
+            hint = f"; near it are {', '.join(near)}" if near else ""
+            raise LichenError(f"{model.name}: {table()[0]} has no model {'/'.join(key)}{hint}")
+
+
 def history(model: Model) -> list[Price]:
     """All known prices of `model`; of the rows that hold at a moment the last one counts."""
     release = known(model.release, today())
@@ -174,7 +185,8 @@ def _conditional(model: ModelInfo) -> list[ConditionalPrice]:
     return model.prices if isinstance(model.prices, list) else [ConditionalPrice(prices=model.prices)]
 
 
-def _listed(reference: PriceRef) -> Iterator[Price]:
+@cache
+def _listed(reference: PriceRef) -> tuple[Price, ...]:
     """The rows of genai-prices for one of its models; none where the installed release does not have it."""
     from genai_prices.types import TimeOfDateConstraint
 
@@ -208,7 +220,7 @@ def _listed(reference: PriceRef) -> Iterator[Price]:
                 price = replace(price, hours=rows[-1].hours + hours)
                 rows.pop()
             rows.append(price)
-    yield from rows
+    return tuple(rows)
 
 
 def _tiers(prices: ModelPrice) -> Iterator[tuple[int, float, float, float | None]]:

@@ -78,7 +78,7 @@ def rates(price: Price) -> str:
 def workload(item: Workload) -> str:
     """The shape of the requests."""
     cached = f", {item.cached_share:.0%} of it from the cache" if item.cached_share else ""
-    hours = "" if item.hours is None else f" spread over {len(item.hours)} hours (UTC)"
+    hours = "" if item.hours is None else f" spread over the UTC hours {', '.join(map(str, item.hours))}"
     return (
         f"{item.input_tokens:,} tokens in{cached}, {item.output_tokens:,} out; "
         f"{item.requests_per_day:,g} requests a day{hours}"

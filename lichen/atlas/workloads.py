@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 
-from lichen.atlas.catalogue import Model
-from lichen.atlas.prices import Price, default_provider, price_of
+from lichen.atlas.catalogue import Catalogue, Model
+from lichen.atlas.prices import Price, default_provider, history, providers
 from lichen.errors import LichenError
+
+REFERENCE = "gpt-5.5"  # what costs are measured against unless another model is named
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,23 @@ def cost(model: Model, workload: Workload, provider: str | None, at: datetime) -
     moments = [at]
     if workload.hours is not None:
         moments = [datetime.combine(day, time(hour), UTC) for hour in workload.hours]
-    prices = [price_of(model, provider, moment, workload.input_tokens) for moment in moments]
-    found = [price for price in prices if price is not None]
-    if provider is None or len(found) < len(prices):
+    offered = [price for price in history(model) if price.provider == provider and price.holds_on(day)]
+    in_force = [
+        [price for price in offered if price.holds(moment, workload.input_tokens)] for moment in moments
+    ]
+    if provider is None or not all(in_force):
         return None
+    found = [prices[-1] for prices in in_force]  # as price_of, for many moments of one day
     per_request = sum(request_cost(price, workload) for price in found) / len(found)
     return WorkloadCost(
         per_request, per_request * workload.requests_per_day, provider, tuple(dict.fromkeys(found))
     )
+
+
+def cheapest(model: Model, workload: Workload, at: datetime) -> WorkloadCost | None:
+    """The lowest `cost` among all its providers; None where none lists a price."""
+    costs = [found for provider in providers(model) if (found := cost(model, workload, provider, at))]
+    return min(costs, key=lambda found: found.per_request, default=None)
 
 
 def request_cost(price: Price, workload: Workload) -> float:
@@ -107,6 +118,11 @@ def request_cost(price: Price, workload: Workload) -> float:
     cache_rate = price.input if price.cache_read is None else price.cache_read
     fresh = workload.input_tokens - cached
     return (fresh * price.input + cached * cache_rate + workload.output_tokens * price.output) / 1e6
+
+
+def reference_model(catalogue: Catalogue, name: str | None) -> Model | None:
+    """The model called `name`, or without one the usual reference if it was out. Raises as `get`."""
+    return catalogue.get(name) if name else catalogue.models.get(REFERENCE)
 
 
 def ratio(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from lichen.errors import LichenError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 M = TypeVar("M", bound=BaseModel)
 Location = Sequence[str | int]
@@ -58,13 +62,28 @@ def parse(model: type[M], content: dict[str, Any], path: Path) -> M:
     except ValidationError as error:
         first, more = error.errors()[0], error.error_count() - 1
         others = f" (and {more} more)" if more else ""
-        raise field_error(path, first["loc"], first["msg"], others) from None
+        raise field_error(path, first["loc"], _problem(first, model), others) from None
+
+
+def _problem(error: ErrorDetails, model: type[BaseModel]) -> str:
+    """pydantic's finding in the words of someone who writes YAML."""
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), model.model_fields, n=1)
+        return f"there is no such field{f'; did you mean {near[0]}?' if near else ''}"
+    words = {
+        "missing": "missing",
+        "tuple_type": "expected a list, like `- {value: ..., source: ...}`",
+        "model_type": "expected a mapping, like {value: ..., source: ...}",
+    }
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return words.get(error["type"], error["msg"][:1].lower() + error["msg"][1:])
 
 
 def field_error(path: Path, location: Location, problem: str, others: str = "") -> LichenError:
     """An error about the field at `location` of the YAML file `path`, with its line."""
     field = ".".join(str(part) for part in location)
-    return LichenError(f"{path}:{_line(path, location)}: {field}: {problem[:1].lower()}{problem[1:]}{others}")
+    return LichenError(f"{path}:{_line(path, location)}: {field}: {problem}{others}")
 
 
 def _line(path: Path, location: Location) -> int:

@@ -84,32 +84,30 @@ def show(
 
 @atlas.command("check")
 def check(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Model files in the catalogue's form.")
-    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Model files like the catalogue's.")],
 ) -> None:
     """Check model files; say file, line and field of what is wrong."""
-    from lichen.atlas.catalogue import load
+    from lichen.atlas.catalogue import load, read_model
+    from lichen.atlas.prices import check_references
 
-    catalogue = load(files)
+    load(files)
     for path in files:
+        check_references(read_model(path))
         print(f"{path}: good")
-    print(f"{len(catalogue.models)} models with those of the catalogue")
 
 
 @atlas.command("add")
 def add(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model file; docs/atlas.md shows the form.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model file like the catalogue's.")],
 ) -> None:
     """Check a model file and keep it among your own models, in ~/.config/lichen/atlas."""
-    from lichen.atlas.catalogue import load, read_model, user_folder
-    from lichen.files import write_text
+    from lichen.atlas.catalogue import add as add_model
+    from lichen.atlas.catalogue import read_model
+    from lichen.atlas.prices import check_references
 
-    load([file])
-    model = read_model(file)
-    target = user_folder() / f"{model.name}.yaml"
-    write_text(target, file.read_text(encoding="utf-8"))
-    print(f"{model.title} is kept in {target}; `lichen atlas show {model.name}` shows it")
+    check_references(read_model(file))
+    model, kept = add_model(file)
+    print(f"{model.title} is kept in {kept}; `lichen atlas show {model.name}` shows it")
 
 
 def _everything(model: Model, catalogue: Catalogue) -> dict[str, Any]:

@@ -21,7 +21,9 @@ def compare(
     at: Annotated[
         str | None, typer.Option("--at", metavar="HH:MM", help="Time of day of the prices, UTC.")
     ] = None,
-    against: Annotated[str, typer.Option(help="The model whose prices are the measure.")] = "gpt-5.5",
+    against: Annotated[
+        str | None, typer.Option(help="The model whose prices are the measure. [default: gpt-5.5]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, always with sources.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV.")] = False,
     as_markdown: Annotated[bool, typer.Option("--md", help="Markdown.")] = False,
@@ -40,7 +42,7 @@ def compare(
     catalogue = load(as_of=day)
     models = [catalogue.get(name) for name in dict.fromkeys(names)]
     when = moment(day, at)
-    rows = compare_models(models, catalogue, when, catalogue.get(against).name)
+    rows = compare_models(models, catalogue, when, against)
     titles = {model.name: model.title for model in models}
     notes = footnotes(rows) if sources else {}
     if as_json:

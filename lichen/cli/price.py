@@ -21,7 +21,9 @@ def price(
     provider: Annotated[
         str | None, typer.Option(help="Who sells it, or `all`. [default: the first of the model's file]")
     ] = None,
-    against: Annotated[str, typer.Option(help="The model that the costs are compared with.")] = "gpt-5.5",
+    against: Annotated[
+        str | None, typer.Option(help="The model that the costs are compared with. [default: gpt-5.5]")
+    ] = None,
     workload: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only this one: blend, output-heavy or agentic.")
     ] = None,
@@ -49,12 +51,12 @@ def price(
     from lichen.atlas.catalogue import load
     from lichen.atlas.facts import parse_as_of
     from lichen.atlas.prices import moment
-    from lichen.atlas.workloads import chosen
+    from lichen.atlas.workloads import chosen, reference_model
 
     day = parse_as_of(as_of)
     catalogue = load(as_of=day)
     when = moment(day, at)
-    reference = catalogue.get(against)
+    reference = reference_model(catalogue, against)
     workloads = {
         name: replace(item, requests_per_day=requests)
         for name, item in chosen(workload, input_tokens, output_tokens, cached, hours).items()
@@ -65,9 +67,9 @@ def price(
     costs = [_costs(model, seller, reference, workloads, when) for model, seller in offers]
     prices = [_prices(model, seller, when) for model, seller in offers]
     if as_json:
-        print(_json(offers, prices, costs, workloads, when, against))
+        print(_json(offers, prices, costs, workloads, when, reference))
     else:
-        _show(offers, prices, costs, workloads, when, against)
+        _show(offers, prices, costs, workloads, when, reference)
 
 
 def _offers(model: Model, provider: str | None, when: datetime) -> list[tuple[Model, str | None]]:
@@ -89,7 +91,11 @@ def _prices(model: Model, provider: str | None, when: datetime) -> list[Price]:
 
 
 def _costs(
-    model: Model, provider: str | None, reference: Model, workloads: dict[str, Workload], when: datetime
+    model: Model,
+    provider: str | None,
+    reference: Model | None,
+    workloads: dict[str, Workload],
+    when: datetime,
 ) -> dict[str, dict[str, float | None]]:
     """Per workload: USD per request and per day, and the ratio to the reference; None is unknown."""
     from lichen.atlas.workloads import cost, ratio
@@ -100,7 +106,7 @@ def _costs(
         found[name] = {
             "usd_per_request": amount.per_request if amount else None,
             "usd_per_day": amount.per_day if amount else None,
-            "ratio": ratio(model, reference, workload, when, provider) if provider else None,
+            "ratio": ratio(model, reference, workload, when, provider) if provider and reference else None,
         }
     return found
 
@@ -111,7 +117,7 @@ def _json(
     costs: list[dict[str, dict[str, float | None]]],
     workloads: dict[str, Workload],
     when: datetime,
-    against: str,
+    reference: Model | None,
 ) -> str:
     from lichen.atlas.prices import table
 
@@ -119,7 +125,7 @@ def _json(
     content: dict[str, Any] = {
         "at": when.isoformat(timespec="minutes"),
         "table": {"name": name, "newest_entry": newest},
-        "against": against,
+        "against": reference and reference.name,
         "workloads": {name: asdict(workload) for name, workload in workloads.items()},
         "offers": [
             {
@@ -147,7 +153,7 @@ def _show(
     costs: list[dict[str, dict[str, float | None]]],
     workloads: dict[str, Workload],
     when: datetime,
-    against: str,
+    reference: Model | None,
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -177,12 +183,13 @@ def _show(
     console.print(rates)
     spread = any(workload.hours is not None for workload in workloads.values())
     moment = f"spread over the day {when:%Y-%m-%d}" if spread else f"at {when:%Y-%m-%d %H:%M} UTC"
-    console.print(f"\nCost {moment}: of a request, of a day, and against {against}", style="bold")
+    against = f", and against {reference.name}" if reference else ""
+    console.print(f"\nCost {moment}: of a request, of a day{against}", style="bold")
     amounts = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", *workloads):
         amounts.add_column(heading, no_wrap=heading == "")
     for (model, provider), cost in zip(offers, costs, strict=True):
-        amounts.add_row(model.name, provider, *map(_amount, cost.values()))
+        amounts.add_row(model.name, provider, *(_amount(item, bool(reference)) for item in cost.values()))
     console.print(amounts)
     for name, workload in workloads.items():
         console.print(f"{name}: {words.workload(workload)}", markup=False)
@@ -197,10 +204,11 @@ def _show(
     console.print(f"Prices: {name}, newest entry {newest}; `lichen atlas show MODEL` gives every source.")
 
 
-def _amount(cost: dict[str, float | None]) -> str:
+def _amount(cost: dict[str, float | None], compared: bool) -> str:
     from lichen.atlas import words
 
     request, day = cost["usd_per_request"], cost["usd_per_day"]
     if request is None or day is None:
         return words.UNKNOWN
-    return f"{words.usd(request)}  {words.usd(day)}/day  {words.share(cost['ratio'])}"
+    ratio = f"  {words.share(cost['ratio'])}" if compared else ""
+    return f"{words.usd(request)}  {words.usd(day)}/day{ratio}"
