@@ -16,7 +16,9 @@ import typer
 
 import lichen
 from lichen.cli.account import account
+from lichen.cli.advise import advise
 from lichen.cli.atlas import atlas
+from lichen.cli.claims import claims
 from lichen.cli.compare import compare
 from lichen.cli.data import data
 from lichen.cli.export import export
@@ -53,6 +55,8 @@ app.command()(account)
 app.add_typer(atlas)
 app.command()(compare)
 app.command()(price)
+app.command()(advise)
+app.command()(claims)
 app.add_typer(data)
 app.command()(train)
 app.command()(export)

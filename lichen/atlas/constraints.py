@@ -1,0 +1,150 @@
+"""What the person who asks will not go beyond, and which models that leaves.
+
+Each constraint is a cut with a name; a model left out carries the first cut that it did not pass, and why.
+What is unknown does not pass: a promise needs somebody who made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Literal
+
+from pydantic import Field
+
+from lichen.atlas.catalogue import Model
+from lichen.atlas.criteria import over_the_day
+from lichen.atlas.facts import Record, known
+from lichen.atlas.workloads import cheapest
+
+DAYS_A_MONTH = 30
+DEFAULT_CONTEXT = 32768  # tokens that must fit beside the weights where nobody says how many
+
+Requirement = Literal["open_weights", "price"]
+
+
+class Constraints(Record):
+    """What a choice must respect, and the use it is for. None: no limit.
+
+    Those that are set explicitly win over what a scenario assumes (`model_fields_set`).
+    """
+
+    workload: Literal["blend", "output-heavy", "agentic"] = "blend"
+    requests_per_day: float = Field(default=1000, gt=0)
+    budget: float | None = Field(default=None, gt=0)  # USD a month
+    license: tuple[str, ...] = ()  # any of these; none: all
+    context: int | None = Field(default=None, gt=0)  # tokens
+    hardware: str | None = None  # as `lichen fits` takes it
+    quant: str | None = None  # None: as released
+
+    def over(self, assumed: Constraints) -> Constraints:
+        """These, and for what they leave open the `assumed` ones."""
+        return assumed.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+
+@dataclass(frozen=True)
+class Excluded:
+    model: str
+    constraint: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """`name`: as the person who asks would recognise it. `why`: the reason to leave a model out, or None."""
+
+    name: str
+    why: Callable[[Model], str | None]
+
+
+def cuts(
+    wanted: Constraints,
+    require: Sequence[Requirement],
+    licenses: Mapping[str, Sequence[str]],
+    at: datetime,
+) -> list[Cut]:
+    """All that applies. `licenses`: words that stand for several licenses.
+
+    Raises LichenError for hardware that cannot be read.
+    """
+    day = at.date()
+    found = []
+    if "open_weights" in require:
+        found.append(Cut("open weights", lambda model: _closed(model, day)))
+    if wanted.license:
+        allowed = {name.lower() for word in wanted.license for name in licenses.get(word, (word,))}
+        found.append(
+            Cut(f"license {' or '.join(wanted.license)}", lambda model: _license(model, allowed, day))
+        )
+    if (tokens := wanted.context) is not None:
+        found.append(Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens, day)))
+    if "price" in require:
+        found.append(Cut("a price", lambda model: _unsold(model, wanted, at)))
+    if (budget := wanted.budget) is not None:
+        name = f"budget of ${budget:,.2f} a month"
+        found.append(Cut(name, lambda model: _dear(model, budget, wanted, at)))
+    return found
+
+
+def cut(models: Iterable[Model], all_cuts: Sequence[Cut]) -> tuple[list[Model], tuple[Excluded, ...]]:
+    """Who passes everything, and for the others the first cut that they did not pass."""
+    left, excluded = [], []
+    for model in models:
+        first = next(((each.name, why) for each in all_cuts if (why := each.why(model))), None)
+        if first is None:
+            left.append(model)
+        else:
+            excluded.append(Excluded(model.name, *first))
+    return left, tuple(excluded)
+
+
+def emptied(models: Iterable[Model], all_cuts: Sequence[Cut]) -> str:
+    """The sentence for an empty list: which cut took the last, and who would be left without it."""
+    before = list(models)
+    for last in all_cuts:
+        left, taken = cut(before, [last])
+        if not left:
+            break
+        before = left
+    without = cut(models, [other for other in all_cuts if other is not last])[0]
+    names = ", ".join(model.name for model in without)
+    reasons = "; ".join(f"{each.model}: {each.why}" for each in taken[:4])
+    more = f"; and {len(taken) - 4} more" if len(taken) > 4 else ""
+    return f"no model is left: {last.name!r} took the last {len(taken)} ({reasons}{more}); " + (
+        f"without it there would be {names}" if names else "the other constraints leave none either"
+    )
+
+
+def _closed(model: Model, day: date) -> str | None:
+    fact = known(model.open_weights, day)
+    if fact is None or fact.value is None:
+        return "nobody says that its weights are published"
+    return None if fact.value else "its weights are not published"
+
+
+def _license(model: Model, allowed: set[str], day: date) -> str | None:
+    fact = known(model.license, day)
+    if fact is None or fact.value is None:
+        return "license unknown"
+    return None if fact.value.lower() in allowed else fact.value
+
+
+def _short(model: Model, tokens: int, day: date) -> str | None:
+    facts = [known(model.context, day), known(model.api_context, day)]
+    most = max((fact.value for fact in facts if fact and fact.value), default=None)
+    if most is None:
+        return "context unknown"
+    return None if most >= tokens else f"{most:,} tokens"
+
+
+def _unsold(model: Model, wanted: Constraints, at: datetime) -> str | None:
+    return None if cheapest(model, over_the_day(wanted.workload), at) else "nobody lists a price"
+
+
+def _dear(model: Model, budget: float, wanted: Constraints, at: datetime) -> str | None:
+    found = cheapest(model, over_the_day(wanted.workload, wanted.requests_per_day), at)
+    if found is None:
+        return "nobody lists a price"
+    month = found.per_day * DAYS_A_MONTH
+    return None if month <= budget else f"${month:,.2f} at {found.provider}"

@@ -1,0 +1,171 @@
+"""What a ranking can ask about a model, and the answers: one number each, with the facts behind it.
+
+A criterion is a row of a rules file; `answers` gives each candidate its value. A value of None means that
+nobody has said: it is shown as unknown and never as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lichen.atlas.catalogue import Catalogue, Model
+from lichen.atlas.facts import Record, known
+from lichen.atlas.prices import price_of, providers
+from lichen.atlas.ranking import Margin
+from lichen.atlas.scores import Test, comparable, led
+from lichen.atlas.workloads import STANDARD, Workload, cheapest
+
+
+def over_the_day(workload: str, requests_per_day: float = 1.0) -> Workload:
+    """A standard workload spread over all hours, because some providers have peak hours."""
+    return replace(STANDARD[workload], requests_per_day=requests_per_day, hours=tuple(range(24)))
+
+
+class _Criterion(Record):
+    """One question of a scenario, and in `why` the reason to ask it, for the reader of the rules."""
+
+    label: str
+    why: str
+    within: Margin = Margin()
+
+
+class Benchmarks(_Criterion):
+    """Pairings won minus pairings lost; one is won by leading in more of the columns that both have.
+
+    `even`: how small a lead is none; in points of the score.
+    """
+
+    measure: Literal["benchmarks"]
+    even: Margin
+    tests: tuple[Test, ...] = Field(min_length=1)
+
+
+class Plain(_Criterion):
+    """What needs no settings.
+
+    price: USD per million tokens of the workload that is asked about, at its cheapest listed provider, over
+    a day. obligations: what the license asks. hosts: providers that list a price. releases: models of the
+    family that came out in the year before.
+    """
+
+    measure: Literal["price", "obligations", "hosts", "releases"]
+
+
+Criterion = Annotated[Benchmarks | Plain, Field(discriminator="measure")]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known about one model on one criterion; `facts`: where it comes from, a line each."""
+
+    value: float | None
+    text: str
+    facts: tuple[str, ...] = ()
+
+
+UNKNOWN = Answer(None, "unknown")
+
+
+def higher_is_better(criterion: Criterion) -> bool:
+    return criterion.measure not in ("price", "obligations")
+
+
+def worded(criterion: Criterion, value: float) -> str:
+    """`value`, of the kind that the criterion has, in words."""
+    if criterion.measure == "price":
+        return f"${value:.3g} per million tokens"
+    if isinstance(criterion, Benchmarks):
+        return f"{value:+g} (won minus lost)"
+    return f"{value:g}"
+
+
+def answers(
+    criterion: Criterion, candidates: Sequence[Model], catalogue: Catalogue, workload: str, at: datetime
+) -> dict[str, Answer]:
+    """The answer of each of `candidates`, by name. `workload`: one of the standard ones, for prices."""
+    if criterion.measure == "benchmarks":
+        return _benchmarks(criterion, candidates)
+    if criterion.measure == "price":
+        return {model.name: _price(model, workload, at) for model in candidates}
+    if criterion.measure == "releases":
+        return {model.name: _releases(model, catalogue) for model in candidates}
+    if criterion.measure == "hosts":
+        return {model.name: _hosts(model, at) for model in candidates}
+    return {model.name: _obligations(model, at.date()) for model in candidates}
+
+
+def _benchmarks(criterion: Benchmarks, candidates: Sequence[Model]) -> dict[str, Answer]:
+    table = comparable(candidates, criterion.tests)
+    found = {}
+    for model in candidates:
+        own = {column: results for column, results in table.items() if model.name in results}
+        pairings = [
+            led(model.name, other.name, own, criterion.even) for other in candidates if other is not model
+        ]
+        met = [(ahead, behind) for ahead, behind, even in pairings if ahead + behind + even]
+        if not met:
+            found[model.name] = Answer(None, "unknown: no score beside another candidate's")
+            continue
+        won = sum(ahead > behind for ahead, behind in met)
+        lost = sum(behind > ahead for ahead, behind in met)
+        text = f"{won} won, {lost} lost, {len(met) - won - lost} even"
+        if len(met) < len(pairings):
+            text += f"; nothing in common with {len(pairings) - len(met)}"
+        facts = []
+        for column, results in own.items():
+            best = max(results, key=lambda name: results[name].high)
+            beside = "" if best == model.name else f"; best here: {best} {results[best]}"
+            reporters = ", ".join(sorted({score.reported_by for score in results[model.name].scores}))
+            facts.append(f"{column}: {results[model.name]}, reported by {reporters}{beside}")
+        found[model.name] = Answer(float(won - lost), text, tuple(facts))
+    return found
+
+
+def _price(model: Model, workload: str, at: datetime) -> Answer:
+    pattern = over_the_day(workload)
+    found = cheapest(model, pattern, at)
+    if found is None:
+        return UNKNOWN
+    value = found.per_request / (pattern.input_tokens + pattern.output_tokens) * 1e6
+    rates = [
+        f"{price.provider}: {price.input:g} in, {price.output:g} out, "
+        f"{'no cache discount' if price.cache_read is None else f'{price.cache_read:g} cached'}"
+        f"{f', {price.window}' if price.window else ''} ({price.source}, {price.snapshot})"
+        for price in found.prices
+    ]
+    return Answer(value, f"${value:.3g} per million tokens at {found.provider}", tuple(rates))
+
+
+def _obligations(model: Model, day: date) -> Answer:
+    fact = known(model.obligations, day)
+    if fact is None or fact.value is None:
+        return UNKNOWN
+    asked = [obligation.must for obligation in fact.value]
+    return Answer(
+        float(len(asked)), _counted(len(asked), "obligation"), (*asked, f"{fact.source} ({fact.date})")
+    )
+
+
+def _hosts(model: Model, at: datetime) -> Answer:
+    hosts = [name for name in providers(model) if price_of(model, name, at)]
+    return Answer(float(len(hosts)), _counted(len(hosts), "host"), tuple(hosts)) if hosts else UNKNOWN
+
+
+def _releases(model: Model, catalogue: Catalogue) -> Answer:
+    since = catalogue.as_of - timedelta(days=365)
+    dated = [
+        (fact.value, other.name)
+        for other in catalogue.models.values()
+        if other.family == model.family and (fact := known(other.release, catalogue.as_of)) and fact.value
+    ]
+    recent = [f"{name} on {day}" for day, name in sorted(dated) if day > since]
+    return Answer(float(len(recent)), _counted(len(recent), "release"), tuple(recent))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

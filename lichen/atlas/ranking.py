@@ -1,0 +1,104 @@
+"""Putting candidates in order by criteria that are asked one after another, without weights.
+
+The best candidate is found by asking the first criterion: whoever is within its tolerance of the best value
+stays, the others drop out; then the second criterion, among those who stayed; until one is left. Remove it
+and ask again for the second place, and so on. There is no total score: for any two neighbours there is one
+criterion that put one above the other, and it can be named.
+
+A candidate with an unknown value stays only where nobody's value is known. Unknown is not zero; but a
+recommendation needs a reason, and there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pydantic import Field, model_validator
+
+from lichen.atlas.facts import Record
+
+
+class Margin(Record):
+    """How far from a value still counts as equal to it; in YAML `10%` of it, or a plain number `1`."""
+
+    share: float = Field(default=0.0, ge=0)
+    slack: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        if isinstance(value, str) and value.endswith("%"):
+            return {"share": float(value[:-1]) / 100}
+        return {"slack": value} if isinstance(value, int | float) else value
+
+    def around(self, value: float) -> float:
+        return self.slack + self.share * abs(value)
+
+    def __str__(self) -> str:
+        return f"{self.share:.0%}" if self.share else f"{self.slack:g}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One criterion as the ranking sees it: a number per candidate (None: unknown), and which are good."""
+
+    values: Mapping[str, float | None]
+    higher_is_better: bool
+    within: Margin
+
+    def best(self, candidates: Sequence[str]) -> float | None:
+        told = [value for name in candidates if (value := self.values[name]) is not None]
+        return None if not told else max(told) if self.higher_is_better else min(told)
+
+    def limit(self, best: float) -> float:
+        """The worst value that still counts as equal to `best`."""
+        margin = self.within.around(best)
+        return best - margin if self.higher_is_better else best + margin
+
+    def remaining(self, candidates: Sequence[str]) -> list[str]:
+        """Those of `candidates` who are as good as the best of them; all of them if nobody is known."""
+        best = self.best(candidates)
+        if best is None:
+            return list(candidates)
+        limit = self.limit(best)
+        stay = []
+        for name in candidates:
+            value = self.values[name]
+            if value is not None and (value >= limit if self.higher_is_better else value <= limit):
+                stay.append(name)
+        return stay
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of a ranking.
+
+    `decided`: index of the criterion that put it above the next place; None for the last one, and where no
+    criterion tells the two apart. `limit`: the value there with which the next place would have stayed.
+    """
+
+    name: str
+    decided: int | None = None
+    limit: float | None = None
+
+
+def rank(candidates: Sequence[str], scales: Sequence[Scale]) -> list[Place]:
+    """All of `candidates`, best first; those whom no criterion tells apart in their given order."""
+    left = list(candidates)
+    order: list[tuple[str, list[list[str]]]] = []
+    while left:
+        rounds = [left]
+        for scale in scales:
+            rounds.append(scale.remaining(rounds[-1]))
+        order.append((rounds[-1][0], rounds))
+        left = [name for name in left if name != order[-1][0]]
+    places = []
+    for (name, rounds), (after, _) in pairwise(order):
+        dropped = (index for index in range(len(scales)) if after not in rounds[index + 1])
+        decided = next(dropped, None)
+        best = None if decided is None else scales[decided].best(rounds[decided])
+        limit = None if decided is None or best is None else scales[decided].limit(best)
+        places.append(Place(name, decided, limit))
+    return places + [Place(name) for name, _ in order[-1:]]

@@ -1,0 +1,113 @@
+"""Scores beside each other, where they may stand beside each other.
+
+Two scores are comparable when they are of one benchmark, in one version, one variant and one unit. Nothing
+else is ever put in one column: an index that was re-based under the same name gave the same model 52 one
+month and 44 another. A model that ran in several effort modes is represented by its best one, which is named.
+Where two reporters give one model different results, neither is believed over the other: the model has an
+interval, and it leads another model only if the whole of it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pydantic import model_validator
+
+from lichen.atlas.catalogue import Model, Score
+from lichen.atlas.facts import Record
+from lichen.atlas.ranking import Margin
+
+
+class Test(Record):
+    """Which scores are meant: those of a benchmark, in one version or variant if these are given.
+
+    In YAML a plain name will do.
+    """
+
+    name: str
+    version: str | None = None
+    variant: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    def is_of(self, score: Score) -> bool:
+        return (
+            score.benchmark == self.name
+            and self.version in (None, score.version)
+            and self.variant in (None, score.variant)
+        )
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """What scores must share to be compared."""
+
+    benchmark: str
+    version: str
+    variant: str
+    unit: str
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.benchmark, self.version, self.variant) if part)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The best mode of one model in one column, per reporter; higher is better."""
+
+    scores: tuple[Score, ...]  # one per reporter
+
+    @property
+    def low(self) -> float:
+        return min(score.value for score in self.scores)
+
+    @property
+    def high(self) -> float:
+        return max(score.value for score in self.scores)
+
+    def __str__(self) -> str:
+        values = f"{self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"
+        efforts = sorted({score.effort for score in self.scores if score.effort})
+        return f"{values} ({', '.join(efforts)})" if efforts else values
+
+
+Table = dict[Column, dict[str, Result]]
+
+
+def comparable(models: Iterable[Model], tests: Sequence[Test] | None = None) -> Table:
+    """Column -> model name -> result, for the scores of `models`; of `tests` only, if given."""
+    best: dict[Column, dict[str, dict[str, Score]]] = {}
+    for model in models:
+        for score in model.scores:
+            if tests is None or any(test.is_of(score) for test in tests):
+                column = Column(score.benchmark, score.version or "", score.variant or "", score.unit)
+                by_reporter = best.setdefault(column, {}).setdefault(model.name, {})
+                other = by_reporter.get(score.reported_by)
+                if other is None or score.value > other.value:
+                    by_reporter[score.reported_by] = score
+    return {
+        column: {name: Result(tuple(found.values())) for name, found in best[column].items()}
+        for column in sorted(best)
+    }
+
+
+def led(a: str, b: str, table: Table, even: Margin) -> tuple[int, int, int]:
+    """In how many columns `a` leads `b`, `b` leads `a`, and neither does, of those that hold both.
+
+    A lead that is not larger than `even` is none.
+    """
+    ahead = behind = level = 0
+    for results in table.values():
+        if a in results and b in results:
+            ours, theirs = results[a], results[b]
+            if ours.low - theirs.high > even.around(theirs.high):
+                ahead += 1
+            elif theirs.low - ours.high > even.around(ours.high):
+                behind += 1
+            else:
+                level += 1
+    return ahead, behind, level

@@ -1,0 +1,155 @@
+"""`lichen advise`: which open model to pick, by rules that can be read and changed."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lichen.atlas.advise import Advice
+    from lichen.atlas.constraints import Constraints
+
+
+def advise(
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            "--for", metavar="NAME", help="agent, reasoning, cost, local, long-term; or of your rules."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="USD", help="The most that the requests may cost in a month.")
+    ] = None,
+    requests: Annotated[float | None, typer.Option(help="Requests a day. [default: the rules']")] = None,
+    workload: Annotated[
+        str | None, typer.Option(metavar="NAME", help="blend, output-heavy or agentic. [default: the rules']")
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(metavar="DEVICE:N", help="It must fit there, as `lichen fits` counts.")
+    ] = None,
+    quant: Annotated[str | None, typer.Option(metavar="NAME", help="Storage of the weights there.")] = None,
+    context: Annotated[int | None, typer.Option(metavar="TOKENS", help="It must read as many.")] = None,
+    license: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Any of these, or `permissive`; may be repeated.")
+    ] = None,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", metavar="DATE", help="What was known then. [default: today]")
+    ] = None,
+    facts: Annotated[bool, typer.Option("--facts", help="The facts behind every answer.")] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="Print the rules instead.")] = False,
+    rules_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rules of your own, in place of the shipped ones.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Rank open models for a purpose; say what decided, what was unknown, and what would change it."""
+    from lichen.atlas.advise import SHIPPED_RULES, load_rules
+    from lichen.atlas.advise import advise as ask
+    from lichen.atlas.catalogue import load
+    from lichen.atlas.facts import parse_as_of
+    from lichen.atlas.prices import moment
+    from lichen.errors import LichenError
+
+    known_rules = load_rules(rules_file)
+    if rules:
+        print((rules_file or SHIPPED_RULES).read_text(encoding="utf-8"), end="")
+        return
+    if scenario is None:
+        raise LichenError(f"--for is missing: one of {', '.join(known_rules.scenarios)}")
+    given = _constraints(
+        budget,
+        requests_per_day=requests,
+        workload=workload,
+        hardware=hardware,
+        quant=quant,
+        context=context,
+        license=tuple(license) if license else None,
+    )
+    day = parse_as_of(as_of)
+    advice = ask(scenario, given, load(as_of=day), moment(day, None), known_rules)
+    if as_json:
+        print(json.dumps(_json(advice), indent=2, default=str))
+        return
+    from rich.console import Console
+
+    _print(advice, facts, Console(highlight=False, soft_wrap=True))
+
+
+def _constraints(budget: str | None, **given: object) -> Constraints:
+    """What was said; None for what was not.
+
+    Raises LichenError, with the option, for a value that makes no sense.
+    """
+    from pydantic import ValidationError
+
+    from lichen.atlas.constraints import Constraints
+    from lichen.errors import LichenError
+
+    said = {name: value for name, value in given.items() if value is not None}
+    if budget is not None:
+        said["budget"] = _dollars(budget)
+    try:
+        return Constraints.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).removesuffix("_per_day")
+        problem = first["msg"][:1].lower() + first["msg"][1:]
+        raise LichenError(f"--{option} {first['input']}: {problem}") from None
+
+
+def _dollars(text: str) -> float:
+    from lichen.errors import LichenError
+
+    number = re.fullmatch(r"(?:USD|\$)?\s*(-?\d[\d,]*\.?\d*)\s*(?:USD|\$)?", text.strip(), re.IGNORECASE)
+    if number is None:
+        raise LichenError(f"--budget {text!r} is not an amount of US dollars, in which prices are: write 500")
+    return float(number[1].replace(",", ""))
+
+
+def _json(advice: Advice) -> dict[str, Any]:
+    content = asdict(advice)
+    content["constraints"] = advice.constraints.model_dump()
+    content["criteria"] = [criterion.model_dump() for criterion in advice.criteria]
+    return content
+
+
+def _print(advice: Advice, facts: bool, console: Console) -> None:
+    terms = [
+        f"{name.replace('_', ' ')} {', '.join(value) if isinstance(value, tuple) else value}"
+        for name, value in advice.constraints
+        if value not in (None, ())
+    ]
+    console.print(f"{advice.title}, as known on {advice.at.date()}", style="bold", markup=False)
+    console.print(f"For {'; '.join(terms)}. Asked in this order:", markup=False)
+    for number, criterion in enumerate(advice.criteria, 1):
+        console.print(
+            f"  {number}. {criterion.label} (even within {criterion.within}): {criterion.why}", markup=False
+        )
+    console.print()
+    for number, place in enumerate(advice.ranking, 1):
+        console.print(f"{number}. {place.title}", style="bold", markup=False)
+        for criterion, answer in zip(advice.criteria, place.answers, strict=True):
+            console.print(f"     {criterion.label}: {answer.text}", markup=False)
+            for fact in answer.facts if facts else ():
+                console.print(f"       {fact}", style="dim", markup=False)
+        if place.decided_by:
+            console.print(f"     decided by {place.decided_by}", markup=False)
+        if place.would_change:
+            console.print(f"     {place.would_change}", markup=False)
+        for note in place.notes:
+            console.print(f"     {note}", markup=False)
+    if advice.alternatives:
+        console.print("\nWho would lead otherwise", style="bold")
+        for text in advice.alternatives:
+            console.print(f"  {text}", markup=False)
+    if advice.excluded:
+        console.print("\nLeft out", style="bold")
+        for out in advice.excluded:
+            console.print(f"  {out.model}: {out.constraint}: {out.why}", markup=False)
