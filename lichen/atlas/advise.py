@@ -85,68 +85,56 @@ def advise(
         raise LichenError(f"no scenario {scenario!r} in the rules; there are {', '.join(rules.scenarios)}")
     chosen = rules.scenarios[scenario]
     wanted = constraints.over(chosen.assume)
-    question = _Question(chosen, wanted, catalogue, at)
     models = catalogue.models.values()
     all_cuts = cuts(wanted, chosen.require, rules.licenses, at)
     left, excluded = cut(models, all_cuts)
     if not left:
         raise LichenError(emptied(models, all_cuts))
-    places, told = question.ask(left)
+    told = _told(chosen, left, catalogue, wanted, at)
+    places = _places(told, catalogue)
     ranking = tuple(
         _recommendation(place, after, catalogue, told)
         for place, after in zip(places, [*places[1:], None], strict=True)
     )
     leader = places[0].name
-    alternatives = [
-        f"without {dropped.name!r}: {question.leader(more)}"
-        for dropped in all_cuts
-        if len(more := cut(models, [other for other in all_cuts if other is not dropped])[0]) > len(left)
-        and question.leader(more) != leader
-    ]
-    alternatives += [
-        f"asked for {criterion.label} first: {question.leader(left, index)}"
-        for index, criterion in enumerate(chosen.criteria)
-        if question.leader(left, index) != leader
-    ]
+    alternatives = []
+    for dropped in all_cuts:
+        more, _ = cut(models, [other for other in all_cuts if other is not dropped])
+        if len(more) > len(left):
+            first = _places(_told(chosen, more, catalogue, wanted, at), catalogue)[0].name
+            alternatives += [f"without {dropped.name!r}: {first}"] if first != leader else []
+    for index, (criterion, _) in enumerate(told):
+        first = _places([told[index], *told[:index], *told[index + 1 :]], catalogue)[0].name
+        alternatives += [f"asked for {criterion.label} first: {first}"] if first != leader else []
     return Advice(scenario, chosen.title, at, wanted, chosen.criteria, ranking, excluded, tuple(alternatives))
 
 
-@dataclass(frozen=True)
-class _Question:
-    """Everything about a question but the candidates."""
+Told = list[tuple[Criterion, dict[str, Answer]]]
 
-    scenario: Scenario
-    wanted: Constraints
-    catalogue: Catalogue
-    at: datetime
 
-    def ask(
-        self, models: Sequence[Model], first: int = 0
-    ) -> tuple[list[Place], list[tuple[Criterion, dict[str, Answer]]]]:
-        """The order, and per criterion everyone's answer; the criterion `first` is asked before the others.
+def _told(
+    scenario: Scenario, models: Sequence[Model], catalogue: Catalogue, wanted: Constraints, at: datetime
+) -> Told:
+    """Per criterion everyone's answer, by model name."""
+    return [
+        (criterion, answers(criterion, models, catalogue, wanted.workload, at))
+        for criterion in scenario.criteria
+    ]
 
-        Whom nothing tells apart: the newer one first, then by name.
-        """
-        criteria = list(self.scenario.criteria)
-        criteria.insert(0, criteria.pop(first))
-        told = [
-            (criterion, answers(criterion, models, self.catalogue, self.wanted.workload, self.at))
-            for criterion in criteria
-        ]
-        scales = [
-            Scale(
-                {name: answer.value for name, answer in by_name.items()},
-                higher_is_better(criterion),
-                criterion.within,
-            )
-            for criterion, by_name in told
-        ]
-        by_name = sorted(model.name for model in models)
-        newest_first = sorted(by_name, key=lambda name: _released(self.catalogue, name), reverse=True)
-        return rank(newest_first, scales), told
 
-    def leader(self, models: Sequence[Model], first: int = 0) -> str:
-        return self.ask(models, first)[0][0].name
+def _places(told: Told, catalogue: Catalogue) -> list[Place]:
+    """The order, the criteria asked as they come. Whom nothing tells apart: the newer first, then by name."""
+    scales = [
+        Scale(
+            {name: answer.value for name, answer in by_name.items()},
+            higher_is_better(criterion),
+            criterion.within,
+        )
+        for criterion, by_name in told
+    ]
+    by_name = sorted(told[0][1])
+    newest_first = sorted(by_name, key=lambda name: _released(catalogue, name), reverse=True)
+    return rank(newest_first, scales)
 
 
 def _released(catalogue: Catalogue, name: str) -> date:
@@ -158,7 +146,7 @@ def _recommendation(
     place: Place,
     after: Place | None,
     catalogue: Catalogue,
-    told: Sequence[tuple[Criterion, dict[str, Answer]]],
+    told: Told,
 ) -> Recommendation:
     model = catalogue.get(place.name)
     own = tuple(by_name[place.name] for _, by_name in told)

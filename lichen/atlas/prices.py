@@ -132,14 +132,21 @@ def check_references(model: Model) -> None:
             raise LichenError(f"{model.name}: {table()[0]} has no model {'/'.join(key)}{hint}")
 
 
-def history(model: Model) -> list[Price]:
+def history(model: Model) -> tuple[Price, ...]:
     """All known prices of `model`; of the rows that hold at a moment the last one counts."""
     release = known(model.release, today())
     if release is None or release.value is None:
-        return []
-    listed = [price for reference in model.price_refs for price in _listed(reference)]
-    rows = listed + [_entered(price) for price in model.prices]
-    return [replace(row, since=max(row.since or release.value, release.value)) for row in rows]
+        return ()
+    return _history(model.price_refs, model.prices, release.value)
+
+
+@cache
+def _history(
+    references: tuple[PriceRef, ...], entered: tuple[EnteredPrice, ...], release: date
+) -> tuple[Price, ...]:
+    rows = [price for reference in references for price in _listed(reference)]
+    rows += [_entered(price) for price in entered]
+    return tuple(replace(row, since=max(row.since or release, release)) for row in rows)
 
 
 def moment(day: date, clock: str | None) -> datetime:
@@ -185,8 +192,7 @@ def _conditional(model: ModelInfo) -> list[ConditionalPrice]:
     return model.prices if isinstance(model.prices, list) else [ConditionalPrice(prices=model.prices)]
 
 
-@cache
-def _listed(reference: PriceRef) -> tuple[Price, ...]:
+def _listed(reference: PriceRef) -> Iterator[Price]:
     """The rows of genai-prices for one of its models; none where the installed release does not have it."""
     from genai_prices.types import TimeOfDateConstraint
 
@@ -220,7 +226,7 @@ def _listed(reference: PriceRef) -> tuple[Price, ...]:
                 price = replace(price, hours=rows[-1].hours + hours)
                 rows.pop()
             rows.append(price)
-    return tuple(rows)
+    yield from rows
 
 
 def _tiers(prices: ModelPrice) -> Iterator[tuple[int, float, float, float | None]]:
