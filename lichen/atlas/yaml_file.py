@@ -60,9 +60,14 @@ def parse(model: type[M], content: dict[str, Any], path: Path) -> M:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first, more = error.errors()[0], error.error_count() - 1
+        # A list with one bad entry is also called too short: what is said of the entry is enough.
+        errors = [each for each in error.errors() if each["type"] != "too_short" or not each["input"]]
+        first, more = errors[0], len(errors) - 1
         others = f" (and {more} more)" if more else ""
-        raise field_error(path, first["loc"], _problem(first, model), others) from None
+        location = first["loc"]
+        if isinstance(first["input"], dict) and location and location[-1] in first["input"].values():
+            location = location[:-1]  # the kind of a record, where the record as a whole is wrong
+        raise field_error(path, location, _problem(first, model), others) from None
 
 
 def _problem(error: ErrorDetails, model: type[BaseModel]) -> str:
@@ -70,6 +75,14 @@ def _problem(error: ErrorDetails, model: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), model.model_fields, n=1)
         return f"there is no such field{f'; did you mean {near[0]}?' if near else ''}"
+    discriminator = str(error.get("ctx", {}).get("discriminator", "")).strip("'")
+    if error["type"] == "union_tag_invalid":
+        kind, kinds = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "").split(", ")
+        near = difflib.get_close_matches(kind, kinds, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
+        return f"no {discriminator} {kind!r}; {hint}"
+    if error["type"] == "union_tag_not_found":
+        return f"the field {discriminator!r} is missing"
     words = {
         "missing": "missing",
         "tuple_type": "expected a list, like `- {value: ..., source: ...}`",
@@ -82,23 +95,27 @@ def _problem(error: ErrorDetails, model: type[BaseModel]) -> str:
 
 def field_error(path: Path, location: Location, problem: str, others: str = "") -> LichenError:
     """An error about the field at `location` of the YAML file `path`, with its line."""
-    field = ".".join(str(part) for part in location)
-    return LichenError(f"{path}:{_line(path, location)}: {field}: {problem}{others}")
+    line, field = _place(path, location)
+    return LichenError(f"{path}:{line}: {field}: {problem}{others}")
 
 
-def _line(path: Path, location: Location) -> int:
-    """The line of the deepest part of `location` that the file has, counted from 1."""
+def _place(path: Path, location: Location) -> tuple[int, str]:
+    """The line of the deepest part of `location` that the file has, counted from 1, and the field in words.
+
+    Parts that the file lacks are left out, but for the last: pydantic puts the kind of a record among them.
+    """
     node = yaml.compose(path.read_text(encoding="utf-8"), BaseLoader)
-    line = 0
-    for part in location:
+    line, field = 0, []
+    for index, part in enumerate(location):
+        below = None
         if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line, found[1]
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, below = key.start_mark.line, value
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line
-        else:
-            break
-    return line + 1
+            below = node.value[part]
+            line = below.start_mark.line
+        if below is not None or index == len(location) - 1:
+            field.append(str(part))
+        node = below or node
+    return line + 1, ".".join(field)
