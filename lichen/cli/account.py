@@ -87,7 +87,8 @@ def _table(result: Account) -> Table:
     row("active per token", f"{result.active_parameters:,}")
     for part, count in result.parameters.items():
         if count and part != "mtp":
-            row(part.replace("_", " "), f"{count:,}")
+            beside = ", beside the total" if part == "engram_tables" else ""
+            row(part.replace("_", " ") + beside, f"{count:,}")
 
     tokens = f"{result.context:,} tokens"
     section("FLOPs per token")
@@ -109,6 +110,8 @@ def _table(result: Account) -> Table:
         if size is not None and (kind in SHOWN or kind == result.released_dtype):
             published = ", as published" if kind == result.released_dtype else ""
             footprint(kind + published, size, mtp.weights[kind] if mtp else None)
+    if result.engram_bytes is not None:
+        row("engram tables, fp8", _short(result.engram_bytes, 4, BYTES))
     row(
         f"{result.dtype}, and cache of {result.batch:,} x {result.context:,}",
         _short(result.serving_bytes, 4, BYTES),

@@ -14,6 +14,8 @@ def require_implemented(spec: ModelSpec) -> None:
     missing = dict.fromkeys(what for layer in spec.all_layers for what in _missing(layer))
     if spec.residual is not None:
         missing[type(spec.residual).__name__] = None
+    if spec.engram is not None:
+        missing["Engram"] = None
     if spec.rope is None:
         missing["its rotary embedding"] = None
     if missing:

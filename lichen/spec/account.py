@@ -25,6 +25,7 @@ from lichen.spec.weights import (
     Weight,
     active_parameters,
     count,
+    engram_bytes,
     has_experts,
     mtp_weights,
     parameters,
@@ -89,9 +90,10 @@ class Account:
     """All of it for one model, one context length and one batch, in plain counts and bytes.
 
     `cache` is the cache of one sequence at several contexts, and `cache_bytes_per_token` None where it does
-    not grow by the same with every token. `released_*` is the weights as published; `serving_bytes` the
-    weights in `dtype` and the reserved cache of `batch` sequences of `context` tokens. `bytes_of_mtp` is
-    None for a model without MTP layers.
+    not grow by the same with every token. `released_*` is the weights as published and `engram_bytes` the
+    tables of n-gram memory beside them, which engines keep outside the device; None without such tables.
+    `serving_bytes` is the weights in `dtype` and the reserved cache of `batch` sequences of `context` tokens.
+    `bytes_of_mtp` is None for a model without MTP layers.
     """
 
     family: str
@@ -108,6 +110,7 @@ class Account:
     cache_bytes: CacheBytes
     released_dtype: str
     released_bytes: int
+    engram_bytes: int | None
     serving_bytes: int
     budget: Budget | None
     bytes_of_model: Footprint
@@ -161,6 +164,7 @@ def account(
         cache_bytes=in_cache,
         released_dtype=released_dtype(spec),
         released_bytes=released_bytes(spec),
+        engram_bytes=engram_bytes(spec) if spec.engram else None,
         serving_bytes=served + in_cache.reserved,
         budget=_budget(spec, memory, served, context, batch, cache) if memory else None,
         bytes_of_model=_footprint(weights(spec)),

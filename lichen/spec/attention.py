@@ -21,7 +21,7 @@ from lichen.spec.require import require, require_positive
 class Entries:
     """`width` numbers for every whole block of `every` tokens; of the last `window` tokens, if given."""
 
-    name: Literal["key", "value", "latent", "rope_key", "index_key"]
+    name: Literal["key", "value", "latent", "rope_key", "entry", "index_key"]
     width: int
     every: int = 1
     window: int | None = None
@@ -243,6 +243,46 @@ class Compressed:
 
 
 @dataclass(frozen=True)
+class CSA2:
+    """DeepSeek-V4.1's attention (its technical report, 2026): compressed entries that layers share.
+
+    `local` has the queries, the window and the outputs. A layer that `makes_entries` keeps one per block of
+    `compress_ratio` tokens, without overlap, and an index key projected from it; the layers after it read
+    them too. A layer that `chooses` scores the index keys with queries of its own, at most `candidates` of
+    them where an earlier layer has found so many; the layers after it read its `indexer.topk` choices.
+    """
+
+    local: Compressed
+    compress_ratio: int
+    indexer: Indexer
+    makes_entries: bool
+    chooses: bool
+    candidates: int | None = None
+
+    page_tokens: ClassVar[int] = 128
+
+    def __post_init__(self) -> None:
+        require_positive("attention", compress_ratio=self.compress_ratio)
+        if self.candidates is not None:
+            require_positive("indexer", candidates=self.candidates)
+        require(
+            self.local.compress_ratio == 0,
+            f"attention: compress_ratio of local is {self.local.compress_ratio}; it must be 0",
+        )
+
+    def cache(self) -> tuple[Entries | State, ...]:
+        kept, width, ratio = self.local.cache(), self.local.head_dim, self.compress_ratio
+        if self.makes_entries:
+            kept += (
+                Entries("entry", width, every=ratio),
+                Entries("index_key", self.indexer.head_dim, every=ratio),
+            )
+            if ratio > 1:
+                kept += (State("pending", 2 * ratio * width),)  # values and gates of the block being filled
+        return kept
+
+
+@dataclass(frozen=True)
 class GatedDeltaNet:
     """Linear attention with a gated delta rule (arXiv 2412.06464), as in Qwen3-Next.
 
@@ -315,4 +355,4 @@ class KDA:
         )
 
 
-Attention = GQA | MLA | Compressed | GatedDeltaNet | KDA
+Attention = GQA | MLA | Compressed | CSA2 | GatedDeltaNet | KDA

@@ -10,7 +10,7 @@ Layouts
 - fp8: keys, values and latents in one byte, what is rotated apart in bf16; FlashMLA's layout for MLA, with
   an fp32 scale per 128 channels (656 bytes per token and layer), and DeepSeek-V3.2's for index keys.
 - mixed: DeepSeek-V4's (arXiv 2606.19348, section 2.3.4): as fp8, with index keys in FP4, and one-byte
-  scales per 64 channels of FP8 and per 32 of FP4.
+  scales per 64 channels of FP8 and per 32 of FP4. V4.1's compressed entries are FP4 too, a scale per 16.
 
 The layers of multi-token prediction are left out. Nothing here asks whether the model was made for the
 context: `longest_context` does.
@@ -23,7 +23,7 @@ from math import ceil
 from typing import Literal, get_args
 
 from lichen.errors import SpecError
-from lichen.spec.attention import MLA, Attention, Compressed, Entries, State
+from lichen.spec.attention import CSA2, MLA, Attention, Compressed, Entries, State
 from lichen.spec.model import ModelSpec
 
 Layout = Literal["fp32", "bf16", "fp8", "mixed"]
@@ -39,7 +39,7 @@ class CacheBytes:
 def native_layout(spec: ModelSpec) -> Layout:
     """How the engines of the model's family store its cache unless told otherwise."""
     parts = [layer.attention for layer in spec.layers]
-    if any(isinstance(part, Compressed) for part in parts):
+    if any(isinstance(part, Compressed | CSA2) for part in parts):
         return "mixed"
     if any(isinstance(part, MLA) and part.indexer for part in parts):
         return "fp8"
@@ -119,7 +119,7 @@ def _layout(spec: ModelSpec, layout: str | None) -> Layout:
 
 def _part_bytes(part: Attention, context: int, layout: Layout) -> CacheBytes:
     ideal = reserved = 0
-    compressed = isinstance(part, Compressed)
+    compressed = isinstance(part, Compressed | CSA2)
     for item in part.cache():
         if isinstance(item, State):
             size = item.numbers * _bits(item.name, layout) // 8
@@ -146,15 +146,15 @@ def _bits(name: str, layout: Layout) -> int:
         return 32
     if layout == "bf16" or name in ("rope_key", "convolution"):
         return 16
-    return 4 if layout == "mixed" and name == "index_key" else 8
+    return 4 if layout == "mixed" and name in ("entry", "index_key") else 8
 
 
 def _scale_bytes(item: Entries, layout: Layout, compressed: bool) -> int:
     """Scales of one entry. FP8 keys and values of GQA have one per tensor, which does not count."""
-    if layout not in ("fp8", "mixed") or item.name not in ("latent", "index_key"):
+    if layout not in ("fp8", "mixed") or item.name not in ("latent", "entry", "index_key"):
         return 0
-    if compressed and item.name == "latent":
+    if layout == "mixed" and item.name != "latent":
+        return ceil(item.width / (16 if item.name == "entry" else 32))
+    if compressed and item.name != "index_key":
         return 8 * ceil(item.width / 64 / 8)  # one byte per 64 channels, padded to 8
-    if layout == "mixed":
-        return ceil(item.width / 32)
     return 4 * ceil(item.width / 128)

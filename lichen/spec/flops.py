@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lichen.spec.attention import GQA, KDA, MLA, Compressed
+from lichen.spec.attention import CSA2, GQA, KDA, MLA, Compressed
 from lichen.spec.model import LayerSpec, ModelSpec
 from lichen.spec.weights import Weight, mtp_weights, weights
 
@@ -95,6 +95,8 @@ def _reads(layer: LayerSpec, decode: bool) -> list[_Read]:
         return _mla_reads(part, decode)
     if isinstance(part, Compressed):
         return _compressed_reads(part)
+    if isinstance(part, CSA2):
+        return _csa2_reads(part)
     # Per head and token: what the state holds for the key, the write, and what it holds for the query.
     if isinstance(part, KDA):
         return [_Read(3 * part.num_heads * part.head_dim**2, most=1)]
@@ -125,3 +127,10 @@ def _compressed_reads(part: Compressed) -> list[_Read]:
     if part.indexer:
         reads.append(_Read(part.indexer.n_heads * part.indexer.head_dim, part.compress_ratio))
     return reads
+
+
+def _csa2_reads(part: CSA2) -> list[_Read]:
+    local, index = part.local, part.indexer
+    chosen = _Read(local.num_attention_heads * 2 * local.head_dim, part.compress_ratio, index.topk)
+    scored = _Read(index.n_heads * index.head_dim, part.compress_ratio, part.candidates)
+    return [*_compressed_reads(local), chosen, *([scored] if part.chooses else [])]

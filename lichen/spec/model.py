@@ -200,9 +200,10 @@ class MoE:
 @dataclass(frozen=True)
 class HyperConnections:
     """Manifold-constrained hyper-connections (mHC, arXiv 2512.24880): `streams` residual streams, which
-    each sub-layer reads, writes and mixes with weights of its own."""
+    each sub-layer reads, writes and mixes with weights of its own. `joined`: so does the head."""
 
     streams: int
+    joined: bool = True
 
     def __post_init__(self) -> None:
         require_positive("residual", hc_mult=self.streams)
@@ -219,6 +220,23 @@ class AttentionResiduals:
 
 
 # ------------------------------------------------------------------------------------------------ model
+
+
+@dataclass(frozen=True)
+class Engram:
+    """Tables of vectors that a token's n-grams look up (DeepSeek-V4.1), one for each layer that has one.
+
+    `rows`: vectors per table; `lookups` of them, `row_size` numbers each, are read per token.
+    """
+
+    rows: tuple[int, ...]
+    row_size: int
+    lookups: int
+
+    def __post_init__(self) -> None:
+        require_positive("engram", row_size=self.row_size, lookups=self.lookups)
+        for rows in self.rows:
+            require_positive("engram", engram_num_embeddings=rows)
 
 
 @dataclass(frozen=True)
@@ -256,6 +274,7 @@ class ModelSpec:
     tie_word_embeddings: bool = False
     mtp: tuple[LayerSpec, ...] = ()
     residual: HyperConnections | AttentionResiduals | None = None
+    engram: Engram | None = None
     dtype: str = "bfloat16"
     storage: Storage | None = field(default=None, compare=False)
     bos_token_id: int | None = None

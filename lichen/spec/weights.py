@@ -1,9 +1,9 @@
 """Every matrix and vector of a model with its shape, and the bytes that they take in storage.
 
 Conventions
-- Total parameters leave the multi-token-prediction (MTP) layers out, as published totals do: the MTP
-  layers are reported beside the model. The router's selection bias, the table of a hashed router and
-  Gemma 4's layer scalars are buffers, not parameters.
+- Total parameters leave the multi-token-prediction (MTP) layers and the tables of n-gram memory (Engram)
+  out, as published totals do: they are reported beside the model. The router's selection bias, the table
+  of a hashed router and Gemma 4's layer scalars are buffers, not parameters.
 - Active parameters are those that a token is multiplied by. The embedding table is left out (one row is
   looked up) unless it is tied, because then it is the head; of the routed experts num_experts_per_tok count.
 - Bytes are those of the numbers themselves, without file headers and allocator overhead.
@@ -17,7 +17,7 @@ from math import ceil, prod
 from typing import Literal, get_args
 
 from lichen.errors import SpecError
-from lichen.spec.attention import GQA, KDA, MLA, Attention, Compressed, GatedDeltaNet, Indexer
+from lichen.spec.attention import CSA2, GQA, KDA, MLA, Attention, Compressed, GatedDeltaNet, Indexer
 from lichen.spec.model import AttentionResiduals, Dense, HyperConnections, LayerSpec, ModelSpec, MoE
 
 Part = Literal[
@@ -29,6 +29,8 @@ Part = Literal[
     "shared_experts",
     "dense_feed_forward",
     "mtp_projection",
+    "engram",
+    "engram_tables",
     "residual",
     "norms",
     "head",
@@ -62,7 +64,7 @@ class Weight:
 
 
 def weights(spec: ModelSpec) -> list[Weight]:
-    """Every weight of the model without its MTP layers."""
+    """Every weight of the model without its MTP layers and its tables of n-gram memory."""
     table = (spec.vocab_size, spec.hidden_size)
     tied = spec.tie_word_embeddings
     found = [Weight("embedding", table, active=1 if tied else 0), Weight("norms", (spec.hidden_size,))]
@@ -70,7 +72,14 @@ def weights(spec: ModelSpec) -> list[Weight]:
         found.append(Weight("head", table))
     for layer in spec.layers:
         found += _layer(spec, layer)
-    return found + _last_residual(spec)
+    return [*found, *_engram(spec), *_last_residual(spec)]
+
+
+def engram_tables(spec: ModelSpec) -> list[Weight]:
+    """The tables of n-gram memory, of which a token reads a few rows."""
+    if spec.engram is None:
+        return []
+    return [Weight("engram_tables", (rows, spec.engram.row_size), active=0) for rows in spec.engram.rows]
 
 
 def mtp_weights(spec: ModelSpec) -> list[Weight]:
@@ -85,18 +94,19 @@ def mtp_weights(spec: ModelSpec) -> list[Weight]:
 
 
 def parameters(spec: ModelSpec) -> dict[str, int]:
-    """Parameters by part. The MTP layers are one part, "mtp", which totals leave out."""
+    """Parameters by part. Totals leave two of them out: "mtp", all MTP layers, and "engram_tables"."""
     counts = dict.fromkeys(PARTS, 0)
     for weight in weights(spec):
         counts[weight.part] += weight.parameters
     return {
         **{part: n for part, n in counts.items() if part != "mtp_projection"},
         "mtp": count(mtp_weights(spec)),
+        "engram_tables": count(engram_tables(spec)),
     }
 
 
 def total_parameters(spec: ModelSpec) -> int:
-    """All parameters but those of the MTP layers."""
+    """All parameters but those of the MTP layers and of n-gram tables."""
     return count(weights(spec))
 
 
@@ -129,6 +139,8 @@ def _attention(part: Attention, hidden: int) -> list[Weight]:
         return _mla(part, hidden)
     if isinstance(part, Compressed):
         return _compressed(part, hidden)
+    if isinstance(part, CSA2):
+        return _csa2(part, hidden)
     return _delta_net(part, hidden) if isinstance(part, GatedDeltaNet) else _kda(part, hidden)
 
 
@@ -211,6 +223,15 @@ def _compressor(part: Compressed, of: Part, width: int, hidden: int) -> list[Wei
     ]
 
 
+def _csa2(part: CSA2, hidden: int) -> list[Weight]:
+    found, width, index_width = _compressed(part.local, hidden), part.local.head_dim, part.indexer.head_dim
+    if part.makes_entries:
+        gated = part.compress_ratio > 1  # a block of one token needs no weighing
+        found += _matrices("attention", *[(width, hidden)] * (2 if gated else 1))
+        found += [*_matrices("indexer", (index_width, width)), *_vectors("norms", width, index_width)]
+    return found + (_index_queries(part.indexer, part.local.q_lora_rank, hidden) if part.chooses else [])
+
+
 def _delta_net(part: GatedDeltaNet, hidden: int) -> list[Weight]:
     heads, values = part.num_value_heads, part.num_value_heads * part.value_head_dim
     return [
@@ -276,15 +297,30 @@ def _residual(spec: ModelSpec) -> list[Weight]:
     return []
 
 
+def _engram(spec: ModelSpec) -> list[Weight]:
+    """What a token's rows go through: a key per residual stream and one value, and two weighted norms."""
+    if spec.engram is None:
+        return []
+    hidden, layers = spec.hidden_size, len(spec.engram.rows)
+    streams = spec.residual.streams if isinstance(spec.residual, HyperConnections) else 1
+    read = spec.engram.lookups * spec.engram.row_size
+    return [
+        Weight("engram", ((streams + 1) * hidden, read), count=layers, active=layers),
+        Weight("engram", (streams * hidden,), count=2 * layers, active=2 * layers),
+    ]
+
+
 def _last_residual(spec: ModelSpec) -> list[Weight]:
     """What joins the streams, or the blocks, before the last norm."""
-    if isinstance(spec.residual, HyperConnections):
-        streams = spec.residual.streams
-        return [
-            *_matrices("residual", (streams, streams * spec.hidden_size)),
-            *_vectors("residual", streams, 1),
-        ]
-    return _residual(spec)[:2]
+    if isinstance(spec.residual, AttentionResiduals):
+        return _residual(spec)[:2]
+    if spec.residual is None or not spec.residual.joined:
+        return []
+    streams = spec.residual.streams
+    return [
+        *_matrices("residual", (streams, streams * spec.hidden_size)),
+        *_vectors("residual", streams, 1),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ bytes
@@ -336,3 +372,10 @@ def released_dtype(spec: ModelSpec) -> Layout:
 def released_bytes(spec: ModelSpec) -> int:
     """Bytes of the weights as they were published, MTP layers left out."""
     return weight_bytes(weights(spec), released_dtype(spec))
+
+
+def engram_bytes(spec: ModelSpec) -> int:
+    """Bytes of the n-gram tables as published: FP8 with one byte of scale per 32 numbers of a row."""
+    return sum(
+        rows * (size + ceil(size / 32)) for rows, size in (table.shape for table in engram_tables(spec))
+    )

@@ -20,6 +20,7 @@ from .conftest import DEEPSEEK, EXPERTS, LLAMA, ROUTER, with_router
     [
         ("deepseek-v3.2", "MLA with indexer"),
         ("deepseek-v4-pro", r"Compressed, the router \(hashed\), .*HyperConnections, its rotary embedding"),
+        ("deepseek-v4.1-flash", r"Compressed, .*CSA2, HyperConnections, Engram"),
         ("gemma-4-31b", "GQA with window, GQA with qk_norm, sandwich_norms, GQA with values_from_keys"),
         ("kimi-k3", "KDA, MoE with latent_size, MLA with output_gate, AttentionResiduals"),
         ("llama-4-maverick", "GQA with window, its rotary embedding"),

@@ -256,6 +256,7 @@ def test_native_layouts() -> None:
     assert {name for name, layout in natives.items() if layout == "mixed"} == {
         "deepseek-v4-flash",
         "deepseek-v4-pro",
+        "deepseek-v4.1-flash",
     }
     assert {name for name, layout in natives.items() if layout == "fp8"} == {"deepseek-v3.2"}
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lichen.spec.cache import cache_bytes
 from lichen.spec.families import load_spec, read_config
 from lichen.spec.flops import flops_per_token
 from lichen.spec.named import named_models
@@ -111,6 +112,16 @@ def test_exact_totals(name: str, billions: float) -> None:
 def test_kimi_k3_has_the_size_of_its_published_files() -> None:
     """1.56 TB on Hugging Face: MXFP4 experts and the rest in bf16."""
     assert released_bytes(load_spec("kimi-k3")) == pytest.approx(1.56e12, rel=5e-3)
+
+
+def test_v4_1_is_counted_as_its_report_does() -> None:
+    """552 B parameters and 196 B of n-gram memory beside them, 16 B active; 890 bytes of cache per token."""
+    spec = load_spec("deepseek-v4.1-flash")
+    assert total_parameters(spec) == pytest.approx(552e9, rel=0.001)
+    assert parameters(spec)["engram_tables"] == pytest.approx(196e9, rel=0.005)
+    assert active_parameters(spec) == pytest.approx(16e9, rel=0.01)
+    far, near = (cache_bytes(spec, context).reserved for context in (2**20, 2**19))
+    assert (far - near) / 2**19 == 890
 
 
 def test_the_mtp_layer_of_v4_is_a_layer_with_a_window_alone() -> None:

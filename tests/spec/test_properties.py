@@ -212,7 +212,8 @@ def test_transformers_reads_the_same_model_and_saves_one_that_reads_back(spec):
 @given(models, st.integers(1, 64))
 def test_the_account_agrees_with_itself(spec, batch):
     result = account(spec, context=spec.max_position_embeddings, batch=batch, cache="bf16")
-    assert sum(result.parameters.values()) == total_parameters(spec) + result.parameters["mtp"]
+    beside = result.parameters["mtp"] + result.parameters["engram_tables"]
+    assert sum(result.parameters.values()) == total_parameters(spec) + beside
     assert 0 < active_parameters(spec) <= total_parameters(spec)
     assert result.parameters == parameters(spec)
     assert result.bytes_of_model.weights["bf16"] == 2 * result.total_parameters

@@ -10,6 +10,7 @@ from lichen.errors import SpecError
 from lichen.spec.families.fields import MOST_LAYERS, Fields, shown
 from lichen.spec.model import (
     AttentionResiduals,
+    Engram,
     HyperConnections,
     LayerSpec,
     ModelSpec,
@@ -28,6 +29,7 @@ def read_decoder(
     rope: Rope | None = None,
     mtp: tuple[LayerSpec, ...] = (),
     residual: HyperConnections | AttentionResiduals | None = None,
+    engram: Engram | None = None,
     activation: str = "silu",
 ) -> ModelSpec:
     """The model around `layers`. Called last: fields that nobody read become the spec's metadata.
@@ -51,6 +53,7 @@ def read_decoder(
         tie_word_embeddings=fields.boolean("tie_word_embeddings", False),
         mtp=mtp,
         residual=residual,
+        engram=engram,
         dtype=read_dtype(fields) or "float32",
         storage=read_storage(fields),
         bos_token_id=_token(fields, "bos_token_id"),

@@ -28,7 +28,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         fields.refuse("compress_ratios", "a list of 0, 4 and 128, one for every layer, is needed")
     if len(ratios) != n_layers + n_mtp:
         fields.refuse("compress_ratios", f"it names {len(ratios)} of {n_layers} + {n_mtp} layers")
-    experts, n_hash = _read_experts(fields), fields.integer("num_hash_layers", 0, least=0)
+    experts, n_hash = read_experts(fields), fields.integer("num_hash_layers", 0, least=0)
     hashed = replace(experts, router=replace(experts.router, hashed=True, selection_bias=False))
     layers = tuple(
         LayerSpec(_attention(fields, ratio), hashed if number < n_hash else experts)
@@ -45,13 +45,22 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def _attention(fields: Fields, ratio: int) -> Compressed:
-    fields.fixed("num_key_value_heads", 1, "all heads share one key, which is also the value")
-    fields.fixed("attention_bias", False, "the projections have no bias")
-    indexer = Indexer(
+    local, indexer = read_window(fields), read_indexer(fields)
+    return replace(local, compress_ratio=ratio, indexer=indexer if ratio == CSA else None)
+
+
+def read_indexer(fields: Fields) -> Indexer:
+    return Indexer(
         n_heads=fields.integer("index_n_heads"),
         head_dim=fields.integer("index_head_dim"),
         topk=fields.integer("index_topk"),
     )
+
+
+def read_window(fields: Fields) -> Compressed:
+    """The attention of a layer with a window alone."""
+    fields.fixed("num_key_value_heads", 1, "all heads share one key, which is also the value")
+    fields.fixed("attention_bias", False, "the projections have no bias")
     return Compressed(
         num_attention_heads=fields.integer("num_attention_heads"),
         head_dim=fields.integer("head_dim"),
@@ -60,12 +69,10 @@ def _attention(fields: Fields, ratio: int) -> Compressed:
         o_groups=fields.integer("o_groups"),
         o_lora_rank=fields.integer("o_lora_rank"),
         window=fields.integer("sliding_window"),
-        compress_ratio=ratio,
-        indexer=indexer if ratio == CSA else None,
     )
 
 
-def _read_experts(fields: Fields) -> MoE:
+def read_experts(fields: Fields) -> MoE:
     router = Router(
         n_routed_experts=fields.integer("n_routed_experts"),
         num_experts_per_tok=fields.integer("num_experts_per_tok"),

@@ -67,6 +67,12 @@ class Fields:
             self.refuse(key, "an integer or null is needed")
         return None if self.get(key) is None else self.integer(key)
 
+    def integers(self, key: str) -> list[int]:
+        value = self.get(key)
+        if not isinstance(value, list) or any(type(one) is not int for one in value):
+            self.refuse(key, "a list of integers is needed")
+        return value
+
     def number(self, key: str, default: float | None = None) -> float:
         value = self.get(key)
         if value is None and default is not None:
