@@ -1,0 +1,220 @@
+"""`lichen atlas`, `lichen price` and `lichen compare` as a person and as a script meet them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+FILE = """\
+name: my-model
+title: My model
+lab: Me
+country: France
+family: Mine
+sources:
+  card: {url: "https://example.org/card", date: 2026-10-01}
+release:
+  - {value: 2026-10-01, source: card}
+prices:
+  - {provider: me, input: 1, output: 2, since: 2026-10-01, source: card}
+"""
+
+
+@pytest.fixture(autouse=True)
+def config(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+# ------------------------------------------------------------------------------------------------ atlas
+
+
+def test_list_names_the_models_of_a_day(run):
+    today, then = run("atlas", "list"), run("atlas", "list", "--as-of", "2026-04-30")
+    assert "kimi-k3" in today.out
+    assert "kimi-k3" not in then.out
+    assert "As known on 2026-04-30" in then.out
+    content = json.loads(run("atlas", "list", "--json").out)
+    assert content["models"]["gpt-5.5"]["total_parameters"] is None
+    assert content["models"]["deepseek-v3"]["total_parameters"] == 671_000_000_000
+
+
+def test_show_gives_every_fact_with_its_source_and_date(run):
+    out = run("atlas", "show", "kimi-k2.6").out
+    assert (
+        "license: Modified MIT\n    https://huggingface.co/moonshotai/Kimi-K2.6/blob/main/LICENSE, 2026-"
+        in out
+    )
+    assert "more than 100 M users a month or more than 20 M USD of revenue a month" in out
+    assert "  differs: 1.6 T\n" in out
+    assert "cache at 262,144 tokens: 17.16 GiB" in out
+    assert "HLE full with tools: 54% (thinking)" in out
+    assert "Price table: genai-prices" in out
+
+
+def test_show_of_a_closed_model_says_unknown(run):
+    out = run("atlas", "show", "gpt-5.5").out
+    assert "total parameters: unknown" in out
+    assert "not published" in out
+    assert "Computed" not in out
+
+
+def test_show_as_json_holds_facts_scores_costs_and_prices(run):
+    content = json.loads(run("atlas", "show", "deepseek-v4-pro", "--as-of", "2026-04-30", "--json").out)
+    assert content["release"][0]["value"] == "2026-04-24"
+    assert content["computed"]["parameters, counted"]["value"] == pytest.approx(1.573e12, rel=0.01)
+    assert {price["provider"] for price in content["price_history"]} >= {"deepseek", "deepseek-list"}
+    assert all(score["date"] <= "2026-04-30" for score in content["scores"])
+
+
+def test_a_users_model_is_checked_added_and_compared(run, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(FILE)
+    assert run("atlas", "check", file).out == f"{file}: good\n"
+    assert "is kept in" in run("atlas", "add", file).out
+    assert "my-model" in run("atlas", "list").out
+    assert "1 / 2 / no cache price" in run("compare", "my-model", "gpt-5.5").out
+
+
+def test_a_bad_file_is_refused_in_a_sentence(refusal, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(FILE.replace("country", "land"))
+    assert f"{file}:4: land: there is no such field" in refusal("atlas", "check", file)
+    assert f"{file}:4: land: there is no such field" in refusal("atlas", "add", file)
+    file.write_text(FILE + "price_refs:\n  - {provider: moonshotai, model_id: kimi-k2.66}\n")
+    assert "near it are" in refusal("atlas", "check", file)
+    assert "there is no file" in refusal("atlas", "check", tmp_path / "none.yaml")
+
+
+def test_a_broken_file_of_the_users_own_is_named(refusal, tmp_path):
+    folder = tmp_path / "config" / "lichen" / "atlas"
+    folder.mkdir(parents=True)
+    (folder / "broken.yaml").write_text("name: [")
+    assert f"{folder / 'broken.yaml'}:1: not valid YAML" in refusal("atlas", "list")
+
+
+# ------------------------------------------------------------------------------------------------ price
+
+
+def test_price_shows_hours_ratios_and_the_date_of_the_table(run):
+    out = run("price", "deepseek-v4-pro", "--as-of", "2026-11-23", "--at", "02:00").out
+    assert "01-04, 06-10 UTC, Mon-Fri (in force)" in out
+    assert "1/5.68" in out
+    assert "newest entry 2026-11-09" in out
+
+
+def test_price_as_json_is_exact(run):
+    content = json.loads(run("price", "kimi-k2.6", "--as-of", "2026-11-23", "--json").out)
+    (offer,) = content["offers"]
+    assert offer["provider"] == "moonshotai"
+    assert offer["prices"][0]["input"] == 0.95
+    assert offer["costs"]["blend"]["ratio"] == pytest.approx((3 * 0.95 + 4) / (3 * 5 + 30))
+    assert offer["costs"]["blend"]["usd_per_day"] == pytest.approx(6.85)
+    assert content["table"]["newest_entry"] == "2026-11-09"
+
+
+def test_price_of_ones_own_workload_over_ones_own_hours(run):
+    arguments = [
+        "--input",
+        "1000000",
+        "--cached",
+        "0.5",
+        "--requests",
+        "10",
+        "--hours",
+        "2,12",
+        "--as-of",
+        "2026-11-23",
+        "--json",
+    ]
+    content = json.loads(run("price", "deepseek-v4-pro", *arguments).out)
+    cost = content["offers"][0]["costs"]["yours"]
+    assert cost["usd_per_request"] == pytest.approx((0.5 * (0.66 + 0.022) + 0.5 * (1.32 + 0.044)) / 2)
+    assert cost["usd_per_day"] == pytest.approx(10 * cost["usd_per_request"])
+
+
+def test_price_of_all_providers_and_against_another_model(run):
+    content = json.loads(run("price", "kimi-k2.6", "--provider", "all", "--against", "kimi-k3", "--json").out)
+    assert len(content["offers"]) >= 5
+    assert content["against"] == "kimi-k3"
+
+
+def test_an_unknown_price_is_loud(run):
+    out = run("price", "deepseek-v3.2", "--provider", "deepseek").out
+    assert "UNKNOWN: no price" in out
+    assert "That is not free of charge" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["kimi-k2.66"], "did you mean kimi-k2.6"),
+        (["kimi-k2.6", "--as-of", "2999-01-01"], "is in the future"),
+        (["kimi-k2.6", "--as-of", "yesterday"], "is not a date"),
+        (["kimi-k2.6", "--at", "noon"], "is not a time of day"),
+        (["kimi-k2.6", "--provider", "nobody"], "known: moonshotai, "),
+        (["kimi-k2.6", "--workload", "party"], "blend, output-heavy, agentic"),
+        (["kimi-k2.6", "--workload", "blend", "--input", "5"], "describe your own"),
+        (["kimi-k2.6", "--hours", "25"], "--hours"),
+        (["kimi-k3", "--as-of", "2026-04-30"], "kimi-k3 came out on 2026-07-16"),
+    ],
+)
+def test_what_price_cannot_answer(refusal, arguments, message):
+    assert message in refusal("price", *arguments)
+
+
+@pytest.mark.parametrize("option", ["--input", "--output", "--cached", "--requests"])
+def test_negative_numbers_are_refused_in_a_sentence(run, option):
+    done = run("price", "kimi-k2.6", option, "-1")
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert option in done.err
+
+
+# ---------------------------------------------------------------------------------------------- compare
+
+
+def test_compare_prints_a_table_and_its_sources_on_demand(run):
+    plain, sourced = (
+        run("compare", "kimi-k2.6", "gpt-5.5"),
+        run("compare", "kimi-k2.6", "gpt-5.5", "--sources"),
+    )
+    assert "Kimi K2.6" in plain.out
+    assert "17.16 GiB" in plain.out
+    assert "[1]" not in plain.out
+    assert "[1] https://" in sourced.out
+    assert "newest entry" in plain.out
+
+
+def test_compare_in_three_file_forms(run):
+    names = ["kimi-k2.6", "deepseek-v4-flash"]
+    content = json.loads(run("compare", *names, "--json").out)
+    assert list(content["models"]) == names
+    table = list(csv.reader(io.StringIO(run("compare", *names, "--csv").out)))
+    assert table[0] == ["section", "row", *names]
+    assert run("compare", *names, "--md").out.startswith("|  | Kimi K2.6 | DeepSeek-V4-Flash |\n| --- |")
+
+
+def test_compare_refuses_two_forms_and_models_to_come(refusal):
+    assert "choose one" in refusal("compare", "kimi-k2.6", "--json", "--csv")
+    assert "came out on 2026-07-16" in refusal("compare", "kimi-k3", "--as-of", "2026-04-30")
+
+
+def test_the_atlas_loads_no_torch_and_asks_no_network():
+    code = (
+        "import socket, sys\n"
+        "socket.socket.connect = None\n"
+        "sys.argv = ['lichen', 'compare', 'kimi-k2.6', 'gpt-5.5', '--json']\n"
+        "from lichen.cli.main import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as exit:\n    assert not exit.code\n"
+        "loaded = {'torch', 'numpy', 'safetensors', 'tokenizers'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
