@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lichen.spec.attention import KDA, MLA, Attention, Compressed, GatedDeltaNet
+from lichen.spec.attention import CSA2, KDA, MLA, Attention, Compressed, GatedDeltaNet
 from lichen.spec.model import AttentionResiduals, Dense, HyperConnections, ModelSpec, MoE
 
 
@@ -43,6 +43,9 @@ def _attention(part: Attention) -> str:
             return f"window of {part.window}"
         kind = f"CSA, best {part.indexer.topk:,}" if part.indexer else "HCA, all"
         return f"{kind} of the entries per {part.compress_ratio} tokens"
+    if isinstance(part, CSA2):
+        own = "own" if part.makes_entries else "shared"
+        return f"CSA2, best {part.indexer.topk:,} of {own} entries per {part.compress_ratio} tokens"
     if isinstance(part, GatedDeltaNet):
         return f"Gated DeltaNet, {part.num_value_heads} heads"
     if isinstance(part, KDA):

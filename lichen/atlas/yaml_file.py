@@ -62,6 +62,8 @@ def parse(model: type[M], content: dict[str, Any], path: Path) -> M:
     except ValidationError as error:
         # A list with one bad entry is also called too short: what is said of the entry is enough.
         errors = [each for each in error.errors() if each["type"] != "too_short" or not each["input"]]
+        # A field that does not exist is often why another one is missing.
+        errors.sort(key=lambda each: each["type"] != "extra_forbidden")
         first, more = errors[0], len(errors) - 1
         others = f" (and {more} more)" if more else ""
         location = first["loc"]

@@ -117,7 +117,7 @@ def test_a_closed_model_keeps_its_unknowns():
 def test_specs_are_named_as_they_ship():
     shipped = named_models()
     assert all(model.spec_name in shipped for model in CATALOGUE.models.values() if model.spec_name)
-    assert [name for name in NAMES if not CATALOGUE.get(name).spec_name] == ["deepseek-v4.1-flash", "gpt-5.5"]
+    assert [name for name in NAMES if not CATALOGUE.get(name).spec_name] == ["gpt-5.5"]
 
 
 def test_sources_that_disagree_are_both_kept():

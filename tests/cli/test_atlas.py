@@ -95,7 +95,7 @@ def test_a_broken_file_of_the_users_own_is_named(refusal, tmp_path):
     folder = tmp_path / "config" / "lichen" / "atlas"
     folder.mkdir(parents=True)
     (folder / "broken.yaml").write_text("name: [")
-    assert f"{folder / 'broken.yaml'}:1: not valid YAML" in refusal("atlas", "list")
+    assert f"{folder / 'broken.yaml'}:2: not valid YAML" in refusal("atlas", "list")
 
 
 # ------------------------------------------------------------------------------------------------ price
@@ -119,20 +119,9 @@ def test_price_as_json_is_exact(run):
 
 
 def test_price_of_ones_own_workload_over_ones_own_hours(run):
-    arguments = [
-        "--input",
-        "1000000",
-        "--cached",
-        "0.5",
-        "--requests",
-        "10",
-        "--hours",
-        "2,12",
-        "--as-of",
-        "2026-11-23",
-        "--json",
-    ]
-    content = json.loads(run("price", "deepseek-v4-pro", *arguments).out)
+    shape = ["--input", "1000000", "--cached", "0.5", "--requests", "10", "--hours", "2,12"]
+    done = run("price", "deepseek-v4-pro", *shape, "--as-of", "2026-11-23", "--json")
+    content = json.loads(done.out)
     cost = content["offers"][0]["costs"]["yours"]
     assert cost["usd_per_request"] == pytest.approx((0.5 * (0.66 + 0.022) + 0.5 * (1.32 + 0.044)) / 2)
     assert cost["usd_per_day"] == pytest.approx(10 * cost["usd_per_request"])
