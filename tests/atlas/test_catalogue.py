@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from lichen.atlas.catalogue import FACT_FIELDS, SHIPPED, add, load, read_model, user_folder
 from lichen.atlas.facts import Fact, known, parse_as_of, today
+from lichen.atlas.prices import check_references
 from lichen.errors import LichenError
 from lichen.spec.families import load_spec
 from lichen.spec.named import named_models
@@ -254,6 +256,16 @@ def test_an_added_model_finds_its_config_from_anywhere(file, tmp_path, monkeypat
     monkeypatch.chdir("/")
     spec = load_spec(load().get("my-model").spec_name)
     assert total_parameters(spec) == total_parameters(load_spec("llama-3.1-8b"))
+
+
+def test_the_example_of_the_guide_is_a_good_file(tmp_path):
+    guide = (Path(__file__).parents[2] / "docs" / "atlas.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "config.json").write_text(json.dumps(named_models()["llama-3.1-8b"].config))
+    (tmp_path / "my-model.yaml").write_text(example)
+    model = read_model(tmp_path / "my-model.yaml")
+    assert model.scores[0].test == "HLE full with tools"
+    check_references(model)
 
 
 def test_an_unknown_name_brings_the_nearest():
