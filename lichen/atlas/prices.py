@@ -98,9 +98,13 @@ def price_of(model: Model, provider: str | None, at: datetime, prompt_tokens: in
 
 def prices_on(model: Model, provider: str, day: date) -> list[Price]:
     """Every price in force at some hour of `day`: the daily one, its hourly exceptions, its context tiers."""
-    rows = [price for price in history(model) if price.provider == provider and price.holds_on(day)]
-    last = {(price.hours, price.weekdays_only, price.above): price for price in rows}
-    return list(last.values())
+    kept: list[Price] = []
+    for row in history(model):
+        if row.provider == provider and row.holds_on(day):
+            # A later row hides those that it holds instead of at every moment and length.
+            kept = [old for old in kept if old.above < row.above or row.hours not in (None, old.hours)]
+            kept.append(row)
+    return kept
 
 
 def providers(model: Model) -> list[str]:
@@ -112,14 +116,6 @@ def providers(model: Model) -> list[str]:
 def default_provider(model: Model, day: date) -> str | None:
     """The provider that is meant when none is named: the file's first that has a price on `day`."""
     return next((provider for provider in providers(model) if prices_on(model, provider, day)), None)
-
-
-def check_provider(model: Model, provider: str) -> None:
-    """Raises LichenError, naming those there are, if `provider` is none of the model's."""
-    known_ones = providers(model)
-    if provider not in known_ones:
-        offered = ", ".join(known_ones) or "none"
-        raise LichenError(f"no provider {provider!r} of {model.name}; known: {offered} (or `all`)")
 
 
 def check_references(model: Model) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from rich.table import Table
+
     from lichen.atlas.catalogue import Model
-    from lichen.atlas.prices import Price
+    from lichen.atlas.offers import Offer
     from lichen.atlas.workloads import Workload
 
 
@@ -50,6 +52,7 @@ def price(
     """Prices with their dates and hours, the cost of a workload, and its ratio to another model's."""
     from lichen.atlas.catalogue import load
     from lichen.atlas.facts import parse_as_of
+    from lichen.atlas.offers import offers
     from lichen.atlas.prices import moment
     from lichen.atlas.workloads import chosen, reference_model
 
@@ -61,139 +64,70 @@ def price(
         name: replace(item, requests_per_day=requests)
         for name, item in chosen(workload, input_tokens, output_tokens, cached, hours).items()
     }
-    offers = [
-        offer for name in dict.fromkeys(names) for offer in _offers(catalogue.get(name), provider, when)
+    found = [
+        offer
+        for name in dict.fromkeys(names)
+        for offer in offers(catalogue.get(name), provider, workloads, reference, when)
     ]
-    costs = [_costs(model, seller, reference, workloads, when) for model, seller in offers]
-    prices = [_prices(model, seller, when) for model, seller in offers]
     if as_json:
-        print(_json(offers, prices, costs, workloads, when, reference))
+        print(_json(found, workloads, when, reference))
     else:
-        _show(offers, prices, costs, workloads, when, reference)
-
-
-def _offers(model: Model, provider: str | None, when: datetime) -> list[tuple[Model, str | None]]:
-    """The model with each seller that is asked for; None where nobody is known to sell it."""
-    from lichen.atlas.prices import check_provider, default_provider, prices_on, providers
-
-    if provider == "all":
-        selling = [name for name in providers(model) if prices_on(model, name, when.date())]
-        return [(model, name) for name in selling] or [(model, None)]
-    if provider is not None:
-        check_provider(model, provider)
-    return [(model, provider or default_provider(model, when.date()))]
-
-
-def _prices(model: Model, provider: str | None, when: datetime) -> list[Price]:
-    from lichen.atlas.prices import prices_on
-
-    return prices_on(model, provider, when.date()) if provider else []
-
-
-def _costs(
-    model: Model,
-    provider: str | None,
-    reference: Model | None,
-    workloads: dict[str, Workload],
-    when: datetime,
-) -> dict[str, dict[str, float | None]]:
-    """Per workload: USD per request and per day, and the ratio to the reference; None is unknown."""
-    from lichen.atlas.workloads import cost, ratio
-
-    found: dict[str, dict[str, float | None]] = {}
-    for name, workload in workloads.items():
-        amount = cost(model, workload, provider, when) if provider else None
-        found[name] = {
-            "usd_per_request": amount.per_request if amount else None,
-            "usd_per_day": amount.per_day if amount else None,
-            "ratio": ratio(model, reference, workload, when, provider) if provider and reference else None,
-        }
-    return found
+        _show(found, workloads, when, reference)
 
 
 def _json(
-    offers: list[tuple[Model, str | None]],
-    prices: list[list[Price]],
-    costs: list[dict[str, dict[str, float | None]]],
-    workloads: dict[str, Workload],
-    when: datetime,
-    reference: Model | None,
+    offers: list[Offer], workloads: dict[str, Workload], when: datetime, reference: Model | None
 ) -> str:
     from lichen.atlas.prices import table
 
     name, newest = table()
-    content: dict[str, Any] = {
+    content = {
         "at": when.isoformat(timespec="minutes"),
         "table": {"name": name, "newest_entry": newest},
         "against": reference and reference.name,
         "workloads": {name: asdict(workload) for name, workload in workloads.items()},
         "offers": [
             {
-                "model": model.name,
-                "provider": provider,
+                "model": offer.model.name,
+                "provider": offer.provider,
                 "prices": [
-                    {
-                        **asdict(price),
-                        "hours": price.window or None,
-                        "in_force": price.holds(when),
-                    }
-                    for price in found
+                    {**asdict(price), "hours": price.window or None, "in_force": price.holds(when)}
+                    for price in offer.prices
                 ],
-                "costs": cost,
+                "costs": {
+                    name: {
+                        "usd_per_request": cost and cost.per_request,
+                        "usd_per_day": cost and cost.per_day,
+                        "ratio": offer.ratios[name],
+                    }
+                    for name, cost in offer.costs.items()
+                },
             }
-            for (model, provider), found, cost in zip(offers, prices, costs, strict=True)
+            for offer in offers
         ],
     }
     return json.dumps(content, indent=2, default=str)
 
 
 def _show(
-    offers: list[tuple[Model, str | None]],
-    prices: list[list[Price]],
-    costs: list[dict[str, dict[str, float | None]]],
-    workloads: dict[str, Workload],
-    when: datetime,
-    reference: Model | None,
+    offers: list[Offer], workloads: dict[str, Workload], when: datetime, reference: Model | None
 ) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from lichen.atlas import words
     from lichen.atlas.prices import table
 
     console = Console(highlight=False)
-    rates = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "", "in", "out", "cached", "since"):
-        rates.add_column(heading, no_wrap=True)
-    rates.add_column("when")
-    for (model, provider), found in zip(offers, prices, strict=True):
-        for index, price in enumerate(found):
-            rates.add_row(
-                "" if index else model.name,
-                "" if index else provider,
-                f"{price.input:g}",
-                f"{price.output:g}",
-                "as in" if price.cache_read is None else f"{price.cache_read:g}",
-                str(price.since),
-                words.price_condition(price) + (" (in force)" if price.hours and price.holds(when) else ""),
-            )
-        if not found:
-            rates.add_row(model.name, provider, words.UNKNOWN, words.UNKNOWN, words.UNKNOWN)
     console.print(f"USD per million tokens on {when:%Y-%m-%d}", style="bold")
-    console.print(rates)
+    console.print(_rates(offers, when))
     spread = any(workload.hours is not None for workload in workloads.values())
     moment = f"spread over the day {when:%Y-%m-%d}" if spread else f"at {when:%Y-%m-%d %H:%M} UTC"
     against = f", and against {reference.name}" if reference else ""
     console.print(f"\nCost {moment}: of a request, of a day{against}", style="bold")
-    amounts = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "", *workloads):
-        amounts.add_column(heading, no_wrap=heading == "")
-    for (model, provider), cost in zip(offers, costs, strict=True):
-        amounts.add_row(model.name, provider, *(_amount(item, bool(reference)) for item in cost.values()))
-    console.print(amounts)
+    console.print(_costs(offers, workloads, bool(reference)))
     for name, workload in workloads.items():
         console.print(f"{name}: {words.workload(workload)}", markup=False)
-    unknown = sorted({model.name for (model, _), found in zip(offers, prices, strict=True) if not found})
+    unknown = list(dict.fromkeys(offer.model.name for offer in offers if not offer.prices))
     if unknown:
         console.print(
             f"UNKNOWN: no price on {when:%Y-%m-%d} for {', '.join(unknown)}. That is not free of charge.",
@@ -204,11 +138,44 @@ def _show(
     console.print(f"Prices: {name}, newest entry {newest}; `lichen atlas show MODEL` gives every source.")
 
 
-def _amount(cost: dict[str, float | None], compared: bool) -> str:
+def _rates(offers: list[Offer], when: datetime) -> Table:
+    from rich.table import Table
+
     from lichen.atlas import words
 
-    request, day = cost["usd_per_request"], cost["usd_per_day"]
-    if request is None or day is None:
-        return words.UNKNOWN
-    ratio = f"  {words.share(cost['ratio'])}" if compared else ""
-    return f"{words.usd(request)}  {words.usd(day)}/day{ratio}"
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "", "in", "out", "cached", "since"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("when")
+    for offer in offers:
+        for index, price in enumerate(offer.prices):
+            table.add_row(
+                "" if index else offer.model.name,
+                "" if index else offer.provider,
+                f"{price.input:g}",
+                f"{price.output:g}",
+                "as in" if price.cache_read is None else f"{price.cache_read:g}",
+                str(price.since),
+                words.price_condition(price) + (" (in force)" if price.hours and price.holds(when) else ""),
+            )
+        if not offer.prices:
+            table.add_row(offer.model.name, offer.provider, *[words.UNKNOWN] * 3)
+    return table
+
+
+def _costs(offers: list[Offer], workloads: dict[str, Workload], compared: bool) -> Table:
+    from rich.table import Table
+
+    from lichen.atlas import words
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "", *workloads):
+        table.add_column(heading, no_wrap=heading == "")
+    for offer in offers:
+        cells = []
+        for name, cost in offer.costs.items():
+            ratio = f"  {words.share(offer.ratios[name])}" if compared else ""
+            known = cost and f"{words.usd(cost.per_request)}  {words.usd(cost.per_day)}/day{ratio}"
+            cells.append(known or words.UNKNOWN)
+        table.add_row(offer.model.name, offer.provider, *cells)
+    return table

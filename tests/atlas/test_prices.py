@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lichen.atlas.catalogue import load
+from lichen.atlas.offers import offers
 from lichen.atlas.prices import (
     Price,
-    check_provider,
     check_references,
     default_provider,
     history,
     moment,
     price_of,
+    prices_on,
     providers,
     table,
 )
@@ -161,6 +162,15 @@ def test_the_default_seller_is_the_first_that_still_sells():
     assert default_provider(model, date(2025, 1, 1)) is None
 
 
+def test_the_prices_of_a_day_are_those_in_force_at_some_moment_of_it():
+    for model in CATALOGUE.models.values():
+        for provider in providers(model):
+            for day in (date(2025, 2, 10), date(2026, 4, 30), date(2026, 8, 20), date(2026, 11, 21)):
+                moments = [datetime(day.year, day.month, day.day, hour, 30, tzinfo=UTC) for hour in range(24)]
+                held = {price_of(model, provider, at, size) for at in moments for size in (0, 10**6)}
+                assert set(prices_on(model, provider, day)) == held - {None}, (model.name, provider, day)
+
+
 def test_a_price_that_nobody_gives_is_unknown_and_never_zero():
     free = CATALOGUE.get("gemma-4-31b").model_copy(
         update={"price_refs": CATALOGUE.get("gemma-4-31b").price_refs[:0], "prices": ()}
@@ -182,7 +192,18 @@ def test_what_google_serves_free_of_charge_has_no_price():
 
 def test_a_provider_that_does_not_sell_the_model_is_refused():
     with pytest.raises(LichenError, match="no provider 'foo' of gemma-4-31b; known: novita, "):
-        check_provider(CATALOGUE.get("gemma-4-31b"), "foo")
+        offers(CATALOGUE.get("gemma-4-31b"), "foo", STANDARD, GPT, OFF_PEAK)
+
+
+def test_all_offers_of_a_model_and_the_lack_of_any():
+    sellers = offers(CATALOGUE.get("kimi-k2.6"), "all", STANDARD, GPT, OFF_PEAK)
+    assert [offer.provider for offer in sellers][:2] == ["moonshotai", "openrouter"]
+    assert "baseten" not in {offer.provider for offer in sellers}  # it stopped on 2026-10-09
+    assert all(offer.costs["blend"] and offer.ratios["blend"] for offer in sellers)
+    before = datetime(2025, 1, 1, tzinfo=UTC)
+    for provider in (None, "all"):
+        (nobody,) = offers(CATALOGUE.get("kimi-k2.6"), provider, STANDARD, GPT, before)
+        assert (nobody.provider, nobody.prices, nobody.costs["blend"]) == (None, [], None)
 
 
 def test_a_window_may_cross_midnight():
