@@ -40,13 +40,14 @@ class Rules(Record):
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One place. `answers`: one per criterion of the scenario, in its order."""
+    """One place. `answers`: one per criterion of the scenario, in its order. `decided_by` and `would_change`
+    compare it with the next place, if there is one. `unknown`: the criteria without an answer."""
 
     model: str
     title: str
     answers: tuple[Answer, ...]
-    decided_by: str
-    would_change: str
+    decided_by: str | None
+    would_change: str | None
     unknown: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -153,13 +154,13 @@ def _recommendation(
     unknown = tuple(
         criterion.label for (criterion, _), answer in zip(told, own, strict=True) if answer.value is None
     )
-    decided_by, would_change = "the last one", ""
-    if after and place.decided is None:
+    decided_by = would_change = None
+    if after and (place.decided is None or place.limit is None):
         decided_by = f"nothing tells it from {after.name}: the newer one stands first"
     elif after and place.decided is not None and place.limit is not None:
         criterion, by_name = told[place.decided]
-        other = by_name[after.name]
-        decided_by = f"{criterion.label}: {by_name[place.name].text}, against {other.text} of {after.name}"
+        mine, other = by_name[place.name], by_name[after.name]
+        decided_by = f"above {after.name} by {criterion.label}: {mine.text}, against {other.text}"
         verb = "were known and" if other.value is None else "were"
         bound = "at least" if higher_is_better(criterion) else "at most"
         limit = worded(criterion, place.limit)

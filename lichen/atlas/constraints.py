@@ -19,6 +19,7 @@ from lichen.atlas.facts import Record, known
 from lichen.atlas.workloads import cheapest
 
 DAYS_A_MONTH = 30
+FEW = 4  # what an error lists before it only counts
 DEFAULT_CONTEXT = 32768  # tokens that must fit beside the weights where nobody says how many
 
 Requirement = Literal["open_weights", "price"]
@@ -107,13 +108,18 @@ def emptied(models: Iterable[Model], all_cuts: Sequence[Cut]) -> str:
         if not left:
             break
         before = left
-    without = cut(models, [other for other in all_cuts if other is not last])[0]
-    names = ", ".join(model.name for model in without)
-    reasons = "; ".join(f"{each.model}: {each.why}" for each in taken[:4])
-    more = f"; and {len(taken) - 4} more" if len(taken) > 4 else ""
-    return f"no model is left: {last.name!r} took the last {len(taken)} ({reasons}{more}); " + (
-        f"without it there would be {names}" if names else "the other constraints leave none either"
+    without = [model.name for model in cut(models, [other for other in all_cuts if other is not last])[0]]
+    reasons = _some([f"{each.model}: {each.why}" for each in taken], "; ")
+    rescue = (
+        f"without it there would be {_some(without, ', ')}" if without else "the others leave none either"
     )
+    return f"no model is left: {last.name!r} took the last {len(taken)} ({reasons}); {rescue}"
+
+
+def _some(items: Sequence[str], between: str) -> str:
+    """The first few of `items`, and how many more there are."""
+    more = [f"{len(items) - FEW} more"] if len(items) > FEW else []
+    return between.join([*items[:FEW], *more])
 
 
 def _closed(model: Model, day: date) -> str | None:

@@ -121,35 +121,45 @@ def _json(advice: Advice) -> dict[str, Any]:
 
 
 def _print(advice: Advice, facts: bool, console: Console) -> None:
-    terms = [
-        f"{name.replace('_', ' ')} {', '.join(value) if isinstance(value, tuple) else value}"
-        for name, value in advice.constraints
-        if value not in (None, ())
-    ]
+    from lichen.atlas.prices import table
+
     console.print(f"{advice.title}, as known on {advice.at.date()}", style="bold", markup=False)
-    console.print(f"For {'; '.join(terms)}. Asked in this order:", markup=False)
+    console.print(f"For {'; '.join(_terms(advice.constraints))}. Asked in this order:", markup=False)
     for number, criterion in enumerate(advice.criteria, 1):
-        console.print(
-            f"  {number}. {criterion.label} (even within {criterion.within}): {criterion.why}", markup=False
+        even = (
+            f" (even within {criterion.within})" if criterion.within.share or criterion.within.slack else ""
         )
-    console.print()
+        console.print(f"  {number}. {criterion.label}{even}: {criterion.why}", markup=False)
     for number, place in enumerate(advice.ranking, 1):
-        console.print(f"{number}. {place.title}", style="bold", markup=False)
+        console.print(f"\n{number}. {place.title}", style="bold", markup=False)
         for criterion, answer in zip(advice.criteria, place.answers, strict=True):
-            console.print(f"     {criterion.label}: {answer.text}", markup=False)
+            console.print(f"   {criterion.label}: {answer.text}", markup=False)
             for fact in answer.facts if facts else ():
-                console.print(f"       {fact}", style="dim", markup=False)
-        if place.decided_by:
-            console.print(f"     decided by {place.decided_by}", markup=False)
-        if place.would_change:
-            console.print(f"     {place.would_change}", markup=False)
-        for note in place.notes:
-            console.print(f"     {note}", markup=False)
-    if advice.alternatives:
-        console.print("\nWho would lead otherwise", style="bold")
-        for text in advice.alternatives:
-            console.print(f"  {text}", markup=False)
-    if advice.excluded:
-        console.print("\nLeft out", style="bold")
-        for out in advice.excluded:
-            console.print(f"  {out.model}: {out.constraint}: {out.why}", markup=False)
+                console.print(f"     {fact}", style="dim", markup=False)
+        for line in (place.decided_by, place.would_change, *place.notes):
+            if line:
+                console.print(f"   {line}", style="cyan" if line == place.decided_by else None, markup=False)
+    for heading, lines in (
+        ("Who would lead otherwise", advice.alternatives),
+        ("Left out", [f"{out.model}: {out.constraint}: {out.why}" for out in advice.excluded]),
+    ):
+        if lines:
+            console.print(f"\n{heading}", style="bold")
+        for line in lines:
+            console.print(f"  {line}", markup=False)
+    name, newest = table()
+    console.print(f"\nPrices from {name}, newest entry {newest}; a row without a date counts as always.")
+
+
+def _terms(constraints: Constraints) -> list[str]:
+    """The constraints that are set, in words."""
+    terms = [f"the {constraints.workload} workload", f"{constraints.requests_per_day:,.0f} requests a day"]
+    if constraints.budget is not None:
+        terms.append(f"at most ${constraints.budget:,.2f} a month")
+    if constraints.license:
+        terms.append(f"license {' or '.join(constraints.license)}")
+    if constraints.context is not None:
+        terms.append(f"{constraints.context:,} tokens of context")
+    if constraints.hardware is not None:
+        terms.append(f"{constraints.hardware} with weights {constraints.quant or 'as released'}")
+    return terms
