@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from lichen.atlas.facts import Record
 from lichen.atlas.ranking import Margin
-from lichen.atlas.scores import Test
+from lichen.atlas.scores import Benchmark
 
 Verdict = Literal["supported", "partly supported", "contradicted", "cannot be checked"]
 
@@ -88,7 +88,7 @@ class ScoreOf(_Quantity):
 
     kind: Literal["score"]
     model: str
-    tests: tuple[Test, ...] = Field(min_length=1)
+    tests: tuple[Benchmark, ...] = Field(min_length=1)
 
 
 class ScoreGap(_Quantity):
@@ -96,7 +96,7 @@ class ScoreGap(_Quantity):
 
     kind: Literal["score_gap"]
     models: tuple[str, ...] = Field(min_length=2)
-    tests: tuple[Test, ...] | None = None
+    tests: tuple[Benchmark, ...] | None = None
 
 
 class Reaches(Record):
@@ -113,7 +113,7 @@ class Leads(Record):
 
     kind: Literal["leads"]
     model: str
-    tests: tuple[Test, ...] = Field(min_length=1)
+    tests: tuple[Benchmark, ...] = Field(min_length=1)
 
 
 class Released(Record):

@@ -92,10 +92,10 @@ def _checked(claim: Claim, catalogue: Catalogue, at: datetime) -> Checked:
         case kinds.Nothing() as nothing:
             looked = tuple(f"looked in: {place}" for place in nothing.looked_in)
             return Checked(claim, UNCHECKED, "nothing", (nothing.missing, *looked))
-    missing = [name for _, name in named(claim.check) if name not in catalogue.models]
-    if missing:
-        reason = f"{' and '.join(missing)} had not been released on {at.date()}"
-        return Checked(claim, UNCHECKED, "computed", (reason,))
+    later = [name for _, name in named(claim.check) if name not in catalogue.models]
+    if later:
+        reasons = tuple(f"{name} came out on {catalogue.later[name]}" for name in later)
+        return Checked(claim, UNCHECKED, "computed", reasons)
     answers = _answers(claim.check, catalogue, at)
     held = [answer.holds for answer in answers if answer.holds is not None]
     verdict: Verdict = "supported" if all(held) else "partly supported" if any(held) else "contradicted"

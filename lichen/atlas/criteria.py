@@ -17,7 +17,7 @@ from lichen.atlas.catalogue import Catalogue, Model
 from lichen.atlas.facts import Record, known
 from lichen.atlas.prices import price_of, providers
 from lichen.atlas.ranking import Margin
-from lichen.atlas.scores import Test, comparable, led
+from lichen.atlas.scores import Benchmark, comparable, led
 from lichen.atlas.workloads import STANDARD, Workload, cheapest
 
 
@@ -42,7 +42,7 @@ class Benchmarks(_Criterion):
 
     measure: Literal["benchmarks"]
     even: Margin
-    tests: tuple[Test, ...] = Field(min_length=1)
+    tests: tuple[Benchmark, ...] = Field(min_length=1)
 
 
 class Plain(_Criterion):

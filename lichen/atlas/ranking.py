@@ -31,7 +31,8 @@ class Margin(Record):
     def _short_form(cls, value: object) -> object:
         if isinstance(value, str) and value.endswith("%"):
             return {"share": float(value[:-1]) / 100}
-        return {"slack": value} if isinstance(value, int | float) else value
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"slack": value} if is_number else value
 
     def around(self, value: float) -> float:
         return self.slack + self.share * abs(value)

@@ -19,7 +19,7 @@ from lichen.atlas.facts import Record
 from lichen.atlas.ranking import Margin
 
 
-class Test(Record):
+class Benchmark(Record):
     """Which scores are meant: those of a benchmark, in one version or variant if these are given.
 
     In YAML a plain name will do.
@@ -78,7 +78,7 @@ class Result:
 Table = dict[Column, dict[str, Result]]
 
 
-def comparable(models: Iterable[Model], tests: Sequence[Test] | None = None) -> Table:
+def comparable(models: Iterable[Model], tests: Sequence[Benchmark] | None = None) -> Table:
     """Column -> model name -> result, for the scores of `models`; of `tests` only, if given."""
     best: dict[Column, dict[str, dict[str, Score]]] = {}
     for model in models:

@@ -42,13 +42,13 @@ def claims(
     """Check the claims of an article: computed where that can be, measured, cited, or nothing says."""
     from lichen.atlas.catalogue import load as load_catalogue
     from lichen.atlas.claims import check, load
-    from lichen.atlas.facts import parse_as_of, today
+    from lichen.atlas.facts import parse_as_of
     from lichen.atlas.prices import moment
 
     path = _file(words or [])
-    now = load_catalogue(as_of=today())
-    claim_set = load(path, now.models)
-    days = [parse_as_of(as_of)] if as_of else sorted({min(claim_set.date, now.as_of), now.as_of})
+    now = load_catalogue(as_of=parse_as_of(as_of))
+    claim_set = load(path, {*now.models, *now.later})
+    days = [now.as_of] if as_of else sorted({min(claim_set.date, now.as_of), now.as_of})
     verdicts = {
         day: check(claim_set, now if day == now.as_of else load_catalogue(as_of=day), moment(day, None))
         for day in days
