@@ -152,6 +152,8 @@ def _words(text: str) -> tuple[str, str]:
 
 def _released(spec: ModelSpec) -> tuple[str, Any]:
     size, dtype = released_bytes(spec), released_dtype(spec)
+    if size is None:
+        return "unknown", None
     return f"{size / 1e9:,.0f} GB ({dtype})", {"bytes": size, "dtype": dtype}
 
 

@@ -90,10 +90,10 @@ class Account:
     """All of it for one model, one context length and one batch, in plain counts and bytes.
 
     `cache` is the cache of one sequence at several contexts, and `cache_bytes_per_token` None where it does
-    not grow by the same with every token. `released_*` is the weights as published and `engram_bytes` the
-    tables of n-gram memory beside them, which engines keep outside the device; None without such tables.
-    `serving_bytes` is the weights in `dtype` and the reserved cache of `batch` sequences of `context` tokens.
-    `bytes_of_mtp` is None for a model without MTP layers.
+    not grow by the same with every token. `released_*` is the weights as published, None for a packing whose
+    bytes are not known; `engram_bytes` the tables of n-gram memory beside them, which engines keep outside
+    the device, None without such tables. `serving_bytes` is the weights in `dtype` and the reserved cache of
+    `batch` sequences of `context` tokens. `bytes_of_mtp` is None for a model without MTP layers.
     """
 
     family: str
@@ -108,8 +108,8 @@ class Account:
     cache: tuple[CachePoint, ...]
     cache_bytes_per_token: int | None
     cache_bytes: CacheBytes
-    released_dtype: str
-    released_bytes: int
+    released_dtype: str | None
+    released_bytes: int | None
     engram_bytes: int | None
     serving_bytes: int
     budget: Budget | None
@@ -129,7 +129,7 @@ def account(
     """The account of `spec`.
 
     context: tokens, by default 4096 or all that the model has. dtype: storage of the weights, by default as
-    they were published. cache: its layout, by default that of the family's engines. memory: bytes for
+    they were published, or bf16 where that is not known. cache: its layout, by default that of the family's engines. memory: bytes for
     weights and cache, to be answered by `Account.budget`.
     Raises SpecError for a context the model does not have, an empty batch, no memory, an unknown dtype or
     layout.
@@ -144,7 +144,8 @@ def account(
         raise SpecError(f"batch is {batch}; at least 1 sequence is needed")
     if memory is not None and memory < 1:
         raise SpecError(f"memory is {memory} bytes; at least 1 is needed")
-    dtype = released_dtype(spec) if dtype is None else dtype
+    if dtype is None:
+        dtype = released_dtype(spec) or "bf16"
     if dtype not in DTYPES:
         raise SpecError(f"dtype is {dtype}; supported: {', '.join(DTYPES)}")
     served = weight_bytes(weights(spec), dtype)
@@ -154,7 +155,7 @@ def account(
         context=context,
         batch=batch,
         dtype=dtype,
-        cache_layout=cache or native_layout(spec),
+        cache_layout=native_layout(spec) if cache is None else cache,
         total_parameters=total_parameters(spec),
         active_parameters=active_parameters(spec),
         parameters=parameters(spec),

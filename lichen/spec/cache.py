@@ -112,7 +112,7 @@ def most_sequences(spec: ModelSpec, budget_bytes: int, context: int, *, layout: 
 def _layout(spec: ModelSpec, layout: str | None) -> Layout:
     supported = layouts(spec)
     for name in supported:
-        if name == (layout or native_layout(spec)):
+        if name == (native_layout(spec) if layout is None else layout):
             return name
     raise SpecError(f"cache layout is {layout}; supported for this model: {', '.join(supported)}")
 

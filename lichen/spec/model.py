@@ -248,8 +248,9 @@ class LayerSpec:
     sandwich_norms: bool = False
 
 
-# How published weights are packed, where it is not in 16 or 32 bits (`lichen.spec.weights.weight_bytes`).
-Storage = Literal["fp8", "int4", "fp4", "mxfp4"]
+# How published weights are packed, where it is not in 16 or 32 bits (`lichen.spec.weights.weight_bytes`);
+# "other" is a packing whose bytes are not known here.
+Storage = Literal["fp8", "int4", "fp4", "mxfp4", "other"]
 
 
 @dataclass(frozen=True)

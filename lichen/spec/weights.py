@@ -364,14 +364,17 @@ def _bytes_of_one(weight: Weight, dtype: str) -> int:
     return prod(weight.shape) * (4 if dtype == "fp32" else 2)
 
 
-def released_dtype(spec: ModelSpec) -> Layout:
-    """The layout in which the model's makers published the weights."""
+def released_dtype(spec: ModelSpec) -> Layout | None:
+    """The layout in which the model's makers published the weights; None where it is not one of these."""
+    if spec.storage == "other":
+        return None
     return spec.storage or ("fp32" if spec.dtype == "float32" else "bf16")
 
 
-def released_bytes(spec: ModelSpec) -> int:
-    """Bytes of the weights as they were published, MTP layers left out."""
-    return weight_bytes(weights(spec), released_dtype(spec))
+def released_bytes(spec: ModelSpec) -> int | None:
+    """Bytes of the weights as they were published, MTP layers left out; None where that is not known."""
+    dtype = released_dtype(spec)
+    return None if dtype is None else weight_bytes(weights(spec), dtype)
 
 
 def engram_bytes(spec: ModelSpec) -> int:

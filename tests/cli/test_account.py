@@ -12,7 +12,7 @@ import pytest
 from lichen.spec.account import account
 from lichen.spec.cache import longest_context, most_sequences
 from lichen.spec.families import load_spec, write_config
-from lichen.spec.weights import released_bytes
+from lichen.spec.weights import weight_bytes, weights
 
 
 def lichen_account(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -76,7 +76,8 @@ def test_a_cache_that_is_no_multiple_of_tokens_is_shown_at_several_contexts() ->
 def test_memory_is_answered_with_a_context_and_a_batch(size: str) -> None:
     arguments = ["qwen3.6-27b", "--memory", size, "--context", "32768", "--batch", "4"]
     budget = json.loads(lichen_account(*arguments, "--json").stdout)["budget"]
-    spec, left = load_spec("qwen3.6-27b"), 80 * 10**9 - released_bytes(load_spec("qwen3.6-27b"))
+    spec = load_spec("qwen3.6-27b")
+    left = 80 * 10**9 - weight_bytes(weights(spec), "bf16")
     assert budget["memory"] == 80 * 10**9
     assert budget["left_for_cache"] == left
     assert budget["longest_context"] == longest_context(spec, left, sequences=4)

@@ -14,6 +14,7 @@ from lichen.errors import SpecError
 from lichen.spec.families import for_export, load_spec, read_config, write_config
 from lichen.spec.model import GQA, Dense, LayerSpec, MoE, Yarn
 from lichen.spec.named import named_models
+from lichen.spec.weights import released_bytes, released_dtype
 
 NAMES = list(named_models())
 TRAINABLE = [
@@ -156,6 +157,37 @@ def test_storage_and_code_are_named_and_left_out() -> None:
         '"compressed-tensors": weights packed like this cannot be loaded'
         in read_config(config).not_carried[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "packing", "storage"),
+    [
+        ("deepseek-v3", {"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ("deepseek-v4-pro", {"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp4"),
+        (
+            "kimi-k2",
+            {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32, "type": "int"}}},
+            },
+            "int4",
+        ),
+        ("kimi-k2", {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"}, "mxfp4"),
+        ("kimi-k2", {"quant_method": "compressed-tensors", "format": "float-quantized"}, "other"),
+        ("llama-3.1-8b", {"quant_method": "awq", "bits": 4}, "other"),
+        ("llama-3.1-8b", {}, None),
+    ],
+)
+def test_how_the_weights_are_packed(name: str, packing: dict, storage: str | None) -> None:
+    spec = read_config(config_of(name) | {"quantization_config": packing})
+    assert spec.storage == storage
+    assert (released_bytes(spec) is None) == (storage == "other")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_model_says_how_its_weights_were_published(name: str) -> None:
+    assert released_dtype(load_spec(name)) is not None
 
 
 def test_experts_and_dense_layers_are_read_only_where_there_are_any() -> None:

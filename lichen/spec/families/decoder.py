@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Collection
 from typing import Any
 
@@ -105,16 +106,19 @@ def read_dtype(fields: Fields) -> str | None:
 
 
 def read_storage(fields: Fields) -> Storage | None:
-    """How the weights beside the config are packed, as far as that is known; None where they are not."""
+    """How the weights beside the config are packed; None where they are not."""
     packing = fields.section("quantization_config")
     if packing is None:
         return None
-    method, experts = packing.get("quant_method"), packing.get("expert_dtype") or fields.get("expert_dtype")
+    method, form = packing.get("quant_method"), packing.get("format")
     if method == "fp8":
+        experts = packing.get("expert_dtype") or fields.get("expert_dtype")
         return "fp4" if experts == "fp4" else "fp8"
-    if method == "compressed-tensors":
-        return "mxfp4" if packing.get("format") == "mxfp4-pack-quantized" else "int4"
-    return None
+    if method == "compressed-tensors" and form == "mxfp4-pack-quantized":
+        return "mxfp4"
+    groups = json.dumps(packing.get("config_groups"))
+    four_bits = '"num_bits": 4' in groups and '"group_size": 32' in groups
+    return "int4" if method == "compressed-tensors" and form == "pack-quantized" and four_bits else "other"
 
 
 def _eos(fields: Fields) -> int | tuple[int, ...] | None:
