@@ -129,8 +129,8 @@ def account(
     """The account of `spec`.
 
     context: tokens, by default 4096 or all that the model has. dtype: storage of the weights, by default as
-    they were published, or bf16 where that is not known. cache: its layout, by default that of the family's engines. memory: bytes for
-    weights and cache, to be answered by `Account.budget`.
+    they were published, or bf16 where that is not known. cache: its layout, by default that of the family's
+    engines. memory: bytes for weights and cache, to be answered by `Account.budget`.
     Raises SpecError for a context the model does not have, an empty batch, no memory, an unknown dtype or
     layout.
     """
