@@ -21,7 +21,7 @@ from lichen.spec.require import require, require_positive
 class Entries:
     """`width` numbers for every whole block of `every` tokens; of the last `window` tokens, if given."""
 
-    name: Literal["key", "value", "latent", "rope_key", "entry", "index_key"]
+    name: Literal["key", "value", "latent", "key_value", "rope_key", "entry", "index_key"]
     width: int
     every: int = 1
     window: int | None = None
@@ -220,12 +220,12 @@ class Compressed:
     def cache(self) -> tuple[Entries | State, ...]:
         nope = self.head_dim - self.qk_rope_head_dim
         kept: tuple[Entries | State, ...] = (
-            Entries("latent", nope, window=self.window),
+            Entries("key_value", nope, window=self.window),
             Entries("rope_key", self.qk_rope_head_dim, window=self.window),
         )
         if self.compress_ratio:
             kept += (
-                Entries("latent", nope, every=self.compress_ratio),
+                Entries("key_value", nope, every=self.compress_ratio),
                 Entries("rope_key", self.qk_rope_head_dim, every=self.compress_ratio),
                 State("pending", self._pending(self.head_dim)),
             )

@@ -119,14 +119,13 @@ def _layout(spec: ModelSpec, layout: str | None) -> Layout:
 
 def _part_bytes(part: Attention, context: int, layout: Layout) -> CacheBytes:
     ideal = reserved = 0
-    compressed = isinstance(part, Compressed | CSA2)
     for item in part.cache():
         if isinstance(item, State):
             size = item.numbers * _bits(item.name, layout) // 8
             ideal, reserved = ideal + size, reserved + size
             continue
         ideal += _kept(item, context) // item.every * item.width * _bits(item.name, layout) // 8
-        entry = item.width * _bits(item.name, layout) // 8 + _scale_bytes(item, layout, compressed)
+        entry = item.width * _bits(item.name, layout) // 8 + _scale_bytes(item, layout)
         reserved += _pages(item, context, part.page_tokens) * ceil(part.page_tokens / item.every) * entry
     return CacheBytes(ideal, reserved)
 
@@ -149,12 +148,19 @@ def _bits(name: str, layout: Layout) -> int:
     return 4 if layout == "mixed" and name in ("entry", "index_key") else 8
 
 
-def _scale_bytes(item: Entries, layout: Layout, compressed: bool) -> int:
-    """Scales of one entry. FP8 keys and values of GQA have one per tensor, which does not count."""
-    if layout not in ("fp8", "mixed") or item.name not in ("latent", "entry", "index_key"):
-        return 0
-    if layout == "mixed" and item.name != "latent":
-        return ceil(item.width / (16 if item.name == "entry" else 32))
-    if compressed and item.name != "index_key":
-        return 8 * ceil(item.width / 64 / 8)  # one byte per 64 channels, padded to 8
-    return 4 * ceil(item.width / 128)
+# Numbers that share a scale, and its bytes. FP8 keys and values have one per tensor, which does not count.
+SCALES: dict[tuple[Layout, str], tuple[int, int]] = {
+    ("fp8", "latent"): (128, 4),
+    ("fp8", "index_key"): (128, 4),
+    ("fp8", "key_value"): (64, 1),
+    ("fp8", "entry"): (64, 1),
+    ("mixed", "index_key"): (32, 1),
+    ("mixed", "key_value"): (64, 1),
+    ("mixed", "entry"): (16, 1),
+}
+
+
+def _scale_bytes(item: Entries, layout: Layout) -> int:
+    """Scales of one entry, padded to 4 bytes."""
+    numbers, size = SCALES.get((layout, item.name), (1, 0))
+    return 4 * ceil(ceil(item.width / numbers) * size / 4)

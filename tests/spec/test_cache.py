@@ -170,7 +170,7 @@ def test_compressed_entries() -> None:
         ours = declared(part, tokens)
         window = 7 * 16  # one less than sliding_window; keys are the values
         assert kept["keys"] == kept["values"] == window
-        assert ours["latent"] + ours["rope_key"] == kept["compressed_kv.compressor"] + window + 16
+        assert ours["key_value"] + ours["rope_key"] == kept["compressed_kv.compressor"] + window + 16
         assert ours["index_key"] == kept["compressed_kv.indexer"]
         pending = sum(n for name, n in kept.items() if name.startswith("buffer"))
         halves = sum(n for name, n in kept.items() if name.startswith("overlap"))
