@@ -179,7 +179,7 @@ class Compressed:
     compress_ratio: int = 0
     indexer: Indexer | None = None
 
-    page_tokens: ClassVar[int] = 128  # the least common multiple of V4's two ratios (section 3.5)
+    page_tokens: ClassVar[int] = 128  # the least common multiple of V4's two ratios
 
     def __post_init__(self) -> None:
         require_positive(

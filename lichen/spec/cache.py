@@ -9,7 +9,7 @@ Layouts
 - fp32, bf16: 4 and 2 bytes per number; recurrent states and tokens not yet compressed stay fp32.
 - fp8: keys, values and latents in one byte, what is rotated apart in bf16; FlashMLA's layout for MLA, with
   an fp32 scale per 128 channels (656 bytes per token and layer), and DeepSeek-V3.2's for index keys.
-- mixed: DeepSeek-V4's (arXiv 2606.19348, section 2.3.4): as fp8, with index keys in FP4, and one-byte
+- mixed: DeepSeek-V4's (arXiv 2606.19348): as fp8, with index keys in FP4, and one-byte
   scales per 64 channels of FP8 and per 32 of FP4. V4.1's compressed entries are FP4 too, a scale per 16.
 
 The layers of multi-token prediction are left out. Nothing here asks whether the model was made for the
