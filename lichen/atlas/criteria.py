@@ -18,6 +18,7 @@ from lichen.atlas.facts import Record, known
 from lichen.atlas.prices import price_of, providers
 from lichen.atlas.ranking import Margin
 from lichen.atlas.scores import Benchmark, comparable, led
+from lichen.atlas.words import obligation
 from lichen.atlas.workloads import STANDARD, Workload, cheapest
 
 
@@ -145,7 +146,7 @@ def _obligations(model: Model, day: date) -> Answer:
     fact = known(model.obligations, day)
     if fact is None or fact.value is None:
         return UNKNOWN
-    asked = [obligation.must for obligation in fact.value]
+    asked = [obligation(each) for each in fact.value]
     return Answer(
         float(len(asked)), _counted(len(asked), "obligation"), (*asked, f"{fact.source} ({fact.date})")
     )
