@@ -162,9 +162,8 @@ def _recommendation(
         mine, other = by_name[place.name], by_name[after.name]
         decided_by = f"above {after.name} by {criterion.label}: {mine.text}, against {other.text}"
         verb = "were known and" if other.value is None else "were"
-        bound = "at least" if higher_is_better(criterion) else "at most"
         limit = worded(criterion, place.limit)
-        would_change = f"{after.name} would draw level if its {criterion.label} {verb} {bound} {limit}"
+        would_change = f"{after.name} would draw level if its {criterion.label} {verb} {limit}"
     successor = known(model.successor, catalogue.as_of)
     notes = (f"superseded by {successor.value} ({successor.date})",) if successor and successor.value else ()
     return Recommendation(model.name, model.title, own, decided_by, would_change, unknown, notes)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from fnmatch import fnmatch
+from math import ceil, floor
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -46,18 +48,24 @@ class Benchmarks(_Criterion):
     tests: tuple[Benchmark, ...] = Field(min_length=1)
 
 
+class Hosts(_Criterion):
+    """Providers that list the model with a price, but for those whose name fits a pattern in `without`."""
+
+    measure: Literal["hosts"]
+    without: tuple[str, ...] = ()
+
+
 class Plain(_Criterion):
     """What needs no settings.
 
     price: USD per million tokens of the workload that is asked about, at its cheapest listed provider, over
-    a day. obligations: what the license asks. hosts: providers that list a price. releases: models of the
-    family that came out in the year before.
+    a day. obligations: what the license asks. releases: models of the family that came out in the last year.
     """
 
-    measure: Literal["price", "obligations", "hosts", "releases"]
+    measure: Literal["price", "obligations", "releases"]
 
 
-Criterion = Annotated[Benchmarks | Plain, Field(discriminator="measure")]
+Criterion = Annotated[Benchmarks | Hosts | Plain, Field(discriminator="measure")]
 
 
 @dataclass(frozen=True)
@@ -76,13 +84,13 @@ def higher_is_better(criterion: Criterion) -> bool:
     return criterion.measure not in ("price", "obligations")
 
 
-def worded(criterion: Criterion, value: float) -> str:
-    """`value`, of the kind that the criterion has, in words."""
+def worded(criterion: Criterion, limit: float) -> str:
+    """The bound `limit` on a value of the criterion, in words."""
     if criterion.measure == "price":
-        return f"${value:.3g} per million tokens"
-    if isinstance(criterion, Benchmarks):
-        return f"{value:+g} (won minus lost)"
-    return f"{value:g}"
+        return f"at most ${limit:.3g} per million tokens"
+    if criterion.measure == "benchmarks":
+        return f"at least {limit:+g} (won minus lost)"
+    return f"at least {ceil(limit)}" if higher_is_better(criterion) else f"at most {floor(limit)}"
 
 
 def answers(
@@ -96,7 +104,7 @@ def answers(
     if criterion.measure == "releases":
         return {model.name: _releases(model, catalogue) for model in candidates}
     if criterion.measure == "hosts":
-        return {model.name: _hosts(model, at) for model in candidates}
+        return {model.name: _hosts(model, criterion.without, at) for model in candidates}
     return {model.name: _obligations(model, at.date()) for model in candidates}
 
 
@@ -152,9 +160,13 @@ def _obligations(model: Model, day: date) -> Answer:
     )
 
 
-def _hosts(model: Model, at: datetime) -> Answer:
-    hosts = [name for name in providers(model) if price_of(model, name, at)]
-    return Answer(float(len(hosts)), _counted(len(hosts), "host"), tuple(hosts)) if hosts else UNKNOWN
+def _hosts(model: Model, without: Sequence[str], at: datetime) -> Answer:
+    hosts = [
+        name
+        for name in providers(model)
+        if price_of(model, name, at) and not any(fnmatch(name, pattern) for pattern in without)
+    ]
+    return Answer(float(len(hosts)), _counted(len(hosts), "host"), (", ".join(hosts),)) if hosts else UNKNOWN
 
 
 def _releases(model: Model, catalogue: Catalogue) -> Answer:
