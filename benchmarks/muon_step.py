@@ -120,7 +120,7 @@ class KellerJordanMuon(torch.optim.Optimizer):
 
 
 def lichen(table: ParameterTable) -> torch.optim.Optimizer:
-    return Muon(table, recipes.muon)
+    return Muon(table, recipes.moonlight)
 
 
 def torch_muon(table: ParameterTable) -> torch.optim.Optimizer:

@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
     alone. State is fp32; a parameter in lower precision is updated in fp32 and rounded once.
     """
 
-    def __init__(self, table: ParameterTable, recipe: OptimizerRecipe = recipes.muon) -> None:
+    def __init__(self, table: ParameterTable, recipe: OptimizerRecipe = recipes.moonlight) -> None:
         if not len(table):
             raise LichenError("optimizer: the model has no parameter that requires a gradient")
         self.recipe = recipe

@@ -91,8 +91,8 @@ adamw = OptimizerRecipe(
 )
 
 # Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024).
-keller_jordan = OptimizerRecipe(
-    name="keller_jordan",
+muon = OptimizerRecipe(
+    name="muon",
     lr=0.02,
     weight_decay=0.0,
     update_rms=None,
@@ -102,7 +102,7 @@ keller_jordan = OptimizerRecipe(
 
 # Moonlight, "Muon is Scalable for LLM Training" (arXiv 2502.16982): the update matches AdamW's root mean
 # square, so learning rate and weight decay are shared with AdamW. Norms decay too (section 2.2).
-muon = OptimizerRecipe(name="muon", lr=3e-4, weight_decay=0.1)
+moonlight = OptimizerRecipe(name="moonlight", lr=3e-4, weight_decay=0.1)
 
 # Kimi K2 (arXiv 2507.20534), algorithm 1: momentum without Nesterov, then QK-clip.
 muonclip = OptimizerRecipe(name="muonclip", lr=2e-4, weight_decay=0.1, nesterov=False, qk_clip_tau=100.0)

@@ -42,7 +42,7 @@ class DataSection(Section):
 
 
 class OptimizerSection(Section):
-    recipe: Literal["adamw", "keller_jordan", "muon", "muonclip", "deepseek_v4"] = Field(
+    recipe: Literal["adamw", "muon", "moonlight", "muonclip", "deepseek_v4", "deepseek_v4_1"] = Field(
         description="published update rule; its numbers hold unless given here"
     )
     lr: float | None = Field(default=None, gt=0, description="peak learning rate")

@@ -42,7 +42,7 @@ def spread(matrix: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "adjust"), [(recipes.muon, "match_rms_adamw"), (recipes.keller_jordan, "original")]
+    ("recipe", "adjust"), [(recipes.moonlight, "match_rms_adamw"), (recipes.muon, "original")]
 )
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_agrees_with_torch_optim_muon(recipe: OptimizerRecipe, adjust: str, nesterov: bool) -> None:
@@ -104,7 +104,7 @@ def test_tiny_adamw_epsilon() -> None:
 # --------------------------------------------------------------------------------- size of the update
 
 
-@pytest.mark.parametrize("recipe", [recipes.muon, recipes.muonclip])
+@pytest.mark.parametrize("recipe", [recipes.moonlight, recipes.muonclip])
 @pytest.mark.parametrize("shape", [(96, 128), (128, 256), (256, 256), (704, 256)])
 def test_five_keller_jordan_steps_fall_a_little_short(
     shape: tuple[int, int], recipe: OptimizerRecipe
@@ -121,16 +121,16 @@ def test_ten_deepseek_v4_steps_have_the_nominal_root_mean_square(shape: tuple[in
 
 @pytest.mark.parametrize(("shape", "scale"), [((64, 16), 2.0), ((16, 64), 1.0)])
 def test_keller_jordans_scale(shape: tuple[int, int], scale: float) -> None:
-    values = torch.linalg.svdvals(first_update(random(*shape), Role("matrix"), recipes.keller_jordan))
+    values = torch.linalg.svdvals(first_update(random(*shape), Role("matrix"), recipes.muon))
     assert 0.6 * scale < values.min()
     assert values.max() < 1.21 * scale
 
 
 def test_update_does_not_depend_on_the_size_of_the_gradient() -> None:
     gradient = random(16, 40)
-    small = first_update(gradient * 2.0**-10, Role("matrix"), recipes.muon)
+    small = first_update(gradient * 2.0**-10, Role("matrix"), recipes.moonlight)
     torch.testing.assert_close(
-        small, first_update(gradient, Role("matrix"), recipes.muon), rtol=0.02, atol=0.02
+        small, first_update(gradient, Role("matrix"), recipes.moonlight), rtol=0.02, atol=0.02
     )
 
 
@@ -170,31 +170,33 @@ def test_every_expert_is_orthogonalised_by_itself() -> None:
 
 def test_a_stack_equals_its_matrices_one_by_one() -> None:
     gradient = random(5, 12, 20)
-    stack = first_update(gradient, Role("matrix"), recipes.muon)
+    stack = first_update(gradient, Role("matrix"), recipes.moonlight)
     for expert, own in zip(stack, gradient, strict=True):
-        torch.testing.assert_close(expert, first_update(own, Role("matrix"), recipes.muon))
+        torch.testing.assert_close(expert, first_update(own, Role("matrix"), recipes.moonlight))
 
 
 @pytest.mark.parametrize("layout", ["columns", "kernel"])
 def test_other_layouts_hold_the_same_matrices(layout: str) -> None:
     gradient = random(2, 12, 20) if layout == "columns" else random(12, 5, 2, 2)
     plain = gradient.mT.contiguous() if layout == "columns" else gradient.flatten(1)
-    expected = first_update(plain, Role("matrix"), recipes.muon)
-    got = first_update(gradient, Role("matrix", layout=layout), recipes.muon)
+    expected = first_update(plain, Role("matrix"), recipes.moonlight)
+    got = first_update(gradient, Role("matrix", layout=layout), recipes.moonlight)
     torch.testing.assert_close(got.mT if layout == "columns" else got.flatten(1), expected)
 
 
 def test_channels_last_kernels_are_updated_in_place() -> None:
     gradient = random(8, 6, 3, 3)
-    expected = first_update(gradient, Role("matrix", layout="kernel"), recipes.muon)
+    expected = first_update(gradient, Role("matrix", layout="kernel"), recipes.moonlight)
     role = Role("matrix", layout="kernel")
-    weight, optimizer = one(torch.zeros(8, 6, 3, 3).to(memory_format=torch.channels_last), role, recipes.muon)
+    weight, optimizer = one(
+        torch.zeros(8, 6, 3, 3).to(memory_format=torch.channels_last), role, recipes.moonlight
+    )
     for _ in range(2):
         weight.grad = gradient.clone()  # contiguous, unlike the weight
         optimizer.step()
         optimizer.load_state_dict(optimizer.state_dict())
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(-weight.detach() / recipes.muon.lr, 2 * expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(-weight.detach() / recipes.moonlight.lr, 2 * expected, rtol=0.05, atol=0.05)
     momentum = optimizer.state_dict()["state"]["weight"]["momentum_buffer"]
     torch.testing.assert_close(momentum, 1.95 * gradient)
 
@@ -210,16 +212,16 @@ def test_heads_one_by_one() -> None:
 def test_batches_may_be_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     gradient = random(7, 24, 16)
     role = Role("matrix", splits=(8, 16))
-    whole = first_update(gradient, role, recipes.muon)
+    whole = first_update(gradient, role, recipes.moonlight)
     for entries in (1, 3 * 8 * 16, 5 * 16 * 16):
         monkeypatch.setitem(muon_module.CHUNK_ENTRIES, "cpu", entries)
-        torch.testing.assert_close(first_update(gradient, role, recipes.muon), whole, rtol=0, atol=1e-6)
+        torch.testing.assert_close(first_update(gradient, role, recipes.moonlight), whole, rtol=0, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------- small gradients
 
 
-@pytest.mark.parametrize("recipe", [recipes.muon, recipes.muonclip, recipes.deepseek_v4])
+@pytest.mark.parametrize("recipe", [recipes.moonlight, recipes.muonclip, recipes.deepseek_v4])
 def test_an_expert_without_gradient_only_decays(recipe: OptimizerRecipe) -> None:
     start = random(3, 8, 12)
     weight, optimizer = one(start, Role("matrix"), recipe)
@@ -232,7 +234,7 @@ def test_an_expert_without_gradient_only_decays(recipe: OptimizerRecipe) -> None
     assert not torch.equal(weight[0], decayed[0])
 
 
-@pytest.mark.parametrize("recipe", [recipes.muon, recipes.muonclip])
+@pytest.mark.parametrize("recipe", [recipes.moonlight, recipes.muonclip])
 def test_a_vanishing_gradient_makes_a_small_update(recipe: OptimizerRecipe) -> None:
     update = first_update(random(32, 64) * 1e-12, Role("matrix"), recipe)
     assert update.isfinite().all()
@@ -242,7 +244,7 @@ def test_a_vanishing_gradient_makes_a_small_update(recipe: OptimizerRecipe) -> N
 
 def test_parameters_without_gradient_are_left_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
-    optimizer = Muon(parameter_table(model), recipes.muon)
+    optimizer = Muon(parameter_table(model), recipes.moonlight)
     before = [p.detach().clone() for p in model.parameters()]
     model[0].weight.grad = random(4, 4)
     optimizer.step()
@@ -257,7 +259,7 @@ def test_parameters_without_gradient_are_left_alone() -> None:
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_bf16_matrices_keep_their_momentum_in_fp32(nesterov: bool) -> None:
     """In PyTorch 2.13 torch.optim.Muon normalises this very buffer in place when nesterov is off."""
-    recipe = replace(recipes.muon, lr=0.01, nesterov=nesterov)
+    recipe = replace(recipes.moonlight, lr=0.01, nesterov=nesterov)
     start, gradients = random(8, 12).bfloat16(), [random(8, 12, seed=s).bfloat16() for s in (1, 2)]
     weight, optimizer = one(start, Role("matrix"), recipe)
     master, reference = one(start.float(), Role("matrix"), recipe)
@@ -294,7 +296,7 @@ def test_closure_and_gradient_clipping() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
     x, y = random(64, 6), random(64, 6, seed=1).sum(1, keepdim=True)
-    optimizer = Muon(parameter_table(model), replace(recipes.muon, lr=0.02, weight_decay=0.0))
+    optimizer = Muon(parameter_table(model), replace(recipes.moonlight, lr=0.02, weight_decay=0.0))
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -308,7 +310,7 @@ def test_closure_and_gradient_clipping() -> None:
 
 
 def test_torch_schedulers_drive_it() -> None:
-    recipe = replace(recipes.keller_jordan, weight_decay=0.0)
+    recipe = replace(recipes.muon, weight_decay=0.0)
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False))
     optimizer = Muon(parameter_table(model), recipe)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
@@ -326,7 +328,7 @@ def test_torch_schedulers_drive_it() -> None:
 
 def test_more_parameters_can_be_added() -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 6)
-    optimizer = Muon(parameter_table(first), recipes.muon)
+    optimizer = Muon(parameter_table(first), recipes.moonlight)
     named = [(f"second.{name}", p) for name, p in second.named_parameters()]
     optimizer.add_param_group({"params": named, "lr": 0.5, "weight_decay": 0.0})
     before = second.weight.detach().clone()
@@ -334,7 +336,7 @@ def test_more_parameters_can_be_added() -> None:
     optimizer.step()
     torch.testing.assert_close(
         before - second.weight.detach(),
-        0.5 * first_update(random(6, 4), Role("matrix"), recipes.muon),
+        0.5 * first_update(random(6, 4), Role("matrix"), recipes.moonlight),
         rtol=0.01,
         atol=1e-3,
     )
@@ -346,20 +348,20 @@ def test_more_parameters_can_be_added() -> None:
 
 def test_state_of_a_matrix_is_half_of_adamws() -> None:
     sizes = {}
-    for recipe in (recipes.muon, recipes.adamw):
+    for recipe in (recipes.moonlight, recipes.adamw):
         weight, optimizer = one(torch.zeros(16, 32), Role("matrix"), recipe)
         assert optimizer.state_bytes() == 0
         weight.grad = random(16, 32)
         optimizer.step()
         sizes[recipe.name] = optimizer.state_bytes()
-    assert sizes == {"muon": 16 * 32 * 4, "adamw": 2 * 16 * 32 * 4 + 4}
+    assert sizes == {"moonlight": 16 * 32 * 4, "adamw": 2 * 16 * 32 * 4 + 4}
 
 
 def test_what_cannot_be_updated_is_refused() -> None:
     with pytest.raises(LichenError, match="no parameter that requires a gradient"):
-        Muon(parameter_table(nn.ReLU()), recipes.muon)
+        Muon(parameter_table(nn.ReLU()), recipes.moonlight)
     embedding = nn.Embedding(4, 3, sparse=True)
-    optimizer = Muon(parameter_table(embedding), recipes.muon)
+    optimizer = Muon(parameter_table(embedding), recipes.moonlight)
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(LichenError, match="weight needs a dense, real gradient"):
         optimizer.step()
@@ -376,8 +378,8 @@ def test_what_cannot_be_updated_is_refused() -> None:
     ],
 )
 def test_recipes_check_their_numbers(change: dict[str, object], words: str) -> None:
-    with pytest.raises(LichenError, match=f"optimizer 'muon'.*{words}"):
-        replace(recipes.muon, **change)
+    with pytest.raises(LichenError, match=f"optimizer 'moonlight'.*{words}"):
+        replace(recipes.moonlight, **change)
 
 
 # --------------------------------------------------------------------------------------------- state
@@ -398,7 +400,9 @@ def train(model: nn.Module, optimizer: Muon, batch: Tensor, steps: int) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("recipe", [recipes.muon, recipes.muonclip, recipes.adamw, recipes.deepseek_v4_1])
+@pytest.mark.parametrize(
+    "recipe", [recipes.moonlight, recipes.muonclip, recipes.adamw, recipes.deepseek_v4_1]
+)
 def test_state_moves_into_another_grouping_bit_for_bit(recipe: OptimizerRecipe) -> None:
     model, batch = model_and_batch()
     optimizer = Muon(parameter_table(model), recipe)
@@ -426,7 +430,7 @@ def test_state_moves_into_another_grouping_bit_for_bit(recipe: OptimizerRecipe) 
 
 def test_a_deep_copy_goes_on_by_itself() -> None:
     model, batch = model_and_batch()
-    optimizer = Muon(parameter_table(model), recipes.muon)
+    optimizer = Muon(parameter_table(model), recipes.moonlight)
     train(model, optimizer, batch, 1)
     other, copied = copy.deepcopy((model, optimizer))
     train(model, optimizer, batch, 2)
@@ -437,12 +441,12 @@ def test_a_deep_copy_goes_on_by_itself() -> None:
 def test_loading_keeps_what_this_optimizer_was_told() -> None:
     """A changed peak learning rate holds after loading, at the place of the schedule that was reached."""
     model, batch = model_and_batch()
-    optimizer = Muon(parameter_table(model), recipes.muon)
+    optimizer = Muon(parameter_table(model), recipes.moonlight)
     train(model, optimizer, batch, 1)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * 0.5
     faster = Muon(
-        parameter_table(model, [Override("0.weight", lr_scale=4.0)]), replace(recipes.muon, lr=1e-3)
+        parameter_table(model, [Override("0.weight", lr_scale=4.0)]), replace(recipes.moonlight, lr=1e-3)
     )
     faster.load_state_dict(optimizer.state_dict())
     assert {group["lr"] for group in faster.param_groups} == {5e-4, 2e-3}
@@ -450,19 +454,19 @@ def test_loading_keeps_what_this_optimizer_was_told() -> None:
 
 def test_state_that_is_not_this_models_is_refused() -> None:
     model, batch = model_and_batch()
-    optimizer = Muon(parameter_table(model), recipes.muon)
+    optimizer = Muon(parameter_table(model), recipes.moonlight)
     train(model, optimizer, batch, 1)
     saved = optimizer.state_dict()
 
-    bigger = Muon(parameter_table(model), recipes.muon)
+    bigger = Muon(parameter_table(model), recipes.moonlight)
     bigger.add_param_group({"params": [("added.weight", nn.Parameter(torch.zeros(2, 2)))]})
     with pytest.raises(LichenError, match=r"nothing is saved for added\.weight"):
         bigger.load_state_dict(saved)
     with pytest.raises(LichenError, match=r"4\.bias, 4\.weight is not in this optimizer"):
-        Muon(parameter_table(model[:4]), recipes.muon).load_state_dict(saved)
+        Muon(parameter_table(model[:4]), recipes.moonlight).load_state_dict(saved)
     with pytest.raises(LichenError, match=r"recipe 'adamw' needs exp_avg, exp_avg_sq, step"):
         Muon(parameter_table(model), recipes.adamw).load_state_dict(saved)
     reshaped = nn.Sequential(*model)
     reshaped[1] = nn.Linear(16, 33)
     with pytest.raises(LichenError, match=r"1\.weight has shape \(32, 16\), the parameter \(33, 16\)"):
-        Muon(parameter_table(reshaped), recipes.muon).load_state_dict(saved)
+        Muon(parameter_table(reshaped), recipes.moonlight).load_state_dict(saved)

@@ -73,7 +73,7 @@ def test_overrides_first_match_counts() -> None:
     assert rows["1.weight"].role.heads == 2
     assert rows["1.weight"].lr_scale == 1.0
     assert (rows["2.weight"].role.kind, rows["2.weight"].lr_scale) == ("head", 0.5)
-    groups = Muon(table, recipes.muon).param_groups
+    groups = Muon(table, recipes.moonlight).param_groups
     assert {name: (g["lr"], g["weight_decay"]) for g in groups for name in g["param_names"]} == {
         "0.weight": (1.5e-4, 0.0),
         "0.bias": (3e-4, 0.1),
@@ -272,7 +272,7 @@ def test_printed_table() -> None:
         "up.weight    (6, 4)  matrix  1 x (3, 4) + 1 x (3, 4)",
         "down.weight  (4, 6)  head",
     ]
-    assert parameter_table(model).describe(recipes.keller_jordan).splitlines() == [
+    assert parameter_table(model).describe(recipes.muon).splitlines() == [
         "parameter    shape   update  lr      weight decay  matrices",
         "up.weight    (6, 4)  muon    0.02    0             1 x (3, 4) + 1 x (3, 4)",
         "down.weight  (4, 6)  adamw   0.0003  0",
