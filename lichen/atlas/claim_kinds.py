@@ -61,6 +61,14 @@ class Context(_Quantity):
     model: str
 
 
+class SameParts(Record):
+    """That `model` is built of the parts of `reference`: attention, feed-forward, routing and residual."""
+
+    kind: Literal["same_parts"]
+    model: str
+    reference: str
+
+
 class CacheRatio(_Quantity):
     """Cache bytes at `context` tokens over those of `reference`, each as its engines store it."""
 
@@ -183,6 +191,7 @@ class Nothing(Record):
 Check = Annotated[
     Parameters
     | Context
+    | SameParts
     | CacheRatio
     | OptimizerBytes
     | TrainingCost

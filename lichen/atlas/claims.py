@@ -7,7 +7,7 @@ supported; some do: partly supported; none does: contradicted; there is none: it
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, time
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,6 +26,7 @@ from lichen.atlas.yaml_file import field_error, parse, read_yaml
 from lichen.spec.account import account, active_parameters, total_parameters
 from lichen.spec.cache import cache_bytes
 from lichen.spec.families import load_spec
+from lichen.spec.model import ModelSpec, MoE
 
 SHIPPED = Path(__file__).parent / "article.yaml"
 
@@ -109,6 +110,8 @@ def _answers(check: Check, catalogue: Catalogue, at: datetime) -> list[Answer]:
             return _parameters(check, catalogue)
         case kinds.Context():
             return _context(check, catalogue)
+        case kinds.SameParts():
+            return _same_parts(check, catalogue)
         case kinds.CacheRatio():
             return _cache_ratio(check, catalogue)
         case kinds.OptimizerBytes():
@@ -160,6 +163,54 @@ def _context(check: kinds.Context, catalogue: Catalogue) -> list[Answer]:
         text = f"{api.value:,} tokens at its lab's API ({api.source}, {api.date})"
         found.append(Answer(None if found else check.holds(api.value), text))
     return found
+
+
+def _same_parts(check: kinds.SameParts, catalogue: Catalogue) -> list[Answer]:
+    """One answer per kind of part; and, as a remark, the sizes in which parts of one kind differ."""
+    names = [catalogue.get(name).spec_name for name in (check.model, check.reference)]
+    ours, theirs = (load_spec(name) if name else None for name in names)
+    if ours is None or theirs is None:
+        return []
+    found, mine, other = [], _parts(ours), _parts(theirs)
+    for part, kind in mine.items():
+        text = f"{part}: {kind}" + ("" if kind == other[part] else f", against {other[part]}")
+        found.append(Answer(kind == other[part], text))
+    sizes = [
+        f"{name} {value} (of {check.reference} {_sizes(theirs)[name]})"
+        for name, value in _sizes(ours).items()
+        if name in _sizes(theirs) and value != _sizes(theirs)[name]
+    ]
+    return [*found, Answer(None, f"other sizes: {', '.join(sizes)}")] if sizes else found
+
+
+def _parts(spec: ModelSpec) -> dict[str, str]:
+    """What a model is built of, in words."""
+    routers = {
+        f"{layer.feed_forward.router.scoring_func} scores"
+        + (" with a selection bias" if layer.feed_forward.router.selection_bias else "")
+        for layer in spec.layers
+        if isinstance(layer.feed_forward, MoE)
+    }
+    kinds_of = {
+        "attention": {type(layer.attention).__name__ for layer in spec.layers},
+        "feed-forward": {type(layer.feed_forward).__name__ for layer in spec.layers},
+        "routing": routers,
+        "residual": {type(spec.residual).__name__ if spec.residual else "plain"},
+    }
+    return {part: " and ".join(sorted(found)) or "none" for part, found in kinds_of.items()}
+
+
+def _sizes(spec: ModelSpec) -> dict[str, object]:
+    """The numbers of the last layer's parts, by their names in a config."""
+    last = spec.layers[-1]
+    parts = [last.attention, last.feed_forward, getattr(last.feed_forward, "router", None)]
+    return {
+        field.name: value
+        for part in parts
+        if part is not None
+        for field in fields(part)
+        if isinstance(value := getattr(part, field.name), int | float) and not isinstance(value, bool)
+    }
 
 
 def _cache_ratio(check: kinds.CacheRatio, catalogue: Catalogue) -> list[Answer]:

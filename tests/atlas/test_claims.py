@@ -24,6 +24,7 @@ S, P, C, U = "supported", "partly supported", "contradicted", "cannot be checked
 VERDICTS = {
     "timing-k2.6": (S,),
     "timing-v4": (S,),
+    "k2.6-inherits": (S,),
     "v4-muon": (S,),
     "muon-origin": (C,),
     "muon-efficiency": (S,),
@@ -69,6 +70,7 @@ VERDICTS = {
     "advice-reasoning": (S, C),
     "advice-cost": (S, C),
     "advice-local": (C,),
+    "advice-long-term": (C,),  # V4 had left MLA
 }
 
 
@@ -149,6 +151,16 @@ def test_parameters_are_counted_and_published_numbers_stand_beside_them() -> Non
     assert THEN["v3-parameters"].evidence[0].startswith("671.0 B")
     assert THEN["gemma-parameters"].evidence[0].startswith("30.7 B")
     assert THEN["qwen-parameters"].evidence[0].startswith("26.9 B")
+
+
+def test_k26_is_v3_in_other_sizes_and_v4_is_not() -> None:
+    """384 experts for 256, 64 heads for 128, one group for eight (the two config.json files)."""
+    evidence = THEN["k2.6-inherits"].evidence
+    assert evidence[:2] == ("attention: MLA", "feed-forward: Dense and MoE")
+    for size in ("num_attention_heads 64 (of deepseek-v3 128)", "n_routed_experts 384 (of deepseek-v3 256)"):
+        assert size in evidence[-1]
+    assert "kv_lora_rank" not in evidence[-1]
+    assert THEN["advice-long-term"].evidence[0] == "attention: Compressed, against MLA"
 
 
 def test_the_cache_of_v3_beside_llama() -> None:
