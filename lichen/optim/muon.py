@@ -22,9 +22,8 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Role
-from lichen.ops.precision import matmul_dtype
 from lichen.optim import recipes
-from lichen.optim.newton_schulz import EPSILON, orthogonalize, scaled
+from lichen.optim.newton_schulz import EPSILON, method_for, orthogonalize, scaled
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.sinkhorn import sinkhorn_balanced
 from lichen.optim.table import ParameterTable, Row, recipe_options
@@ -265,7 +264,7 @@ def muon_update(
     """Update momentum and parameters of matrices that all have one shape and one device."""
     _, rows, columns = batch[0].parameter.shape
     device = batch[0].parameter.device
-    dtype = matmul_dtype(device)
+    dtype, gram_form = method_for(device, rows, columns)
     limit = max(1, CHUNK_ENTRIES.get(device.type, CHUNK_ENTRIES_ELSEWHERE) // (rows * columns))
     for chunk in _chunks(batch, limit):
         sizes = [matrices.parameter.size(0) for matrices in chunk]
@@ -274,7 +273,8 @@ def muon_update(
             direction = _advance(momentum, gradient, recipe)
             norm = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
             torch.div(direction, norm.add_(EPSILON), out=slot)
-        x = orthogonalize(x, scaled(recipe.ns_schedule, -lr * recipe.scale(rows, columns)))
+        schedule = scaled(recipe.ns_schedule, -lr * recipe.scale(rows, columns))
+        x = orthogonalize(x, schedule, gram_form=gram_form)
         for (parameter, _, _), step in zip(chunk, x.split(sizes), strict=True):
             if parameter.dtype == torch.float32:
                 torch.add(step, parameter, alpha=1 - lr * weight_decay, out=parameter)

@@ -15,8 +15,14 @@ every such step, so R is computed anew from X after two.
 
 from __future__ import annotations
 
+from math import inf
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from lichen.ops.precision import matmul_dtype
+from lichen.optim.symmetric import symmetric_product
 
 Coefficients = tuple[float, float, float]
 Schedule = tuple[Coefficients, ...]
@@ -52,9 +58,38 @@ YOU_JIACHENG: Schedule = (
 # Added to the norm that a matrix is divided by: a matrix of zeros stays zero.
 EPSILON = 1e-7
 
-# From this ratio of longer to shorter side on, two steps share their products with X. Speed-up measured
-# on a CPU with AMX in bf16, by ratio: 1: 0.86, 2: 1.04, 2.75: 1.2, 4: 1.4, 8: 1.6.
-GRAM_FORM_RATIO = 2.5
+
+class Method(NamedTuple):
+    """How matrices of one shape are orthogonalised.
+
+    half: multiply in bf16 where the machine does so natively; else in fp32.
+    gram_ratio: from this ratio of longer to shorter side on, two steps share their products with X.
+    """
+
+    half: bool
+    gram_ratio: float
+
+
+# By shorter side: (up to this one, method). For CPUs as `python -m benchmarks.muon_step --forms` found it,
+# with AMX. For other devices not measured: with half of every symmetric product left out, the Gram form
+# needs fewer operations from a ratio of 2/3 on, but more launches, and it rounds more often.
+METHODS: dict[str, tuple[tuple[float, Method], ...]] = {
+    "cpu": (
+        (15, Method(half=False, gram_ratio=inf)),
+        (511, Method(half=True, gram_ratio=2.5)),
+        (inf, Method(half=True, gram_ratio=2.0)),
+    ),
+    "elsewhere": ((inf, Method(half=True, gram_ratio=2.0)),),
+}
+
+
+def method_for(device: torch.device, rows: int, columns: int) -> tuple[torch.dtype, bool]:
+    """The number format to multiply (rows, columns) matrices in, and whether to use the Gram form."""
+    shorter, longer = sorted((rows, columns))
+    table = METHODS.get(device.type, METHODS["elsewhere"])
+    method = next(method for largest, method in table if shorter <= largest)
+    dtype = matmul_dtype(device) if method.half else torch.float32
+    return dtype, longer >= method.gram_ratio * shorter
 
 
 def newton_schulz(matrices: Tensor, schedule: Schedule) -> Tensor:
@@ -76,18 +111,20 @@ def scaled(schedule: Schedule, factor: float) -> Schedule:
     return (*steps, (a * factor, b * factor, c * factor))
 
 
-def orthogonalize(x: Tensor, schedule: Schedule) -> Tensor:
+def orthogonalize(x: Tensor, schedule: Schedule, *, gram_form: bool) -> Tensor:
     """`newton_schulz` of a contiguous batch (matrices, rows, columns), fast.
 
+    gram_form: take two steps at a time; it pays for matrices much longer than wide (`method_for`).
+
     Each matrix of `x` must have a Frobenius norm of at most 1. `x` serves as working memory and is
-    overwritten; the rest of the working memory is one more such batch and up to four of (matrices, shorter
-    side, shorter side).
+    overwritten; the rest of the working memory is one more such batch and two, in Gram form four, of
+    (matrices, shorter side, shorter side).
     """
     tall = x.size(1) > x.size(2)
     if tall:
         x = _transposed(x)
-    count, rows, columns = x.shape
-    pairs = len(schedule) // 2 if columns >= GRAM_FORM_RATIO * rows else 0
+    count, rows, _ = x.shape
+    pairs = len(schedule) // 2 if gram_form else 0
     square = x.new_empty(4 if pairs else 2, count, rows, rows)
     y = torch.empty_like(x)
     for step in range(0, 2 * pairs, 2):
@@ -103,8 +140,8 @@ def _one_step(x: Tensor, coefficients: Coefficients, square: Tensor, out: Tensor
     """P x. The term a x stays apart: folded into P, it would share P's rounding errors."""
     a, b, c = coefficients
     gram, polynomial = square[:2]
-    torch.bmm(x, x.mT, out=gram)
-    torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial)
+    symmetric_product(x, x.mT, out=gram)
+    symmetric_product(gram, gram, addend=gram, beta=b, alpha=c, out=polynomial)
     torch.baddbmm(x, polynomial, x, beta=a, out=out)
 
 
@@ -112,14 +149,14 @@ def _two_steps(x: Tensor, first: Coefficients, second: Coefficients, square: Ten
     """P' P x, where the second step's P' belongs to the Gram matrix P R P."""
     gram, polynomial, product, scratch = square
     a, b, c = first
-    torch.bmm(x, x.mT, out=gram)
-    torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial)
-    torch.baddbmm(gram, gram, polynomial, beta=a, out=scratch)  # R P
-    torch.baddbmm(scratch, polynomial, scratch, beta=a, out=gram)  # P R P
+    symmetric_product(x, x.mT, out=gram)
+    symmetric_product(gram, gram, addend=gram, beta=b, alpha=c, out=polynomial)
+    symmetric_product(gram, polynomial, addend=gram, beta=a, out=scratch)  # R P
+    symmetric_product(polynomial, scratch, addend=scratch, beta=a, out=gram)  # P R P
     polynomial.diagonal(dim1=1, dim2=2).add_(a)
     a, b, c = second
-    torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=scratch)
-    torch.baddbmm(polynomial, scratch, polynomial, beta=a, out=product)
+    symmetric_product(gram, gram, addend=gram, beta=b, alpha=c, out=scratch)
+    symmetric_product(polynomial, scratch, addend=polynomial, beta=a, out=product)
     torch.bmm(product, x, out=out)
 
 
