@@ -10,8 +10,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from lichen.nn.roles import Layout, Role
 
-# Layers whose output is query, key and value of equal size, one after the other.
+# Layers whose output is query, key and value, one after the other.
 FUSED_ATTENTION = ("Wqkv", "c_attn", "in_proj_weight", "qkv", "qkv_proj")
+
+# Parameters of two dimensions that multiply entry by entry: the decay rates of state-space models.
+ENTRYWISE = ("A_log",)
 
 
 def infer_roles(model: nn.Module) -> dict[str, Role]:
@@ -19,23 +22,25 @@ def infer_roles(model: nn.Module) -> dict[str, Role]:
 
     Embeddings, the output layer, norms, biases and everything with fewer than two dimensions are told
     apart; the rest are matrices. Fused gate and up projections (`gate_up_proj`), stacked over experts or
-    not, and query, key and value fused in equal thirds are split. What fits no rule is one matrix: print
-    the table, and override what is wrong.
+    not, and fused query, key and value are split, if in equal thirds or as the attention's `config` says.
+    What fits no rule is one matrix: print the table, and override what is wrong.
     """
     output = _output_layer(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
     return {
-        f"{path}.{leaf}" if path else leaf: _role(path, module, leaf, parameter.shape, module is output)
-        for path, module in model.named_modules(remove_duplicate=False)
+        f"{path}.{leaf}" if path else leaf: _role(path, modules, leaf, parameter.shape, module is output)
+        for path, module in modules.items()
         for leaf, parameter in module.named_parameters(recurse=False)
     }
 
 
-def _role(path: str, module: nn.Module, leaf: str, shape: torch.Size, is_output: bool) -> Role:
+def _role(path: str, modules: dict[str, nn.Module], leaf: str, shape: torch.Size, is_output: bool) -> Role:
+    module = modules[path]
     if "bias" in leaf:
         return Role("bias")
     if "norm" in type(module).__name__.lower() and not isinstance(module, nn.Linear):
         return Role("norm")
-    if len(shape) < 2:
+    if len(shape) < 2 or leaf in ENTRYWISE:
         return Role("vector")
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) or "embed" in leaf:
         return Role("embedding")
@@ -47,13 +52,24 @@ def _role(path: str, module: nn.Module, leaf: str, shape: torch.Size, is_output:
         return Role("vector")
     layout = _layout(module, leaf)
     outputs, inputs = shape[-2:] if layout == "rows" else (shape[-1], shape[-2])
-    name = path.rpartition(".")[2] if leaf == "weight" else leaf
+    owner, _, own_name = path.rpartition(".")
+    owner, name = (owner, own_name) if leaf == "weight" else (path, leaf)
     if name == "gate_up_proj":
         interleaved = not getattr(module, "is_concatenated", True)
         return Role("matrix", (outputs // 2, outputs // 2), layout=layout, interleaved=interleaved)
-    if name in FUSED_ATTENTION and outputs == 3 * inputs:
-        return Role("matrix", (inputs, inputs, inputs), layout=layout)
+    if name in FUSED_ATTENTION:
+        return Role("matrix", _query_key_value(modules[owner], outputs, inputs), layout=layout)
     return Role("matrix", layout=layout)
+
+
+def _query_key_value(attention: nn.Module, outputs: int, inputs: int) -> tuple[int, ...]:
+    """Rows of query, key and value in their fused projection; empty where it cannot be told."""
+    config = getattr(attention, "config", None)
+    heads, shared = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+    if heads and shared and outputs % (heads + 2 * shared) == 0:
+        head_dim = outputs // (heads + 2 * shared)
+        return (heads * head_dim, shared * head_dim, shared * head_dim)
+    return (inputs, inputs, inputs) if outputs == 3 * inputs else ()
 
 
 def _convolution(module: _ConvNd) -> Role:

@@ -52,6 +52,11 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, table: ParameterTable, recipe: OptimizerRecipe = recipes.moonlight) -> None:
+        if not isinstance(table, ParameterTable):
+            raise LichenError(
+                "optimizer: Muon has to know which matrices the parameters hold; give it "
+                "parameter_table(model) in place of the model or its parameters"
+            )
         if not len(table):
             raise LichenError("optimizer: the model has no parameter that requires a gradient")
         self.recipe = recipe

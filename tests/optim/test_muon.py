@@ -357,6 +357,27 @@ def test_state_of_a_matrix_is_half_of_adamws() -> None:
     assert sizes == {"moonlight": 16 * 32 * 4, "adamw": 2 * 16 * 32 * 4 + 4}
 
 
+def test_parameters_without_a_table_are_refused() -> None:
+    model = nn.Linear(2, 2)
+    for wrong in (model, model.parameters(), list(model.named_parameters())):
+        with pytest.raises(LichenError, match=r"give it parameter_table\(model\)"):
+            Muon(wrong)  # type: ignore[arg-type]
+
+
+def test_a_compiled_model_and_a_compiled_step() -> None:
+    """The table of a compiled model has the plain names, and the step itself can be compiled."""
+    plain, batch = model_and_batch()
+    other, _ = model_and_batch()
+    compiled = torch.compile(other, backend="eager")
+    optimizers = [Muon(parameter_table(model), recipes.moonlight) for model in (plain, compiled)]
+    train(plain, optimizers[0], batch, 2)
+    optimizers[1].step = torch.compile(optimizers[1].step, backend="eager")  # type: ignore[method-assign]
+    train(compiled, optimizers[1], batch, 2)
+    assert optimizers[0].state_dict()["state"].keys() == optimizers[1].state_dict()["state"].keys()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(other.get_parameter(name), parameter)
+
+
 def test_what_cannot_be_updated_is_refused() -> None:
     with pytest.raises(LichenError, match="no parameter that requires a gradient"):
         Muon(parameter_table(nn.ReLU()), recipes.moonlight)

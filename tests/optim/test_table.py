@@ -12,6 +12,10 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
 )
 
 from lichen.errors import LichenError
@@ -214,6 +218,39 @@ def test_fused_query_key_value() -> None:
     assert shapes(table, "transformer.h.0.attn.c_attn.weight") == [(1, 16, 16)] * 3
     assert shapes(table, "transformer.h.0.mlp.c_fc.weight") == [(1, 64, 16)]
     assert kinds(table)["transformer.wpe.weight"] == "embedding"
+
+
+def test_fused_query_key_value_of_shared_keys() -> None:
+    """Four query heads on two key heads of 8, and a module that does not say what its 40 rows are."""
+    config = Phi3Config(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        eos_token_id=0,
+        bos_token_id=0,
+    )
+    with torch.device("meta"):
+        table = parameter_table(Phi3ForCausalLM(config))
+    qkv = "model.layers.0.self_attn.qkv_proj.weight"
+    assert shapes(table, qkv) == [(1, 32, 32), (1, 16, 32), (1, 16, 32)]
+    assert shapes(table, "model.layers.0.mlp.gate_up_proj.weight") == [(1, 24, 32)] * 2
+    unknown = nn.ModuleDict({"qkv_proj": nn.Linear(16, 40, bias=False)})
+    assert shapes(parameter_table(unknown), "qkv_proj.weight") == [(1, 40, 16)]
+
+
+def test_entrywise_factors_are_no_matrices() -> None:
+    with torch.device("meta"):
+        table = parameter_table(
+            MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64, state_size=8))
+        )
+    mixer = "backbone.layers.0.mixer"
+    assert kinds(table)[f"{mixer}.A_log"] == "vector"
+    assert kinds(table)[f"{mixer}.conv1d.weight"] == "vector"
+    assert kinds(table)[f"{mixer}.in_proj.weight"] == "matrix"
 
 
 def test_convolutions() -> None:
