@@ -76,7 +76,7 @@ class Method(NamedTuple):
 METHODS: dict[str, tuple[tuple[float, Method], ...]] = {
     "cpu": (
         (15, Method(half=False, gram_ratio=inf)),
-        (511, Method(half=True, gram_ratio=2.5)),
+        (255, Method(half=True, gram_ratio=3.0)),
         (inf, Method(half=True, gram_ratio=2.0)),
     ),
     "elsewhere": ((inf, Method(half=True, gram_ratio=2.0)),),
