@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from lichen.data.prepare import prepare
 from lichen.errors import LichenError
 from lichen.nn.weights import save_weights
 from lichen.spec.families import for_export, write_config
-from lichen.train.recipe import DataSection
+from lichen.train.recipe import DataSection, OptimizerSection
 from lichen.train.run import start_run
 from lichen.train.trainer import Trainer
 
@@ -36,6 +37,14 @@ def test_the_loss_falls(make_trainer):
     losses = [trainer.train_step().cross_entropy for _ in range(40)]
     assert abs(losses[0] - math.log(400)) < 0.3
     assert sum(losses[-5:]) / 5 < losses[0] - 1.0
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerSection.model_fields["recipe"].annotation))
+def test_every_recipe_lowers_the_loss(make_trainer, name: str):
+    trainer = make_trainer(DENSE, f"optimizer.recipe={name}", "optimizer.lr=0.02", "optimizer.adamw_lr=0.02")
+    losses = [trainer.train_step().loss for _ in range(6)]
+    assert trainer.rule.name == name
+    assert losses[-1] < losses[0] - 0.3
 
 
 def test_losses_are_those_of_transformers_under_torch_adamw(make_trainer, tmp_path: Path):
