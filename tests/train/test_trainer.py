@@ -41,8 +41,9 @@ def test_the_loss_falls(make_trainer):
 
 @pytest.mark.parametrize("name", get_args(OptimizerSection.model_fields["recipe"].annotation))
 def test_every_recipe_lowers_the_loss(make_trainer, name: str):
-    trainer = make_trainer(DENSE, f"optimizer.recipe={name}", "optimizer.lr=0.02", "optimizer.adamw_lr=0.02")
-    losses = [trainer.train_step().loss for _ in range(6)]
+    rates = ("optimizer.lr=0.02", "optimizer.adamw_lr=0.02")
+    trainer = make_trainer(DENSE, f"optimizer.recipe={name}", *rates, "train.steps=15")
+    losses = [trainer.train_step().loss for _ in range(15)]
     assert trainer.rule.name == name
     assert losses[-1] < losses[0] - 0.3
 
