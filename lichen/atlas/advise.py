@@ -117,10 +117,7 @@ def _told(
     scenario: Scenario, models: Sequence[Model], catalogue: Catalogue, wanted: Constraints, at: datetime
 ) -> Told:
     """Per criterion everyone's answer, by model name."""
-    return [
-        (criterion, answers(criterion, models, catalogue, wanted.workload, at))
-        for criterion in scenario.criteria
-    ]
+    return [(criterion, answers(criterion, models, catalogue, wanted, at)) for criterion in scenario.criteria]
 
 
 def _places(told: Told, catalogue: Catalogue) -> list[Place]:

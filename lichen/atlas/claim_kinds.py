@@ -156,6 +156,16 @@ class Licensed(Record):
     licenses: tuple[str, ...] = Field(min_length=1)
 
 
+class Fits(Record):
+    """That `model` fits on `hardware` with one sequence of `context` tokens, its weights as `quant`."""
+
+    kind: Literal["fits"]
+    model: str
+    hardware: str
+    quant: str | None = None
+    context: int = Field(gt=0)
+
+
 class Recommended(Record):
     """That the rules of `lichen advise` put `model` first in a scenario."""
 
@@ -202,6 +212,7 @@ Check = Annotated[
     | Leads
     | Released
     | Licensed
+    | Fits
     | Recommended
     | Reported
     | Nothing,

@@ -18,7 +18,9 @@ from lichen.atlas.advise import advise
 from lichen.atlas.catalogue import Catalogue, Model
 from lichen.atlas.claim_kinds import Check, Claim, ClaimSet, Verdict, named
 from lichen.atlas.constraints import Constraints
+from lichen.atlas.devices import parse as parse_machine
 from lichen.atlas.facts import known
+from lichen.atlas.fits import fits
 from lichen.atlas.prices import default_provider, prices_on
 from lichen.atlas.scores import comparable
 from lichen.atlas.workloads import STANDARD, ratio
@@ -132,6 +134,8 @@ def _answers(check: Check, catalogue: Catalogue, at: datetime) -> list[Answer]:
             return _released(check, catalogue)
         case kinds.Licensed():
             return _licensed(check, catalogue)
+        case kinds.Fits():
+            return _fits(check, catalogue)
         case kinds.Recommended():
             return _recommended(check, catalogue, at)
     raise AssertionError(check)  # those that need no catalogue have been answered
@@ -349,6 +353,18 @@ def _licensed(check: kinds.Licensed, catalogue: Catalogue) -> list[Answer]:
         for name, fact in facts
         if fact and fact.value is not None
     ]
+
+
+def _fits(check: kinds.Fits, catalogue: Catalogue) -> list[Answer]:
+    spec_name = catalogue.get(check.model).spec_name
+    if spec_name is None:
+        return []
+    found = fits(load_spec(spec_name), parse_machine(check.hardware), check.quant, check.context)
+    text = (
+        f"{found.weight_bytes / 1e9:,.1f} GB of weights ({found.quant}) and {found.cache_bytes / 1e9:,.2f} GB "
+        f"of cache for {check.context:,} tokens, in {found.memory / 1e9:,.1f} GB of {check.hardware}"
+    )
+    return [Answer(found.fits, text)]
 
 
 def _recommended(check: kinds.Recommended, catalogue: Catalogue, at: datetime) -> list[Answer]:

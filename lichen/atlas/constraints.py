@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import cache
 from typing import Literal
 
 from pydantic import Field
 
 from lichen.atlas.catalogue import Model
-from lichen.atlas.criteria import over_the_day
+from lichen.atlas.devices import parse
 from lichen.atlas.facts import Record, known
-from lichen.atlas.workloads import cheapest
+from lichen.atlas.fits import Fit, check_quant, fits
+from lichen.atlas.workloads import cheapest, over_the_day
+from lichen.errors import LichenError
+from lichen.spec.families import load_spec
 
 DAYS_A_MONTH = 30
 FEW = 4  # what an error lists before it only counts
@@ -80,6 +84,11 @@ def cuts(
         )
     if (tokens := wanted.context) is not None:
         found.append(Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens, day)))
+    if wanted.hardware is not None:
+        parse(wanted.hardware)  # a device or storage that nobody has is refused before any model is asked
+        stored = check_quant(wanted.quant) or "as released"
+        name = f"hardware {wanted.hardware}, weights {stored}"
+        found.append(Cut(name, lambda model: _too_big(model, wanted)))
     if "price" in require:
         found.append(Cut("a price", lambda model: _unsold(model, wanted, at)))
     if (budget := wanted.budget) is not None:
@@ -142,6 +151,33 @@ def _short(model: Model, tokens: int, day: date) -> str | None:
     if most is None:
         return "context unknown"
     return None if most >= tokens else f"{most:,} tokens"
+
+
+def fit_of(model: Model, wanted: Constraints) -> Fit | None:
+    """How the model fits on the hardware that is wanted; None without hardware or without a public config.
+
+    Raises LichenError for weights that cannot be stored as wanted.
+    """
+    if wanted.hardware is None or model.spec_name is None:
+        return None
+    return _fit(model.spec_name, wanted.hardware, wanted.quant, wanted.context)
+
+
+@cache
+def _fit(spec_name: str, hardware: str, quant: str | None, context: int | None) -> Fit:
+    spec = load_spec(spec_name)
+    return fits(spec, parse(hardware), quant, context or min(DEFAULT_CONTEXT, spec.max_position_embeddings))
+
+
+def _too_big(model: Model, wanted: Constraints) -> str | None:
+    try:
+        fit = fit_of(model, wanted)
+    except LichenError as error:
+        return str(error)
+    if fit is None:
+        return "its config is not public"
+    needs = f"{fit.weight_bytes / 1e9:,.1f} GB of weights and {fit.cache_bytes / 1e9:,.2f} GB of cache"
+    return None if fit.fits else f"{needs} in {fit.memory / 1e9:,.1f} GB"
 
 
 def _unsold(model: Model, wanted: Constraints, at: datetime) -> str | None:

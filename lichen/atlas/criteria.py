@@ -7,7 +7,7 @@ nobody has said: it is shown as unknown and never as zero.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from fnmatch import fnmatch
 from math import ceil, floor
@@ -16,17 +16,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lichen.atlas.catalogue import Catalogue, Model
+from lichen.atlas.constraints import Constraints, fit_of
 from lichen.atlas.facts import Record, known
 from lichen.atlas.prices import price_of, providers
 from lichen.atlas.ranking import Margin
 from lichen.atlas.scores import Benchmark, comparable, led
 from lichen.atlas.words import obligation
-from lichen.atlas.workloads import STANDARD, Workload, cheapest
-
-
-def over_the_day(workload: str, requests_per_day: float = 1.0) -> Workload:
-    """A standard workload spread over all hours, because some providers have peak hours."""
-    return replace(STANDARD[workload], requests_per_day=requests_per_day, hours=tuple(range(24)))
+from lichen.atlas.workloads import cheapest, over_the_day
 
 
 class _Criterion(Record):
@@ -60,9 +56,10 @@ class Plain(_Criterion):
 
     price: USD per million tokens of the workload that is asked about, at its cheapest listed provider, over
     a day. obligations: what the license asks. releases: models of the family that came out in the last year.
+    speed: tokens per second of decoding one sequence on the hardware that is asked about, at best.
     """
 
-    measure: Literal["price", "obligations", "releases"]
+    measure: Literal["price", "obligations", "releases", "speed"]
 
 
 Criterion = Annotated[Benchmarks | Hosts | Plain, Field(discriminator="measure")]
@@ -94,17 +91,19 @@ def worded(criterion: Criterion, limit: float) -> str:
 
 
 def answers(
-    criterion: Criterion, candidates: Sequence[Model], catalogue: Catalogue, workload: str, at: datetime
+    criterion: Criterion, candidates: Sequence[Model], catalogue: Catalogue, wanted: Constraints, at: datetime
 ) -> dict[str, Answer]:
-    """The answer of each of `candidates`, by name. `workload`: one of the standard ones, for prices."""
+    """The answer of each of `candidates`, by name."""
     if criterion.measure == "benchmarks":
         return _benchmarks(criterion, candidates)
     if criterion.measure == "price":
-        return {model.name: _price(model, workload, at) for model in candidates}
+        return {model.name: _price(model, wanted.workload, at) for model in candidates}
     if criterion.measure == "releases":
         return {model.name: _releases(model, catalogue) for model in candidates}
     if criterion.measure == "hosts":
         return {model.name: _hosts(model, criterion.without, at) for model in candidates}
+    if criterion.measure == "speed":
+        return {model.name: _speed(model, wanted) for model in candidates}
     return {model.name: _obligations(model, at.date()) for model in candidates}
 
 
@@ -167,6 +166,17 @@ def _hosts(model: Model, without: Sequence[str], at: datetime) -> Answer:
         if price_of(model, name, at) and not any(fnmatch(name, pattern) for pattern in without)
     ]
     return Answer(float(len(hosts)), _counted(len(hosts), "host"), (", ".join(hosts),)) if hosts else UNKNOWN
+
+
+def _speed(model: Model, wanted: Constraints) -> Answer:
+    fit = fit_of(model, wanted)
+    if fit is None or fit.decode is None:
+        return UNKNOWN
+    held = (
+        f"{fit.weight_bytes / 1e9:,.1f} GB of weights ({fit.quant}), {fit.cache_bytes / 1e9:,.2f} GB of cache"
+    )
+    text = f"at best {fit.decode:,.0f} tokens a second"
+    return Answer(fit.decode, text, (f"{held} in {fit.memory / 1e9:,.1f} GB of {wanted.hardware}",))
 
 
 def _releases(model: Model, catalogue: Catalogue) -> Answer:

@@ -112,6 +112,11 @@ def cheapest(model: Model, workload: Workload, at: datetime) -> WorkloadCost | N
     return min(costs, key=lambda found: found.per_request, default=None)
 
 
+def over_the_day(workload: str, requests_per_day: float = 1.0) -> Workload:
+    """A standard workload spread over all hours, because some providers have peak hours."""
+    return replace(STANDARD[workload], requests_per_day=requests_per_day, hours=tuple(range(24)))
+
+
 def request_cost(price: Price, workload: Workload) -> float:
     """USD for one request at `price`; cached tokens without a rate of their own are charged as input."""
     cached = workload.input_tokens * workload.cached_share

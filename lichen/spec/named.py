@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -24,6 +25,7 @@ class NamedModel:
     storage: Storage | None = None
 
 
+@cache
 def named_models() -> dict[str, NamedModel]:
     """All of them, by name."""
     folder = files("lichen.spec") / "models"

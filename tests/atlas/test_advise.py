@@ -82,10 +82,12 @@ def test_tests_are_won_by_counting_leads_in_common_columns() -> None:
 
 
 def test_the_answers_of_april() -> None:
-    assert [ask(name).ranking[0].model for name in ("agent", "reasoning", "cost")] == [
+    assert [ask(name).ranking[0].model for name in ("agent", "reasoning", "cost", "local", "long-term")] == [
         "deepseek-v4-pro",  # even with Kimi K2.6 in the tests, and at a third of its price
         "deepseek-v4-pro",
         "deepseek-v4-flash",
+        "qwen3.6-27b",
+        "deepseek-v4-pro",
     ]
 
 
@@ -100,6 +102,21 @@ def test_the_budget_cuts_by_the_cost_of_the_workload() -> None:
     more = {place.model for place in ask("cost", budget=206, requests_per_day=2000).ranking}
     assert more < within
     assert "kimi-k2.6" not in more
+
+
+def test_the_hardware_cuts_and_decides() -> None:
+    local = ask("local")
+    assert [place.model for place in local.ranking] == [
+        "qwen3.6-27b",
+        "gemma-4-31b",
+    ]  # what a card of 32 GB holds
+    out = {excluded.model: excluded.why for excluded in ask("agent", hardware="h200:8").excluded}
+    assert out["kimi-k2"].startswith("1,029.2 GB of weights and")
+    assert "kimi-k2.6" not in out
+    with pytest.raises(LichenError, match="weights cannot be stored as 'q5'"):
+        ask("local", quant="q5")
+    with pytest.raises(LichenError, match="no device 'rtx509'; did you mean rtx5090"):
+        ask("local", hardware="rtx509")
 
 
 def test_a_license_and_a_context_cut() -> None:

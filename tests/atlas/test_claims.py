@@ -66,10 +66,11 @@ VERDICTS = {
     "architecture-open": (P,),
     "symbiosis": (U,),
     "ceiling": (U,),
-    "advice-agent": (C, S),
+    "advice-agent": (C,),
     "advice-reasoning": (S, C),
     "advice-cost": (S, C),
-    "advice-local": (C,),
+    "advice-local": (S,),
+    "local-hardware": (S,),
     "advice-long-term": (C,),  # V4 had left MLA
 }
 
@@ -178,6 +179,16 @@ def test_the_state_of_muon_is_half_of_adamw_s_and_a_little() -> None:
     rest = 2 * 129280 * 7168
     share = 0.5 + 0.5 * rest / 1573.0e9
     assert f"{share:.3f} of it" in THEN["muon-memory"].evidence[0]
+
+
+def test_qwen_on_a_consumers_card() -> None:
+    """26.9 billion weights of 4.5 bits; 16 layers of 4 heads of 256 for keys and values, in bf16."""
+    line = THEN["local-hardware"].evidence[0]
+    assert f"{26.9e9 * 4.5 / 8 / 1e9:.1f} GB of weights (q4)" in line
+    assert float(line.partition(" and ")[2].partition(" GB")[0]) * 1e9 == pytest.approx(
+        131072 * 16 * 2 * 4 * 256 * 2, rel=0.02
+    )
+    assert "in 28.8 GB of rtx5090" in line
 
 
 def test_what_nobody_published_is_not_computed() -> None:

@@ -1,0 +1,93 @@
+"""Accelerators as their makers describe them, and machines of several of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from lichen.atlas.facts import Record
+from lichen.atlas.yaml_file import parse as parse_yaml
+from lichen.atlas.yaml_file import read_yaml
+from lichen.errors import LichenError
+
+SHIPPED = Path(__file__).parent / "devices.yaml"
+
+
+class Device(Record):
+    """Memory in bytes, bandwidth in bytes and dense rates in FLOPs per second; None: not published."""
+
+    title: str
+    kind: Literal["gpu", "unified", "cpu"]
+    memory: float = Field(gt=0)
+    bandwidth: float = Field(gt=0)
+    bf16_flops: float | None = None
+    fp8_flops: float | None = None
+    source: str
+    date: date
+    note: str | None = None
+
+
+class Usable(Record):
+    """The share of a device's memory that is there for weights and cache."""
+
+    share: float = Field(gt=0, le=1)
+    source: str
+    note: str
+
+
+class _File(Record):
+    usable: dict[Literal["gpu", "unified", "cpu"], Usable]
+    devices: dict[str, Device]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`count` devices of one sort, taken together: what is split over them is split evenly and for free."""
+
+    name: str
+    device: Device
+    count: int
+    usable: Usable
+
+    @property
+    def memory(self) -> int:
+        """Bytes for weights and cache."""
+        return int(self.count * self.device.memory * self.usable.share)
+
+    @property
+    def bandwidth(self) -> float:
+        return self.count * self.device.bandwidth
+
+    def flops(self, fp8: bool = False) -> float | None:
+        """FLOPs per second: of bf16 products, or of FP8 ones where the device has them."""
+        rate = (self.device.fp8_flops if fp8 else None) or self.device.bf16_flops
+        return None if rate is None else self.count * rate
+
+
+def load() -> dict[str, Device]:
+    """The devices by name."""
+    return _read().devices
+
+
+def parse(text: str) -> Machine:
+    """`h200:8` is eight of them, `rtx5090` is one. Raises LichenError, with the nearest names."""
+    name, colon, count = text.lower().partition(":")
+    if name not in load():
+        near = get_close_matches(name, load(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(load())}"
+        raise LichenError(f"no device {name!r}; {hint}")
+    if colon and (not count.isdecimal() or int(count) < 1):
+        raise LichenError(f"{text!r}: after the colon comes how many devices there are, like {name}:8")
+    device = load()[name]
+    return Machine(text, device, int(count or 1), _read().usable[device.kind])
+
+
+@cache
+def _read() -> _File:
+    return parse_yaml(_File, read_yaml(SHIPPED), SHIPPED)

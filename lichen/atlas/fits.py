@@ -1,0 +1,98 @@
+"""Whether a model fits on a machine, what is left for its cache, and how fast it could be at best.
+
+The speeds are a roofline, an upper bound that nobody reaches: every byte of weights and cache is read once
+per step at the full bandwidth, every FLOP is done at the full rate, and several devices share the work
+evenly without talking to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from lichen.atlas.devices import Machine
+from lichen.errors import LichenError
+from lichen.spec.cache import cache_bytes, longest_context, most_sequences
+from lichen.spec.flops import flops_per_token
+from lichen.spec.model import ModelSpec
+from lichen.spec.weights import DTYPES, Weight, released_dtype, weight_bytes, weights
+
+# Bits per weight of llama.cpp's blocks, scales included: 18 and 34 bytes for 32 weights, 210 for 256
+# (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h).
+GGUF_BITS = {"q4": 4.5, "q6": 6.5625, "q8": 8.5}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Bytes, tokens and tokens per second, those of `decode` for all sequences together.
+
+    None: the contexts where the weights alone do not fit, the speeds where the whole does not; `prefill` also
+    where the device's rate is not published, and then `decode` is bounded by bytes alone.
+    """
+
+    fits: bool
+    quant: str
+    weight_bytes: int
+    cache_bytes: int
+    memory: int
+    longest_context: int | None
+    most_sequences: int | None
+    decode: float | None
+    prefill: float | None
+
+
+def fits(spec: ModelSpec, machine: Machine, quant: str | None, context: int, batch: int = 1) -> Fit:
+    """`batch` sequences of `context` tokens on `machine`, the weights as `quant` (None: as released).
+
+    quant: fp32, bf16, fp8, int4, fp4, mxfp4 as checkpoints have them, or q4, q6, q8 as GGUF files do.
+    Raises LichenError for a context the model does not have, and for a storage that it cannot have.
+    """
+    stored = check_quant(quant) or released_dtype(spec)
+    if stored is None:
+        raise LichenError("the storage of the released weights is not one that can be counted: name another")
+    if not 1 <= context <= spec.max_position_embeddings:
+        raise LichenError(f"context is {context}; this model has 1 to {spec.max_position_embeddings} tokens")
+    all_weights = weights(spec)
+    held = _bytes(all_weights, stored)
+    cached = cache_bytes(spec, context, sequences=batch)
+    left = machine.memory - held
+    fit = cached.reserved <= left
+    decode = prefill = None
+    if fit:
+        flops, rate = flops_per_token(spec, context), machine.flops(fp8=stored in ("fp8", "fp4"))
+        read = _bytes(_met(all_weights, batch), stored) + cached.ideal
+        decode = batch / max(read / machine.bandwidth, batch * flops.decode / rate if rate else 0.0)
+        prefill = rate / flops.forward if rate else None
+    return Fit(
+        fits=fit,
+        quant=stored,
+        weight_bytes=held,
+        cache_bytes=cached.reserved,
+        memory=machine.memory,
+        longest_context=longest_context(spec, left, sequences=batch) if left > 0 else None,
+        most_sequences=most_sequences(spec, left, context) if left > 0 else None,
+        decode=decode,
+        prefill=prefill,
+    )
+
+
+def check_quant(quant: str | None) -> str | None:
+    """`quant` itself. Raises LichenError if it is no storage of weights."""
+    if quant not in (None, *DTYPES, *GGUF_BITS):
+        raise LichenError(f"weights cannot be stored as {quant!r}: take {', '.join((*DTYPES, *GGUF_BITS))}")
+    return quant
+
+
+def _bytes(found: Iterable[Weight], stored: str) -> int:
+    if stored in GGUF_BITS:
+        return round(sum(weight.parameters for weight in found) * GGUF_BITS[stored] / 8)
+    return weight_bytes(found, stored)
+
+
+def _met(found: Iterable[Weight], batch: int) -> list[Weight]:
+    """What a step of `batch` tokens reads: of `count` experts of which each token takes `active` at random,
+    count * (1 - (1 - active / count)^batch) on average."""
+    return [
+        replace(weight, count=round(weight.count * (1 - (1 - weight.active / weight.count) ** batch)))
+        for weight in found
+    ]

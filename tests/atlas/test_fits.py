@@ -1,0 +1,101 @@
+"""Fits: bytes against published sizes, speeds against the roofline done by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from lichen.atlas.devices import load, parse
+from lichen.atlas.fits import fits
+from lichen.errors import LichenError
+from lichen.spec.families import load_spec
+from lichen.spec.model import ModelSpec
+
+QWEN, KIMI, LLAMA = (load_spec(name) for name in ("qwen3.6-27b", "kimi-k2.6", "llama-3.1-8b"))
+
+
+def test_a_machine_is_so_many_devices() -> None:
+    eight = parse("h200:8")
+    assert (eight.count, eight.bandwidth) == (8, 8 * 4.8e12)
+    assert eight.memory == pytest.approx(0.9 * 8 * 141e9)
+    assert parse("RTX5090").memory == pytest.approx(0.9 * 32e9)
+    assert parse("mac-128g").flops() is None
+    assert all(device.source.startswith("https://") for device in load().values())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("h201:8", "no device 'h201'; did you mean h200"),
+        ("teapot", "no device 'teapot'; known are a100-80g"),
+        ("h200:0", "after the colon comes how many"),
+        ("h200:-1", "after the colon comes how many"),
+        ("h200:", "after the colon comes how many"),
+    ],
+)
+def test_a_machine_that_is_none(text: str, words: str) -> None:
+    with pytest.raises(LichenError, match=words):
+        parse(text)
+
+
+def test_sizes_are_those_of_the_published_files() -> None:
+    """Kimi K2.6's files are about 594 GB; 27 billion weights of 4.5 bits are 15.1 GB."""
+    assert fits(KIMI, parse("h200:8"), None, 4096).weight_bytes == pytest.approx(594e9, rel=0.005)
+    assert fits(QWEN, parse("rtx5090"), "q4", 4096).weight_bytes == pytest.approx(26.9e9 * 4.5 / 8, rel=0.005)
+
+
+def test_what_fits_and_what_does_not() -> None:
+    assert fits(QWEN, parse("rtx5090"), "q4", 32768).fits
+    assert not fits(QWEN, parse("rtx5090"), "bf16", 32768).fits  # 53.8 GB
+    assert not fits(KIMI, parse("h200:4"), None, 4096).fits
+    assert fits(KIMI, parse("h200:8"), None, 262144).fits
+    nothing = fits(KIMI, parse("rtx5090"), None, 4096)
+    assert (nothing.longest_context, nothing.most_sequences, nothing.decode) == (None, None, None)
+
+
+@pytest.mark.parametrize("spec", [QWEN, LLAMA])
+def test_the_longest_context_fits_and_one_page_more_does_not(spec: ModelSpec) -> None:
+    machine = parse("rtx4090")
+    found = fits(spec, machine, "q4", 4096, batch=4)
+    assert found.longest_context is not None
+    assert 4096 < found.longest_context < spec.max_position_embeddings
+    assert fits(spec, machine, "q4", found.longest_context, batch=4).fits
+    assert not fits(spec, machine, "q4", found.longest_context + 64, batch=4).fits
+
+
+def test_decoding_a_dense_model_reads_weights_and_cache_once() -> None:
+    """Llama 3.1 8B in bf16: its weights but the embedding, and 131,072 bytes of cache a token."""
+    context = 8192
+    read = (8_030_261_248 - 128256 * 4096) * 2 + context * 131072
+    found = fits(LLAMA, parse("h100"), "bf16", context)
+    assert found.decode == pytest.approx(3.35e12 / read, rel=1e-6)
+
+
+def test_prefill_is_bounded_by_flops() -> None:
+    """Two FLOPs per weight and, for short prompts, little else."""
+    found = fits(LLAMA, parse("h100:2"), "bf16", 128)
+    assert found.prefill == pytest.approx(2 * 989.5e12 / (2 * 7.5e9), rel=0.01)
+    assert fits(LLAMA, parse("mac-128g"), "bf16", 128).prefill is None
+
+
+def test_a_batch_meets_more_experts_but_not_all() -> None:
+    """64 tokens that each take 8 of 384 experts meet 74 % of them: of K2.6's 594 GB, 571 GB are experts (60
+    layers, three matrices of 2,048 x 7,168, 4.5 bits) and 2.3 GB are the embedding, of which rows are read."""
+    experts = 60 * 384 * 3 * 2048 * 7168 * 4.5 / 8
+    met = 1 - (1 - 8 / 384) ** 64
+    read = 594.2e9 - 163840 * 7168 * 2 - experts * (1 - met) + 64 * 1024 * 70272
+    found = fits(KIMI, parse("h200:8"), None, 1024, batch=64)
+    assert found.decode == pytest.approx(64 * 8 * 4.8e12 / read, rel=0.003)
+
+
+@pytest.mark.parametrize(
+    ("quant", "context", "words"),
+    [
+        ("q5", 4096, "weights cannot be stored as 'q5': take fp32, bf16"),
+        ("int4", 4096, "int4 is the storage of routed experts"),
+        ("q4", 0, "context is 0; this model has 1 to 262144 tokens"),
+        ("q4", 262145, "context is 262145"),
+    ],
+)
+def test_what_cannot_be_asked(quant: str, context: int, words: str) -> None:
+    with pytest.raises(LichenError, match=words):
+        fits(QWEN, parse("rtx5090"), quant, context)
