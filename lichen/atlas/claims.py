@@ -360,9 +360,12 @@ def _fits(check: kinds.Fits, catalogue: Catalogue) -> list[Answer]:
     if spec_name is None:
         return []
     found = fits(load_spec(spec_name), parse_machine(check.hardware), check.quant, check.context)
+    weights, cache, memory = (
+        f"{size / 1e9:,.1f} GB" for size in (found.weight_bytes, found.cache_bytes, found.memory)
+    )
     text = (
-        f"{found.weight_bytes / 1e9:,.1f} GB of weights ({found.quant}) and {found.cache_bytes / 1e9:,.2f} GB "
-        f"of cache for {check.context:,} tokens, in {found.memory / 1e9:,.1f} GB of {check.hardware}"
+        f"{weights} of weights ({found.quant}) and {cache} of cache for {check.context:,} tokens, "
+        f"in {memory} of {check.hardware}"
     )
     return [Answer(found.fits, text)]
 

@@ -78,8 +78,8 @@ def test_prefill_is_bounded_by_flops() -> None:
 
 
 def test_a_batch_meets_more_experts_but_not_all() -> None:
-    """64 tokens that each take 8 of 384 experts meet 74 % of them: of K2.6's 594 GB, 571 GB are experts (60
-    layers, three matrices of 2,048 x 7,168, 4.5 bits) and 2.3 GB are the embedding, of which rows are read."""
+    """64 tokens that each take 8 of 384 experts meet 74 % of them. Of K2.6's 594 GB, 571 GB are experts (60
+    layers, three matrices of 2,048 x 7,168, 4.5 bits); 2.3 GB are the embedding, which is not read."""
     experts = 60 * 384 * 3 * 2048 * 7168 * 4.5 / 8
     met = 1 - (1 - 8 / 384) ** 64
     read = 594.2e9 - 163840 * 7168 * 2 - experts * (1 - met) + 64 * 1024 * 70272
