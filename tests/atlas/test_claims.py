@@ -64,7 +64,10 @@ VERDICTS = {
     "price-gemma": (C,),
     "price-qwen": (P,),
     "architecture-open": (P,),
+    "west-single": (C,),
     "symbiosis": (U,),
+    "homogenisation": (P,),
+    "license-dependency": (P, S),  # Kimi K3's license
     "ceiling": (U,),
     "advice-agent": (C,),
     "advice-reasoning": (S, C),
