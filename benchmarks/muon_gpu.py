@@ -32,7 +32,7 @@ def gpu(report: Report, rounds: int) -> None:
         return
     device = torch.device("cuda")
     rate = matrix_rate(torch.bfloat16, device)
-    facts = machine(device) | {"symmetric products in Triton": "yes" if has_kernel(device) else "no"}
+    facts = machine(device) | {"symmetric products in Triton": "yes" if has_kernel(device.type) else "no"}
     report.data["gpu"] = facts
     report.say("; ".join(f"{key}: {value}" for key, value in facts.items()))
     report.say(f"bf16 matrix rate: {rate / 1e12:.0f} TFLOP/s\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -20,7 +21,7 @@ def symmetric_product(
     share memory with the others. On NVIDIA GPUs, in half precision, half of the tiles are computed
     (`lichen.optim.symmetric_triton`); elsewhere it is PyTorch's batched product.
     """
-    if has_kernel(a.device) and a.size(1) >= SMALLEST and a.element_size() == 2:
+    if has_kernel(a.device.type) and a.size(1) >= SMALLEST and a.element_size() == 2:
         from lichen.optim import symmetric_triton
 
         symmetric_triton.symmetric_product(a, b, out=out, addend=addend, alpha=alpha, beta=beta)
@@ -30,6 +31,7 @@ def symmetric_product(
         torch.baddbmm(addend, a, b, beta=beta, alpha=alpha, out=out)
 
 
-def has_kernel(device: torch.device) -> bool:
-    """Whether `device` runs the Triton kernel."""
-    return device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
+@cache
+def has_kernel(device_type: str) -> bool:
+    """Whether devices of this type run the Triton kernel."""
+    return device_type == "cuda" and torch.version.hip is None and find_spec("triton") is not None

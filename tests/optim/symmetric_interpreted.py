@@ -3,7 +3,8 @@
     TRITON_INTERPRET=1 python symmetric_interpreted.py SHAPES
 
 prints, for every (count, n, k) of the JSON list SHAPES and both number formats, the relative errors of
-X X^T and of a polynomial of it, and whether the results are symmetric to the bit.
+X X^T and of a polynomial of it, and whether the results are symmetric to the bit; and the errors of a whole
+orthogonalisation that multiplies with the kernel, as on a GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 import torch
 from torch import Tensor
 
+from lichen.optim import symmetric
+from lichen.optim.newton_schulz import KELLER_JORDAN, newton_schulz, orthogonalize
 from lichen.optim.symmetric_triton import symmetric_product
 
 
@@ -42,7 +45,20 @@ def main() -> None:
                     "outside": bool((whole[..., :3] == -1).all() and (whole[..., n + 3 :] == -1).all()),
                 }
             )
-    print(json.dumps(found))
+    print(
+        json.dumps(
+            {"products": found, "orthogonalisation": [whole_orthogonalisation(g) for g in (False, True)]}
+        )
+    )
+
+
+def whole_orthogonalisation(gram_form: bool) -> float:
+    symmetric.has_kernel = lambda device_type: True
+    x = torch.randn(2, 300, 620, generator=torch.Generator().manual_seed(0))
+    x /= torch.linalg.matrix_norm(x, keepdim=True)
+    expected = newton_schulz(x.double(), KELLER_JORDAN)
+    out = orthogonalize(x.half(), KELLER_JORDAN, gram_form=gram_form)
+    return float((out.double() - expected).norm() / expected.norm())
 
 
 if __name__ == "__main__":

@@ -36,17 +36,19 @@ def test_kernel_in_the_interpreter() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 2 * len(shapes)
-    for case in found:
+    assert len(found["products"]) == 2 * len(shapes)
+    for case in found["products"]:
         tolerance = {"torch.float32": 1e-6, "torch.float16": 1e-3}[case["dtype"]]
         for product in ("gram", "polynomial"):
             assert case[product]["error"] < tolerance, case
             assert case[product]["symmetric"], case
         assert case["outside"], case
+    assert len(found["orthogonalisation"]) == 2
+    assert all(error < 0.02 for error in found["orthogonalisation"]), found["orthogonalisation"]
 
 
 def test_without_a_kernel_it_is_pytorchs_product() -> None:
-    assert not has_kernel(torch.device("cpu"))
+    assert not has_kernel("cpu")
     x = matrices(2, 300, 40)
     gram, polynomial = x.new_empty(2, 2, 300, 300)
     symmetric_product(x, x.mT, out=gram)
@@ -59,7 +61,7 @@ def test_without_a_kernel_it_is_pytorchs_product() -> None:
 @pytest.mark.parametrize("gram_form", [False, True])
 @pytest.mark.parametrize("shape", [(3, 300, 900), (1, 1100, 1100), (2, 640, 260)])
 def test_orthogonalisation_on_a_gpu(shape: tuple[int, int, int], gram_form: bool) -> None:
-    assert has_kernel(torch.device("cuda"))
+    assert has_kernel("cuda")
     x = matrices(*shape).cuda()
     x /= torch.linalg.matrix_norm(x, keepdim=True)
     out = orthogonalize(x.bfloat16(), KELLER_JORDAN, gram_form=gram_form)
