@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lichen.cli.atlas_page import build, serve
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -108,6 +110,10 @@ def add(
     check_references(read_model(file))
     model, kept = add_model(file)
     print(f"{model.title} is kept in {kept}; `lichen atlas show {model.name}` shows it")
+
+
+atlas.command()(build)
+atlas.command()(serve)
 
 
 def _everything(model: Model, catalogue: Catalogue) -> dict[str, Any]:

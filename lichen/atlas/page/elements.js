@@ -1,0 +1,31 @@
+// Making elements, and writing numbers. All text goes in as text, so nothing in the data can become markup.
+
+const data = JSON.parse(document.getElementById('data').textContent);
+
+function build(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === 'function') element.addEventListener(name, value);
+    else if (value !== null && value !== false) element.setAttribute(name, value === true ? '' : value);
+  }
+  element.append(...children.flat(9).filter((child) => child !== null && child !== false));
+  return element;
+}
+
+const h = (name, attributes = {}, ...children) => build(document.createElement(name), attributes, children);
+const svg = (name, attributes = {}, ...children) =>
+  build(document.createElementNS('http://www.w3.org/2000/svg', name), attributes, children);
+
+const UNKNOWN = 'unknown';
+const unknown = () => h('span', { class: 'unknown' }, UNKNOWN);
+const digits = (value, count = 3) => Number(value.toPrecision(count)).toLocaleString('en', { maximumSignificantDigits: count });
+const usd = (value) => (value === null ? UNKNOWN : `$${value >= 1 ? value.toFixed(2) : digits(value)}`);
+const gib = (bytes) => `${digits(bytes / 2 ** 30)} GiB`;
+const tokens = (count) => (count >= 2 ** 20 ? `${digits(count / 2 ** 20)}M` : count >= 1024 ? `${digits(count / 1024)}K` : `${count}`);
+// A price as a share of another: 1/6.6 when it is less.
+const share = (ratio) => (ratio < 1 ? `1/${digits(1 / ratio)}` : `${digits(ratio)}x`);
+
+// A source as it stands in the data, in parts: an address becomes a link, the rest stays words.
+function source(text) {
+  const found = /^(https?:\/\/[^\s,]+)(.*)$/s.exec(text);
+  return found ? [h('a', { href: found[1], rel: 'noreferrer' }, found[1].replace(/^https?:\/\/(www\.)?/, '')), found[2]] : [text];
+}
