@@ -7,7 +7,8 @@ A step does, for every matrix W with gradient G (Keller Jordan, 2024; Moonlight,
     W <- W (1 - lr weight_decay) - lr scale(W) O
 
 where a parameter may hold many matrices (`lichen.nn.roles.Role`). Matrices of one shape, wherever they
-come from, go through Newton-Schulz as one batch.
+come from, go through Newton-Schulz as one batch. A sharded parameter (a DTensor) that holds no whole
+matrices has them computed by owners (`lichen.optim.sharded`); the bits of the result are the same.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Role
-from lichen.optim import recipes
-from lichen.optim.newton_schulz import EPSILON, method_for, orthogonalize, scaled
+from lichen.optim import recipes, sharded
+from lichen.optim.newton_schulz import EPSILON, method_for, orthogonalize, products_per_step, scaled
 from lichen.optim.recipes import OptimizerRecipe
+from lichen.optim.sharded import Job, local
 from lichen.optim.sinkhorn import sinkhorn_balanced
 from lichen.optim.table import ParameterTable, Row, recipe_options
 
@@ -32,6 +35,8 @@ from lichen.optim.table import ParameterTable, Row, recipe_options
 # second-level cache; elsewhere it should fill the machine and stay small beside the model.
 CHUNK_ENTRIES = {"cpu": 1 << 18}
 CHUNK_ENTRIES_ELSEWHERE = 1 << 28
+
+VECTOR_ENTRIES = 16  # fp32 numbers in the widest vector register of a CPU
 
 
 class Matrices(NamedTuple):
@@ -49,6 +54,10 @@ class Muon(torch.optim.Optimizer):
     `initial_lr`: both `torch.optim.lr_scheduler` and a trainer that writes
     `group["lr"] = group["initial_lr"] * factor` can drive it. Parameters without a gradient are left
     alone. State is fp32; a parameter in lower precision is updated in fp32 and rounded once.
+
+    Parameters may be DTensors (FSDP2's `fully_shard`, tensor parallelism); their state is sharded as they
+    are, and every rank calls `step`, with gradients of the same parameters. `sent_bytes` is what the last
+    step sent from this rank to others.
     """
 
     def __init__(self, table: ParameterTable, recipe: OptimizerRecipe = recipes.moonlight) -> None:
@@ -60,12 +69,13 @@ class Muon(torch.optim.Optimizer):
         if not len(table):
             raise LichenError("optimizer: the model has no parameter that requires a gradient")
         self.recipe = recipe
+        self.sent_bytes = 0
         self._rows: dict[Tensor, Row] = {}
         super().__init__([{"params": table}], {})
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy.deepcopy: PyTorch's own list of attributes leaves out what a subclass adds."""
-        return super().__getstate__() | {"recipe": self.recipe, "_rows": self._rows}
+        return super().__getstate__() | {"recipe": self.recipe, "sent_bytes": 0, "_rows": self._rows}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take more parameters: `{"params": table}`, or `(name, parameter)` pairs in place of a table.
@@ -103,6 +113,7 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
+        self.sent_bytes = 0
         for group in self.param_groups:
             rows: dict[str, list[Row]] = {"muon": [], "sinkhorn": [], "adamw": []}
             for parameter in group["params"]:
@@ -114,31 +125,109 @@ class Muon(torch.optim.Optimizer):
             self._adamw(rows["adamw"], group)
         return loss
 
-    def _momentum(self, row: Row) -> Tensor:
-        state = self.state[row.parameter]
+    @torch.no_grad()
+    def initialize_state(self) -> None:
+        """Allocate the state of every parameter as it is before the first step, for `state_dict` to show.
+
+        Loaders that fill a state in place need it, such as `torch.distributed.checkpoint.load`.
+        """
+        for row in self._rows.values():
+            self._state(row)
+
+    def _state(self, row: Row) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[row.parameter]
         if not state:
-            state["momentum_buffer"] = torch.zeros_like(row.parameter, dtype=torch.float32)
-        return state["momentum_buffer"]
+            for name in sorted(_state_names(self.recipe.algorithm(row.role.kind))):
+                state[name] = (
+                    torch.zeros((), device=row.parameter.device)
+                    if name == "step"
+                    else torch.zeros_like(row.parameter, dtype=torch.float32)
+                )
+        return state
+
+    def _momentum(self, row: Row) -> Tensor:
+        return local(self._state(row)["momentum_buffer"])
 
     def _muon(self, rows: list[Row], group: dict[str, Any]) -> None:
+        recipe, lr, weight_decay = self.recipe, group["lr"], group["weight_decay"]
+        per_head = recipe.per_head
+        here, cut = _apart(rows)
+
         batches: dict[tuple[torch.device, torch.Size], list[Matrices]] = {}
-        for row in rows:
+        for row in here:
             views = (
-                row.matrices(tensor, per_head=self.recipe.per_head)
-                for tensor in (row.parameter, _gradient(row), self._momentum(row))
+                row.matrices(tensor, per_head=per_head)
+                for tensor in (local(row.parameter), _gradient(row), self._momentum(row))
             )
             for matrices in map(Matrices, *views):
                 batches.setdefault((row.parameter.device, matrices.parameter.shape[1:]), []).append(matrices)
         for batch in batches.values():
-            muon_update(batch, self.recipe, lr=group["lr"], weight_decay=group["weight_decay"])
+            muon_update(batch, recipe, lr=lr, weight_decay=weight_decay)
+
+        def compute(owned: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+            steps = [torch.empty_like(whole, dtype=jobs[number].dtype) for number, whole in owned]
+            batches: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            for (number, whole), step in zip(owned, steps, strict=True):
+                views = (cut[number].matrices(tensor, per_head=per_head) for tensor in (whole, step))
+                for pair in zip(*views, strict=True):
+                    batches.setdefault(pair[0].shape[1:], []).append(pair)
+            for batch in batches.values():
+                for chunk in _chunks(batch):
+                    directions, targets = zip(*chunk, strict=True)
+                    for target, step in zip(
+                        targets, muon_steps(directions, targets, recipe, lr), strict=True
+                    ):
+                        target.copy_(step)
+            return steps
+
+        jobs = [self._muon_job(row) for row in cut]
+        self._by_owners(cut, jobs, compute, weight_decay=lr * weight_decay)
+
+    def _muon_job(self, row: Row) -> Job:
+        shapes = row.matrix_shapes(per_head=self.recipe.per_head)
+        dtypes = {method_for(row.parameter.device, rows, columns)[0] for _, rows, columns in shapes}
+        return self._job(
+            row,
+            stacked=row.stacked,
+            dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
+            work=sum(count * products_per_step(rows, columns) for count, rows, columns in shapes),
+        )
 
     def _sinkhorn(self, rows: list[Row], group: dict[str, Any]) -> None:
-        recipe, lr = self.recipe, group["lr"]
-        for row in rows:
-            direction = _advance(self._momentum(row), _gradient(row), recipe)
+        recipe, lr, weight_decay = self.recipe, group["lr"], group["weight_decay"]
+
+        def step(direction: Tensor) -> Tensor:
             average = direction * (1 - recipe.momentum)  # the direction is a sum of gradients
-            step = sinkhorn_balanced(average).mul_(-lr * (recipe.update_rms or 1.0))
-            row.parameter.copy_(step.add_(row.parameter, alpha=1 - lr * group["weight_decay"]))
+            return sinkhorn_balanced(average).mul_(-lr * (recipe.update_rms or 1.0))
+
+        here, cut = _apart(rows)
+        for row in here:
+            direction = _advance(self._momentum(row), _gradient(row), recipe)
+            _move(local(row.parameter), step(direction), lr * weight_decay)
+        jobs = [self._job(row, stacked=False, dtype=torch.float32, work=row.parameter.numel()) for row in cut]
+        self._by_owners(
+            cut, jobs, lambda owned: [step(whole) for _, whole in owned], weight_decay=lr * weight_decay
+        )
+
+    def _job(self, row: Row, *, stacked: bool, dtype: torch.dtype, work: float) -> Job:
+        """Advance the momentum of a sharded parameter, whose update is for owners to compute."""
+        assert isinstance(row.parameter, DTensor)
+        direction = _advance(self._momentum(row), _gradient(row), self.recipe)
+        return Job(row.parameter, direction, stacked, dtype, work)
+
+    def _by_owners(
+        self,
+        rows: Sequence[Row],
+        jobs: Sequence[Job],
+        compute: Callable[[Sequence[tuple[int, Tensor]]], list[Tensor]],
+        *,
+        weight_decay: float,
+    ) -> None:
+        if jobs:
+            steps, sent = sharded.updates_by_owners(jobs, compute)
+            self.sent_bytes += sent
+            for row, step in zip(rows, steps, strict=True):
+                _move(local(row.parameter), step, weight_decay)
 
     def _adamw(self, rows: list[Row], group: dict[str, Any]) -> None:
         """Decoupled-weight-decay Adam (arXiv 1711.05101) by PyTorch's own kernels."""
@@ -146,19 +235,18 @@ class Muon(torch.optim.Optimizer):
         for row in rows:
             by_device.setdefault(row.parameter.device, []).append(row)
         for device, here in by_device.items():
-            for row in here:
-                state = self.state[row.parameter]
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-                    state["exp_avg"] = torch.zeros_like(row.parameter, dtype=torch.float32)
-                    state["exp_avg_sq"] = torch.zeros_like(row.parameter, dtype=torch.float32)
-            masters = [row.parameter.float() for row in here]
-            states = [self.state[row.parameter] for row in here]
+            states = [self._state(row) for row in here]
+            held = (
+                [local(row.parameter) for row in here],
+                [local(state["exp_avg"]) for state in states],
+                [local(state["exp_avg_sq"]) for state in states],
+            )
+            parameters, averages, squares = ([_whole_vectors(tensor) for tensor in some] for some in held)
             adamw(
-                masters,
-                [_gradient(row).float() for row in here],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
+                parameters,
+                [_whole_vectors(_gradient(row)) for row in here],
+                averages,
+                squares,
                 [],
                 [state["step"] for state in states],
                 fused=device.type in _get_fused_kernels_supported_devices(),
@@ -170,13 +258,14 @@ class Muon(torch.optim.Optimizer):
                 eps=self.recipe.adamw_eps,
                 maximize=False,
             )
-            for row, master in zip(here, masters, strict=True):
-                if master is not row.parameter:
-                    row.parameter.copy_(master)
+            for some, updated in zip(held, (parameters, averages, squares), strict=True):
+                for tensor, result in zip(some, updated, strict=True):
+                    if result is not tensor:
+                        tensor.copy_(result.view(-1)[: tensor.numel()].view_as(tensor))
 
     def state_bytes(self) -> int:
-        """Bytes of optimizer state held now (none before the first step)."""
-        return sum(tensor.nbytes for state in self.state.values() for tensor in state.values())
+        """Bytes of optimizer state that this process holds now (none before the first step)."""
+        return sum(local(tensor).nbytes for state in self.state.values() for tensor in state.values())
 
     def state_dict(self) -> dict[str, Any]:
         """State by parameter name: {"state": {name: {...tensors}}, "param_groups": [...]}.
@@ -224,13 +313,8 @@ class Muon(torch.optim.Optimizer):
 
         self.state.clear()
         for name, saved in state_dict["state"].items():
-            parameter = rows[name].parameter
-            self.state[parameter] = {
-                key: torch.empty_like(
-                    tensor if key == "step" else parameter, dtype=torch.float32, device=parameter.device
-                ).copy_(tensor)
-                for key, tensor in saved.items()
-            }
+            for key, tensor in self._state(rows[name]).items():
+                tensor.copy_(saved[key] if key == "step" else sharded.place_like(saved[key], tensor))
         for group in self.param_groups:
             saved = saved_group[group["param_names"][0]]
             same = saved["initial_lr"] == group["initial_lr"] or saved["initial_lr"] == 0
@@ -256,35 +340,69 @@ def _state_names(algorithm: str) -> set[str]:
     return {"step", "exp_avg", "exp_avg_sq"} if algorithm == "adamw" else {"momentum_buffer"}
 
 
+def _whole_vectors(tensor: Tensor) -> Tensor:
+    """`tensor` for AdamW's kernel: fp32, and flat and padded if its length asks for it.
+
+    On a CPU the kernel rounds the entries after the last whole vector register otherwise than the rest,
+    and which entries these are depends on how a parameter is cut.
+    """
+    missing = -tensor.numel() % VECTOR_ENTRIES if tensor.device.type == "cpu" else 0
+    return nn.functional.pad(tensor.float().reshape(-1), (0, missing)) if missing else tensor.float()
+
+
+def _apart(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows whose matrices this rank can update by itself, and the others."""
+    here: list[Row] = []
+    cut: list[Row] = []
+    for row in rows:
+        (here if sharded.holds_whole_matrices(row.parameter, stacked=row.stacked) else cut).append(row)
+    return here, cut
+
+
 def _gradient(row: Row) -> Tensor:
+    """What this rank needs of the gradient."""
     gradient = row.parameter.grad
     if gradient is None or gradient.is_sparse or gradient.is_complex():
         raise LichenError(f"optimizer: {row.name} needs a dense, real gradient")
-    return gradient
+    return sharded.aligned(gradient, row.parameter)
 
 
 def muon_update(
     batch: Sequence[Matrices], recipe: OptimizerRecipe, *, lr: float, weight_decay: float
 ) -> None:
     """Update momentum and parameters of matrices that all have one shape and one device."""
-    _, rows, columns = batch[0].parameter.shape
-    device = batch[0].parameter.device
-    dtype, gram_form = method_for(device, rows, columns)
-    limit = max(1, CHUNK_ENTRIES.get(device.type, CHUNK_ENTRIES_ELSEWHERE) // (rows * columns))
-    for chunk in _chunks(batch, limit):
-        sizes = [matrices.parameter.size(0) for matrices in chunk]
-        x = torch.empty(sum(sizes), rows, columns, dtype=dtype, device=device)
-        for (_, gradient, momentum), slot in zip(chunk, x.split(sizes), strict=True):
-            direction = _advance(momentum, gradient, recipe)
-            norm = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
-            torch.div(direction, norm.add_(EPSILON), out=slot)
-        schedule = scaled(recipe.ns_schedule, -lr * recipe.scale(rows, columns))
-        x = orthogonalize(x, schedule, gram_form=gram_form)
-        for (parameter, _, _), step in zip(chunk, x.split(sizes), strict=True):
-            if parameter.dtype == torch.float32:
-                torch.add(step, parameter, alpha=1 - lr * weight_decay, out=parameter)
-            else:
-                parameter.copy_(torch.add(step.float(), parameter, alpha=1 - lr * weight_decay))
+    for chunk in _chunks(batch):
+        directions = (_advance(momentum, gradient, recipe) for _, gradient, momentum in chunk)
+        parameters = [parameter for parameter, _, _ in chunk]
+        for parameter, step in zip(parameters, muon_steps(directions, parameters, recipe, lr), strict=True):
+            _move(parameter, step, lr * weight_decay)
+
+
+def muon_steps(
+    directions: Iterable[Tensor], like: Sequence[Tensor], recipe: OptimizerRecipe, lr: float
+) -> Sequence[Tensor]:
+    """-lr scale O of matrices of one shape, orthogonalised as one batch, which does not change their bits.
+
+    directions: G + momentum M or M, each (matrices, rows, columns), shaped like the tensors in `like`.
+    """
+    sizes = [matrices.size(0) for matrices in like]
+    _, rows, columns = like[0].shape
+    dtype, gram_form = method_for(like[0].device, rows, columns)
+    x = torch.empty(sum(sizes), rows, columns, dtype=dtype, device=like[0].device)
+    for direction, slot in zip(directions, x.split(sizes), strict=True):
+        direction = direction.contiguous()  # the order of a sum, so its rounding, follows the layout
+        norm = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
+        torch.div(direction, norm.add_(EPSILON), out=slot)
+    schedule = scaled(recipe.ns_schedule, -lr * recipe.scale(rows, columns))
+    return orthogonalize(x, schedule, gram_form=gram_form).split(sizes)
+
+
+def _move(parameter: Tensor, step: Tensor, weight_decay: float) -> None:
+    """parameter (1 - weight_decay) + step, in fp32, rounded once."""
+    if parameter.dtype == torch.float32:
+        torch.add(step, parameter, alpha=1 - weight_decay, out=parameter)
+    else:
+        parameter.copy_(torch.add(step.float(), parameter, alpha=1 - weight_decay))
 
 
 def _advance(momentum: Tensor, gradient: Tensor, recipe: OptimizerRecipe) -> Tensor:
@@ -293,15 +411,17 @@ def _advance(momentum: Tensor, gradient: Tensor, recipe: OptimizerRecipe) -> Ten
     return torch.add(gradient, momentum, alpha=recipe.momentum) if recipe.nesterov else momentum
 
 
-def _chunks(batch: Sequence[Matrices], limit: int) -> Iterator[list[Matrices]]:
-    """Cut a batch into lists of at most `limit` matrices in all."""
-    chunk: list[Matrices] = []
+def _chunks(batch: Sequence[Any]) -> Iterator[list[Any]]:
+    """Cut a batch, tuples of tensors (matrices, rows, columns), into lists small enough to work on."""
+    _, rows, columns = batch[0][0].shape
+    limit = max(1, CHUNK_ENTRIES.get(batch[0][0].device.type, CHUNK_ENTRIES_ELSEWHERE) // (rows * columns))
+    chunk: list[Any] = []
     room = limit
-    for matrices in batch:
-        start, count = 0, matrices.parameter.size(0)
+    for tensors in batch:
+        start, count = 0, tensors[0].size(0)
         while start < count:
             stop = min(start + room, count)
-            chunk.append(Matrices(*(tensor[start:stop] for tensor in matrices)))
+            chunk.append(tuple(tensor[start:stop] for tensor in tensors))
             room -= stop - start
             start = stop
             if room == 0:

@@ -92,6 +92,12 @@ def method_for(device: torch.device, rows: int, columns: int) -> tuple[torch.dty
     return dtype, longer >= method.gram_ratio * shorter
 
 
+def products_per_step(rows: int, columns: int) -> int:
+    """Floating-point operations of one step in the plain form: two products with X, one of R with itself."""
+    shorter, longer = sorted((rows, columns))
+    return 2 * shorter * shorter * (2 * longer + shorter)
+
+
 def newton_schulz(matrices: Tensor, schedule: Schedule) -> Tensor:
     """Orthogonalise every matrix of `matrices` (..., rows, columns), in its own dtype.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lichen.errors import LichenError
+from lichen.optim.sharded import local, max_over_ranks, row_range
 from lichen.spec.model import GQA, MLA
 
 
@@ -21,7 +22,8 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
     """Clip every attention module named in `max_logits`; call it after `optimizer.step()`.
 
     max_logits: attention module name -> (num_attention_heads,), the largest logit per head that went
-        into the softmax (softmax scale included), over the whole batch of the step and over all ranks.
+        into the softmax (softmax scale included), over the whole batch of the step. If the weights are
+        sharded, every rank gives those of its own batch and the maximum over the ranks counts.
 
     Returns the number of clipped heads per module. Raises LichenError for a logit that is not finite,
     for a wrong number of heads, and for an attention that QK-clip is not defined for.
@@ -29,6 +31,7 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
     if not tau > 0:
         raise LichenError(f"QK-clip: tau is {tau}; it must be greater than 0")
     modules = dict(model.named_modules())
+    largest = {}
     for name, logits in max_logits.items():
         spec = getattr(modules.get(name), "spec", None)
         if not isinstance(spec, MLA | GQA):
@@ -38,17 +41,24 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
                 f"QK-clip: {name} has {spec.num_attention_heads} heads, but its largest logits have shape "
                 f"{tuple(logits.shape)}"
             )
-        if not logits.isfinite().all():
+        largest[name] = max_over_ranks(logits.float(), _query(modules[name], spec).get_parameter("weight"))
+        if not largest[name].isfinite().all():
             raise LichenError(f"QK-clip: the largest attention logits of {name} are not finite")
 
     clipped = {}
-    for name, logits in max_logits.items():
+    for name, logits in largest.items():
         attention = modules[name]
-        gamma = tau / logits.float().clamp(min=tau)
+        gamma = tau / logits.clamp(min=tau)
         clip = _clip_mla if isinstance(attention.spec, MLA) else _clip_gqa
         clip(attention, attention.spec, gamma)
         clipped[name] = (gamma < 1).sum()
     return {name: int(count) for name, count in clipped.items()}
+
+
+def _query(attention: nn.Module, spec: MLA | GQA) -> nn.Module:
+    """The projection whose rows are the query heads."""
+    direct = isinstance(spec, GQA) or spec.q_lora_rank is None
+    return attention.get_submodule("q_proj" if direct else "q_b_proj")
 
 
 def _clip_mla(attention: nn.Module, spec: MLA, gamma: Tensor) -> None:
@@ -56,14 +66,12 @@ def _clip_mla(attention: nn.Module, spec: MLA, gamma: Tensor) -> None:
 
     The rotated key is shared by all heads, so the head's whole rope factor falls on its query.
     """
-    heads, nope = spec.num_attention_heads, spec.qk_nope_head_dim
-    query = attention.get_parameter("q_proj.weight" if spec.q_lora_rank is None else "q_b_proj.weight")
-    query_rows = query.view(heads, spec.qk_head_dim, -1)
-    key_value_rows = attention.get_parameter("kv_b_proj.weight").view(heads, nope + spec.v_head_dim, -1)
-    gamma = gamma.to(query.device).view(heads, 1, 1)
-    query_rows[:, :nope].mul_(gamma.sqrt())
-    query_rows[:, nope:].mul_(gamma)
-    key_value_rows[:, :nope].mul_(gamma.sqrt())
+    factor, root = gamma.view(-1, 1), gamma.sqrt().view(-1, 1)
+    nope, rope, value = spec.qk_nope_head_dim, spec.qk_rope_head_dim, spec.v_head_dim
+    query = torch.cat([root.expand(-1, nope), factor.expand(-1, rope)], dim=1)
+    key_value = torch.cat([root.expand(-1, nope), torch.ones_like(root).expand(-1, value)], dim=1)
+    _scale_rows(_query(attention, spec).get_parameter("weight"), query.flatten())
+    _scale_rows(attention.get_parameter("kv_b_proj.weight"), key_value.flatten())
 
 
 def _clip_gqa(attention: nn.Module, spec: GQA, gamma: Tensor) -> None:
@@ -72,6 +80,12 @@ def _clip_gqa(attention: nn.Module, spec: GQA, gamma: Tensor) -> None:
     The paper treats heads that own their key. A key that several query heads share cannot follow one of
     them without moving the others, so it stays and every head is clipped exactly.
     """
-    for parameter in attention.get_submodule("q_proj").parameters():
-        rows = parameter.view(spec.num_attention_heads, spec.head_dim, -1)
-        rows.mul_(gamma.to(rows.device).view(-1, 1, 1))
+    for parameter in _query(attention, spec).parameters():
+        _scale_rows(parameter, gamma.repeat_interleave(spec.head_dim))
+
+
+def _scale_rows(parameter: Tensor, factor: Tensor) -> None:
+    """Multiply row i by factor[i]; of a sharded parameter, the rows that are here."""
+    here = local(parameter)
+    rows = factor[row_range(parameter)].to(here.device)
+    here.mul_(rows.view(-1, *(1,) * (here.ndim - 1)))

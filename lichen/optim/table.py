@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Role
 from lichen.optim.infer import infer_roles
 from lichen.optim.recipes import OptimizerRecipe
+from lichen.optim.sharded import holds_whole_matrices, local
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,16 +53,29 @@ class Row:
             raise LichenError(
                 f"optimizer table: {self.name} has {rows} rows, which {role.heads} heads cannot share equally"
             )
-        memory = self.parameter.untyped_storage().data_ptr()
-        for matrices in self.matrices(self.parameter.detach(), per_head=True):
+        if not holds_whole_matrices(self.parameter, stacked=self.stacked):
+            return  # its owners lay the matrices out anew
+        here = local(self.parameter.detach())
+        memory = here.untyped_storage().data_ptr()
+        for matrices in self.matrices(here, per_head=True):
             if matrices.untyped_storage().data_ptr() != memory:
                 raise LichenError(
                     f"optimizer table: the matrices of {self.name} are not in one piece of memory; make the "
                     "parameter contiguous"
                 )
 
+    @property
+    def stacked(self) -> bool:
+        """Whether dimensions before the last two stack independent matrices."""
+        return self.role.kind == "matrix" and self.role.layout != "kernel"
+
+    def matrix_shapes(self, *, per_head: bool) -> list[tuple[int, int, int]]:
+        """(matrices, rows, columns) of every batch that `matrices` returns for the whole parameter."""
+        like = torch.empty(self.parameter.shape, device="meta")
+        return [(m.size(0), m.size(1), m.size(2)) for m in self.matrices(like, per_head=per_head)]
+
     def matrices(self, tensor: Tensor, *, per_head: bool) -> list[Tensor]:
-        """The logical matrices in `tensor`, which is shaped like the parameter.
+        """The logical matrices in `tensor`, which is shaped like the parameter, or like a part of its stack.
 
         Returns batches (matrices, rows, columns). They are views if the memory of `tensor` is laid out
         like the parameter's.
@@ -159,8 +174,8 @@ def recipe_options(row: Row, recipe: OptimizerRecipe) -> tuple[float, float]:
 def _matrices(row: Row, *, per_head: bool) -> str:
     if row.role.kind != "matrix":
         return ""
-    batches = row.matrices(row.parameter.detach(), per_head=per_head)
-    return " + ".join(f"{count} x ({rows}, {columns})" for count, rows, columns in (b.shape for b in batches))
+    shapes = row.matrix_shapes(per_head=per_head)
+    return " + ".join(f"{count} x ({rows}, {columns})" for count, rows, columns in shapes)
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> str:

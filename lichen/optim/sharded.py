@@ -1,0 +1,347 @@
+"""Whole matrices out of shards: every matrix gets one owner, which computes its update for all ranks.
+
+Newton-Schulz needs a matrix whole, but sharding (FSDP2, tensor parallelism: DTensor parameters) cuts it
+over the ranks of a mesh. So each rank advances its shard of the momentum, the owner gathers the
+direction of the step, computes the update, and hands every rank its shard of it. All other work
+(momentum, weight decay, AdamW) stays on the shards.
+
+An expert stack that is sharded by expert has whole matrices on every rank already and is updated in
+place, without communication. The owner of any other matrix is the rank with the least work so far, in
+floating-point operations, matrices taken from the largest down; where some ranks hold it whole (replicas
+do), it is one of these. Everybody computes the same owners from shapes and placements alone.
+
+Bytes per step of a matrix of n entries, cut into S shards that R groups of ranks hold alike (S = 1:
+replicated, R = 1: plainly sharded), summed over the ranks, where the owner's own shard has s entries:
+
+    4 (n - s)        directions to the owner, in fp32, so that it computes what one process would
+    b (R n - s)      updates to everybody else; b = 2 where Newton-Schulz runs in bf16, 4 in fp32
+
+The matrices are cut into waves: while the owners compute one, the next one's directions and the last
+one's updates are under way. Messages go from rank to rank (`torch.distributed.batch_isend_irecv`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Shard
+
+from lichen.errors import LichenError
+
+# Entries that one owner takes on in one wave: enough to fill the machine, small beside the model.
+WAVE_ENTRIES = 1 << 26
+
+
+class Box(NamedTuple):
+    """The part of a tensor that one rank holds."""
+
+    rank: int  # in the default process group
+    replica: tuple[int, ...]  # its place along the mesh dimensions that replicate
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A sharded parameter whose matrices go to owners.
+
+    parameter: the DTensor. direction: what this rank holds of the step's direction, fp32, shaped like
+    its shard. stacked: leading dimensions hold independent matrices (rows, columns), which may have
+    different owners; else the parameter goes to one owner whole. dtype: of the update. work: for the
+    parameter's update, in operations; the unit is the same for all jobs of one call.
+    """
+
+    parameter: DTensor
+    direction: Tensor
+    stacked: bool
+    dtype: torch.dtype
+    work: float
+
+    def matrices(self) -> int:
+        """How many there are to be given to owners."""
+        return prod(self.parameter.shape[:-2]) if self.stacked else 1
+
+
+class Piece(NamedTuple):
+    """What one rank holds of a matrix: its region, and where the matrix is in the rank's shard."""
+
+    rank: int
+    replica: tuple[int, ...]
+    in_matrix: tuple[slice, ...]
+    in_shard: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """One matrix (or a parameter that stays in one piece), its pieces and who computes its update."""
+
+    job: int
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    owner: int
+
+    def sources(self) -> list[Piece]:
+        """Pieces that add up to the matrix, from the owner's own group of ranks."""
+        mine = next(piece.replica for piece in self.pieces if piece.rank == self.owner)
+        return [piece for piece in self.pieces if piece.replica == mine]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of `tensor`; the tensor itself if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def aligned(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """What this rank needs of `gradient` for its shard of `parameter`."""
+    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
+        return gradient.redistribute(placements=parameter.placements).to_local()
+    return gradient
+
+
+def place_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`tensor`, whole or sharded in any way, sharded as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    mesh, placements = parameter.device_mesh, parameter.placements
+    if isinstance(tensor, DTensor) and tensor.device_mesh == mesh and tensor.placements == placements:
+        return tensor
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    box = _own_box(parameter)
+    region = tuple(slice(start, start + size) for start, size in zip(box.offset, box.shape, strict=True))
+    return DTensor.from_local(
+        whole[region].to(local(parameter).device),
+        mesh,
+        placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def max_over_ranks(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The largest values over all ranks of the mesh that `parameter` lies on; NaN counts as infinite."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    largest = tensor.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    for group in parameter.device_mesh.get_all_groups():
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    return largest
+
+
+def row_range(parameter: Tensor) -> slice:
+    """The rows (dimension 0) of a parameter that this rank holds."""
+    if not isinstance(parameter, DTensor):
+        return slice(0, parameter.size(0))
+    box = _own_box(parameter)
+    return slice(box.offset[0], box.offset[0] + box.shape[0])
+
+
+def _own_box(parameter: DTensor) -> Box:
+    everyone = boxes(parameter.shape, parameter.device_mesh, parameter.placements)
+    return next(box for box in everyone if box.rank == dist.get_rank())
+
+
+def holds_whole_matrices(parameter: Tensor, *, stacked: bool) -> bool:
+    """Whether each matrix is whole on exactly one rank, so that no rank needs another for its update."""
+    if not isinstance(parameter, DTensor):
+        return True
+    free = range(parameter.ndim - 2) if stacked else range(0)
+    return all(
+        size == 1 or (isinstance(placement, Shard) and placement.dim in free)
+        for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True)
+    )
+
+
+@cache
+def boxes(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Placement, ...]) -> tuple[Box, ...]:
+    """What every rank of the mesh holds, as `torch.chunk` cuts: all shards equal but for the last ones."""
+    # A strided shard (FSDP over tensor parallelism) cuts what the mesh dimensions after it have left.
+    order = sorted(range(mesh.ndim), key=lambda dim: type(placements[dim]).__name__ == "_StridedShard")
+    found = []
+    for place in product(*map(range, mesh.shape)):
+        offset, size = [0] * len(shape), list(shape)
+        for mesh_dim in order:
+            placement = placements[mesh_dim]
+            if isinstance(placement, Shard):
+                dim, parts = placement.dim, mesh.shape[mesh_dim]
+                step = -(-size[dim] // parts)
+                start = min(place[mesh_dim] * step, size[dim])
+                offset[dim] += start
+                size[dim] = min(step, size[dim] - start)
+        replica = tuple(
+            at for at, placement in zip(place, placements, strict=True) if placement.is_replicate()
+        )
+        found.append(Box(int(mesh.mesh[place]), replica, tuple(offset), tuple(size)))
+    return tuple(found)
+
+
+def plan(jobs: Sequence[Job]) -> list[Matrix]:
+    """Every matrix of `jobs` with its owner, from the largest down."""
+    matrices = [matrix for index, job in enumerate(jobs) for matrix in _matrices(index, job)]
+    load: dict[int, float] = defaultdict(float)
+    owned = []
+    work = [job.work / job.matrices() for job in jobs]
+    for matrix in sorted(matrices, key=lambda matrix: -work[matrix.job]):
+        whole = [piece.rank for piece in matrix.pieces if piece.shape == matrix.shape]
+        candidates = whole or [piece.rank for piece in matrix.pieces]
+        owner = min(candidates, key=lambda rank: (load[rank], rank))
+        load[owner] += work[matrix.job]
+        owned.append(Matrix(matrix.job, matrix.shape, matrix.pieces, owner))
+    return owned
+
+
+def _matrices(index: int, job: Job) -> list[Matrix]:
+    parameter = job.parameter
+    stack = parameter.ndim - 2 if job.stacked else 0
+    shape = tuple(parameter.shape[stack:])
+    held = boxes(parameter.shape, parameter.device_mesh, parameter.placements)
+    return [
+        Matrix(index, shape, tuple(_piece(box, at) for box in held), owner=-1)
+        for at in product(*map(range, parameter.shape[:stack]))
+    ]
+
+
+def _piece(box: Box, at: tuple[int, ...]) -> Piece:
+    """What a rank holds of the matrix at place `at` of a stack; a piece without entries if nothing."""
+    depth = len(at)
+    inside = all(start <= i < start + size for i, start, size in zip(at, box.offset, box.shape, strict=False))
+    shape = box.shape[depth:] if inside else (0,) * len(box.shape[depth:])
+    in_matrix = tuple(
+        slice(start, start + size) for start, size in zip(box.offset[depth:], shape, strict=True)
+    )
+    in_shard = tuple(i - start for i, start in zip(at, box.offset, strict=False))
+    return Piece(box.rank, box.replica, in_matrix, in_shard, shape)
+
+
+def updates_by_owners(
+    jobs: Sequence[Job], compute: Callable[[Sequence[tuple[int, Tensor]]], Sequence[Tensor]]
+) -> tuple[list[Tensor], int]:
+    """This rank's shards of the updates of all `jobs`, and the bytes it sent. Every rank must call it.
+
+    compute: takes (number of the job, whole direction) of the matrices that this rank owns, returns their
+        whole updates in the job's dtype.
+
+    Raises LichenError for a shard that is not cut as its placements say.
+    """
+    for job in jobs:
+        if job.direction.shape != _own_box(job.parameter).shape:
+            raise LichenError(
+                f"optimizer: a shard of shape {tuple(job.direction.shape)} of a parameter of shape "
+                f"{tuple(job.parameter.shape)} should have shape {_own_box(job.parameter).shape} under the "
+                f"placements {job.parameter.placements}"
+            )
+    updates = [torch.empty_like(job.direction, dtype=job.dtype) for job in jobs]
+    rank, sent = dist.get_rank(), 0
+    returning: list[Transfer] = []
+    waves = _waves(plan(jobs))
+    gathering = [_gather(wave, jobs, rank) for wave in waves[:1]]
+    for number, wave in enumerate(waves):
+        gathering += [_gather(following, jobs, rank) for following in waves[number + 1 : number + 2]]
+        wholes, transfer = gathering.pop(0)
+        transfer.finish()
+        mine = [matrix for matrix in wave if matrix.owner == rank]
+        owned = compute([(matrix.job, whole) for matrix, whole in zip(mine, wholes, strict=True)])
+        returning.append(_return(wave, owned, updates, rank))
+        sent += transfer.sent + returning[-1].sent
+    for transfer in returning:
+        transfer.finish()
+    return updates, sent
+
+
+def _waves(matrices: Iterable[Matrix]) -> list[list[Matrix]]:
+    """Cut so that no owner has more than `WAVE_ENTRIES` entries in a wave, or one matrix."""
+    waves: dict[int, list[Matrix]] = defaultdict(list)
+    before: dict[int, int] = defaultdict(int)
+    for matrix in matrices:
+        waves[before[matrix.owner] // WAVE_ENTRIES].append(matrix)
+        before[matrix.owner] += prod(matrix.shape)
+    return [waves[number] for number in sorted(waves)]
+
+
+Messages = dict[tuple[int, torch.dtype], list[Tensor]]  # by the other rank and the dtype
+
+
+class Transfer:
+    """Messages under way: `outgoing` is copied at once, `incoming` is filled by `finish`."""
+
+    def __init__(self, outgoing: Messages, incoming: Messages) -> None:
+        operations = []
+        self.incoming = []
+        self.sent = 0
+        for (peer, dtype), targets in sorted(incoming.items(), key=str):
+            buffer = targets[0].new_empty(sum(target.numel() for target in targets), dtype=dtype)
+            operations.append(dist.P2POp(dist.irecv, buffer, peer))
+            self.incoming.append((buffer, targets))
+        for (peer, _), tensors in sorted(outgoing.items(), key=str):
+            buffer = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            operations.append(dist.P2POp(dist.isend, buffer, peer))
+            self.sent += buffer.nbytes
+        self.work = dist.batch_isend_irecv(operations) if operations else []
+
+    def finish(self) -> None:
+        """Wait, and put what arrived in its place."""
+        for work in self.work:
+            work.wait()
+        for buffer, targets in self.incoming:
+            parts = buffer.split([target.numel() for target in targets])
+            for target, part in zip(targets, parts, strict=True):
+                target.copy_(part.view(target.shape))
+
+
+def _gather(wave: Sequence[Matrix], jobs: Sequence[Job], rank: int) -> tuple[list[Tensor], Transfer]:
+    """Directions of the matrices that this rank owns, whole once the transfer has finished."""
+    outgoing: Messages = defaultdict(list)
+    incoming: Messages = defaultdict(list)
+    wholes = []
+    for matrix in wave:
+        job = jobs[matrix.job]
+        pieces = {piece.rank: piece for piece in matrix.sources() if prod(piece.shape)}
+        own = pieces.pop(rank, None)
+        if matrix.owner != rank:
+            if own is not None:
+                outgoing[matrix.owner, torch.float32].append(job.direction[own.in_shard])
+            continue
+        if own is not None and own.shape == matrix.shape:
+            wholes.append(job.direction[own.in_shard])
+            continue
+        whole = job.direction.new_empty_strided(matrix.shape, job.parameter.stride()[-len(matrix.shape) :])
+        if own is not None:
+            whole[own.in_matrix] = job.direction[own.in_shard]
+        for piece in pieces.values():
+            incoming[piece.rank, torch.float32].append(whole[piece.in_matrix])
+        wholes.append(whole)
+    return wholes, Transfer(outgoing, incoming)
+
+
+def _return(
+    wave: Sequence[Matrix], owned: Sequence[Tensor], updates: Sequence[Tensor], rank: int
+) -> Transfer:
+    """Send every rank its shard of the updates that this rank computed."""
+    outgoing: Messages = defaultdict(list)
+    incoming: Messages = defaultdict(list)
+    computed = iter(owned)
+    for matrix in wave:
+        update = updates[matrix.job]
+        pieces = {piece.rank: piece for piece in matrix.pieces if prod(piece.shape)}
+        own = pieces.pop(rank, None)
+        if matrix.owner != rank:
+            if own is not None:
+                incoming[matrix.owner, update.dtype].append(update[own.in_shard])
+            continue
+        whole = next(computed)
+        if own is not None:
+            update[own.in_shard] = whole[own.in_matrix]
+        for piece in pieces.values():
+            outgoing[piece.rank, update.dtype].append(whole[piece.in_matrix])
+    return Transfer(outgoing, incoming)
