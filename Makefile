@@ -5,12 +5,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench chromium
 
 demo: $(READY) ## data, training, export and three completions in a few minutes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/demo.sh
 
-test: lint ## everything that is checked
+test: lint chromium ## everything that is checked
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 
 lint: $(READY) ## style, types and import layers
@@ -18,6 +18,18 @@ lint: $(READY) ## style, types and import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# The atlas' page is tested in a browser; without one everything else still is.
+CHROMIUM := env DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends chromium
+
+chromium:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "Installing Chromium (once)" && \
+	  { $(CHROMIUM) || { apt-get update --quiet=2 && $(CHROMIUM); }; } >/dev/null; } || { \
+	  echo "################################################################" >&2; \
+	  echo "# NO CHROMIUM: the tests of the atlas' page in a browser are    #" >&2; \
+	  echo "# skipped. Install it: apt-get install chromium (as root)       #" >&2; \
+	  echo "################################################################" >&2; }
 
 bench: $(READY) ## speed beside other implementations, in one run each
 	$(BIN)/python -m benchmarks.train_step

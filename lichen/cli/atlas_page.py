@@ -39,12 +39,12 @@ def serve(
     from lichen.atlas.page import build as build_page
 
     server = page_server(build_page(parse_as_of(as_of)), host, port)
-    with server:
-        print(f"The atlas is at http://{host}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
-        try:
+    try:
+        with server:
+            print(f"The atlas is at http://{host}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
             server.serve_forever()
-        except KeyboardInterrupt:
-            print()
+    except KeyboardInterrupt:
+        print()
 
 
 def page_server(page: str, host: str, port: int) -> ThreadingHTTPServer:

@@ -13,7 +13,7 @@ function advice() {
     const now = data.advice.find(({ name }) => name === value(root, 'for'));
     const assumed = [...now.require.map((each) => ({ open_weights: 'its weights can be downloaded', price: 'somebody lists a price' })[each] ?? each),
       ...Object.entries(now.assume).map(([name, each]) => `${name.replaceAll('_', ' ')} ${each}`)];
-    answer.replaceChildren(
+    fill(answer, 
       h('h3', {}, 'The rules: asked in this order'),
       h('ol', {}, now.criteria.map(({ label, why, within }) => h('li', {}, h('strong', {}, label), within === '0' ? '. ' : ` (even within ${within}). `, why))),
       assumed.length ? h('p', { class: 'note' }, `Taken for granted unless you say otherwise: ${assumed.join('; ')}.`) : '',
@@ -22,7 +22,7 @@ function advice() {
         h('dl', {}, now.criteria.map(({ label }, i) => [h('dt', {}, label),
           h('dd', { class: place.answers[i].value === null ? 'unknown' : null }, place.answers[i].text)])),
         [place.decided_by, place.would_change, ...place.notes].filter(Boolean).map((text) => h('p', { class: 'note' }, text)),
-        h('details', {}, h('summary', {}, 'The facts behind it'), h('ul', { class: 'evidence' }, place.answers.flatMap(({ facts }) => facts).map((text) => h('li', {}, text)))))))),
+        h('details', {}, h('summary', {}, 'The facts behind it'), h('ul', { class: 'evidence' }, place.answers.flatMap(({ facts }) => facts).map((text) => h('li', {}, source(text))))))))),
       now.alternatives.length ? h('p', {}, h('strong', {}, 'Another would lead: '), now.alternatives.join('; '), '.') : '',
       now.excluded.length ? h('details', {}, h('summary', {}, `${now.excluded.length} cut beforehand`), h('ul', { class: 'evidence' }, now.excluded.map((each) => h('li', {}, `${each.model}: ${each.constraint}: ${each.why}`)))) : '');
   }

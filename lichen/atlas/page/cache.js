@@ -28,7 +28,7 @@ function cache() {
     const x = logarithmic([data.contexts[0], data.contexts.at(-1)], [box.left, box.right]);
     const y = logarithmic(span, [box.bottom, box.top]);
     const ends = spread(lines.map((line) => y(line.model.memory[kind][last(line)] / 2 ** 30)), 15, box.bottom);
-    figure.replaceChildren(chart(width, height, 'Cache against context',
+    fill(figure, chart(width, height, 'Cache against context',
       frame(box, { ticks: data.contexts.filter((_, i) => !narrow || i % 2 === 0), scale: x, words: tokens, title: 'tokens of context (log)' },
         { ticks: decades(...span, 12).filter((tick) => Number.isInteger(Math.round(Math.log10(tick) * 1e6) / 1e6)), scale: y, words: (tick) => `${tick}`, title: `GiB per sequence, ${kind} (log)` }),
       svg('line', { class: 'guide', x1: x(data.contexts[at]), x2: x(data.contexts[at]), y1: box.top, y2: box.bottom }),
@@ -46,7 +46,7 @@ function cache() {
     const there = lines.filter((line) => at <= last(line)).sort((a, b) => a.model.memory[kind][at] - b.model.memory[kind][at]);
     const most = Math.max(...there.map((line) => line.model.memory[kind][at]));
     const beyond = lines.filter((line) => at > last(line)).flatMap(({ names }) => names);
-    ranking.replaceChildren(h('table', { class: 'bars' }, h('tbody', {}, there.map((line) => h('tr', {},
+    fill(ranking, h('table', { class: 'bars' }, h('tbody', {}, there.map((line) => h('tr', {},
       h('td', {}, line.names.join(', ')),
       h('td', {}, svg('svg', { viewBox: '0 0 100 6', preserveAspectRatio: 'none', 'aria-hidden': 'true', class: `bar ${hue(line.model)}` },
         svg('rect', { class: 'fill', stroke: 'none', width: Math.max(0.5, (line.model.memory[kind][at] / most) * 100), height: 6 }))),

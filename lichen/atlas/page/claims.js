@@ -9,14 +9,14 @@ function claims() {
   const list = h('ul', { class: 'claims', 'aria-live': 'polite' });
   const redraw = () => draw();
   const root = h('div', {},
-    h('p', { class: 'note' }, title, ', ', data.claims.date, ', ', source(data.claims.source)),
+    h('p', { class: 'note' }, `${title}, ${data.claims.date}, `, source(data.claims.source)),
     h('div', { class: 'controls' }, buttons('Show', 'verdict', 'all', [['all', `all ${all.length}`], ...kinds.map((kind) => [kind, `${kind} ${count(kind)}`])], redraw)),
     list);
 
   function draw() {
     const kind = value(root, 'verdict');
-    list.replaceChildren(...all.map((claim, i) => {
-      if (kind !== 'all' && latest.checked[i].verdict !== kind) return '';
+    fill(list, all.map((claim, i) => {
+      if (kind !== 'all' && latest.checked[i].verdict !== kind) return null;
       const changed = new Set(verdicts.map(({ checked }) => checked[i].verdict)).size > 1;
       return h('li', {},
         h('p', {}, claim.statement),
@@ -24,9 +24,9 @@ function claims() {
           h('span', { class: style(checked[i].verdict) }, checked[i].verdict), changed ? ` on ${day}` : '']),
         h('span', { class: 'note' }, ` · ${latest.checked[i].how}`)),
         h('details', {}, h('summary', {}, 'Evidence'),
-          h('ul', { class: 'evidence' }, latest.checked[i].evidence.map((line) => h('li', {}, line))),
+          h('ul', { class: 'evidence' }, latest.checked[i].evidence.map((line) => h('li', {}, source(line)))),
           claim.note ? h('p', { class: 'note' }, claim.note) : ''));
-    }).filter(Boolean));
+    }));
   }
   return { root, draw };
 }

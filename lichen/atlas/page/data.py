@@ -6,7 +6,6 @@ bytes of weights and cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date, datetime, time
 from typing import Any
@@ -95,13 +94,13 @@ def _memory(spec: ModelSpec) -> dict[str, Any]:
         "layout": native_layout(spec),
         "ideal": [each.ideal for each in cached],
         "reserved": [each.reserved for each in cached],
-        "weights": [_weights(lambda quant=quant: fits.fits(spec, machine, quant, 1)) for quant in QUANTS],
+        "weights": [_weights(spec, machine, quant) for quant in QUANTS],
     }
 
 
-def _weights(fit: Callable[[], fits.Fit]) -> dict[str, Any] | None:
+def _weights(spec: ModelSpec, machine: devices.Machine, quant: str | None) -> dict[str, Any] | None:
     try:
-        found = fit()
+        found = fits.fits(spec, machine, quant, 1)
     except LichenError:  # what the release is stored in cannot be counted
         return None
     return {"quant": found.quant, "bytes": found.weight_bytes}

@@ -7,7 +7,12 @@ function build(element, attributes, children) {
     if (typeof value === 'function') element.addEventListener(name, value);
     else if (value !== null && value !== false) element.setAttribute(name, value === true ? '' : value);
   }
-  element.append(...children.flat(9).filter((child) => child !== null && child !== false));
+  return fill(element, ...children);
+}
+
+// Put `children` in place of what is in `element`: lists of them are taken apart, null and false are nothing.
+function fill(element, ...children) {
+  element.replaceChildren(...children.flat(9).filter((child) => child !== null && child !== false));
   return element;
 }
 
@@ -24,8 +29,8 @@ const tokens = (count) => (count >= 2 ** 20 ? `${digits(count / 2 ** 20)}M` : co
 // A price as a share of another: 1/6.6 when it is less.
 const share = (ratio) => (ratio < 1 ? `1/${digits(1 / ratio)}` : `${digits(ratio)}x`);
 
-// A source as it stands in the data, in parts: an address becomes a link, the rest stays words.
+// A source as it stands in the data, in parts: addresses become links, the rest stays words.
 function source(text) {
-  const found = /^(https?:\/\/[^\s,]+)(.*)$/s.exec(text);
-  return found ? [h('a', { href: found[1], rel: 'noreferrer' }, found[1].replace(/^https?:\/\/(www\.)?/, '')), found[2]] : [text];
+  return text.split(/(https?:\/\/[^\s,;)]+)/).map((part) =>
+    part.startsWith('http') ? h('a', { href: part, rel: 'noreferrer' }, part.replace(/^https?:\/\/(www\.)?/, '')) : part);
 }

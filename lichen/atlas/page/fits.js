@@ -38,10 +38,10 @@ function fits() {
     const rows = model
       ? model.memory.weights.map((weights, i) => row(i ? weights?.quant : `as released${weights ? ` (${weights.quant})` : ''}`, model.memory, weights, machine, wanted))
       : models.map((each) => row(each.title, each.memory, each.memory.weights[0], machine, wanted));
-    figure.replaceChildren(h('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'What fits' }, h('table', { class: 'matrix' },
+    fill(figure, h('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'What fits' }, h('table', { class: 'matrix' },
       h('thead', {}, h('tr', {}, [model ? model.title : 'Model', 'weights', ...columns.map((at) => `${tokens(data.contexts[at])} tokens`)].map((text) => h('th', { scope: 'col' }, text)))),
       h('tbody', {}, rows))));
-    facts.replaceChildren(`${digits(machine / 1e9, 4)} GB of ${value(root, 'devices')} × ${device.title} are there for weights and cache: ${Math.round(device.share * 100)} % of the memory. A cell says how many sequences of that length fit beside the weights, with the cache as an engine reserves it; ✓ where that is at least ${wanted}. Device: `, ...source(device.source));
+    fill(facts, `${digits(machine / 1e9, 4)} GB of ${value(root, 'devices')} × ${device.title} are there for weights and cache: ${Math.round(device.share * 100)} % of the memory. A cell says how many sequences of that length fit beside the weights, with the cache as an engine reserves it; ✓ where that is at least ${wanted}. Device: `, source(device.source));
   }
   return { root, draw };
 }

@@ -13,7 +13,7 @@ function prices() {
     h('ul', { class: 'key' }, kinds.map(([, words], i) => h('li', {}, h('span', { class: `dot c${i}` }), words))),
     figure, rows);
   const model = () => models.find(({ name }) => name === value(root, 'price'));
-  const sell = () => seller.replaceChildren(dropdown('Provider', 'provider', model().provider ?? sellers(model())[0], sellers(model()).map((name) => [name, name]), redraw));
+  const sell = () => fill(seller, dropdown('Provider', 'provider', model().provider ?? sellers(model())[0], sellers(model()).map((name) => [name, name]), redraw));
   sell();
 
   function draw() {
@@ -44,11 +44,11 @@ function prices() {
     const months = [];
     for (let day = new Date(`${data.as_of.slice(0, 7)}-01T00:00Z`); day / 864e5 > first; day.setUTCMonth(day.getUTCMonth() - 1)) months.push(day / 864e5);
     const every = Math.ceil(months.length / (width / 90));
-    figure.replaceChildren(chart(width, height, `Prices of ${model().title} at ${provider}`,
+    fill(figure, chart(width, height, `Prices of ${model().title} at ${provider}`,
       frame(box, { ticks: months.filter((_, i) => i % every === 0), scale: x, words: (day) => new Date(day * 864e5).toISOString().slice(0, 7), title: '' },
         { ticks: decades(...span, 9), scale: y, words: usd, title: 'USD per million tokens (log)' }), bands),
     offered.some((price) => price.hours && onDay(price, data.as_of)) ? clock(provider, offered) : '');
-    rows.replaceChildren(h('details', {}, h('summary', {}, 'As a table, with sources'), h('div', { class: 'scroll', tabindex: 0 }, h('table', {},
+    fill(rows, h('details', {}, h('summary', {}, 'As a table, with sources'), h('div', { class: 'scroll', tabindex: 0 }, h('table', {},
       h('thead', {}, h('tr', {}, ['since', 'until', 'input', 'output', 'cached', 'holds', 'source'].map((text) => h('th', { scope: 'col' }, text)))),
       h('tbody', {}, offered.map((price) => h('tr', {}, [price.since, price.until ?? '', usd(price.input), usd(price.output), usd(price.cache_read),
         [price.hours ? price.hours.map(([from, to]) => `${from}–${to} h UTC`).join(', ') : 'all day', price.weekdays ? 'Mon–Fri' : '', price.above ? `prompts above ${price.above.toLocaleString('en')}` : ''].filter(Boolean).join(', '),

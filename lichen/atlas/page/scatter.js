@@ -63,12 +63,12 @@ function scatter() {
     }
     const best = points.filter((p) => !points.some((o) => o !== p && o.cost <= p.cost && o.best.value >= p.best.value && (o.cost < p.cost || o.best.value > p.best.value)))
       .sort((a, b) => a.cost - b.cost);
-    readout.replaceChildren(h('p', {}, 'Point at a model, or reach it with the Tab key, for its score, price and sources.'));
+    fill(readout, h('p', {}, 'Point at a model, or reach it with the Tab key, for its score, price and sources.'));
     front.textContent = best.length ? `On the front, from the cheapest to the best: ${best.map(({ model }) => model.title).join(', ')}.` : '';
     missing.textContent = [
       unpriced.length && `Price unknown, so not drawn: ${unpriced.join(', ')}.`,
       unscored.length && `No score in this test: ${unscored.join(', ')}.`].filter(Boolean).join(' ');
-    if (!points.length) return figure.replaceChildren(h('p', {}, 'No model has both a score and a price here.'));
+    if (!points.length) return fill(figure, h('p', {}, 'No model has both a score and a price here.'));
 
     const width = Math.max(320, figure.clientWidth || 900), height = width < 600 ? 420 : 500;
     const box = { left: 46, right: width - 14, top: 30, bottom: height - 46 };
@@ -81,12 +81,12 @@ function scatter() {
     const spots = points.map((p) => ({ x: x(p.cost), y: y(p.best.value), text: p.model.title }));
     const labels = places(spots, box);
     const path = best.map((p, i) => `${i ? `H${x(p.cost)}V` : `M${x(p.cost)} `}${y(p.best.value)}`).join('');
-    const tell = (p) => () => readout.replaceChildren(
+    const tell = (p) => () => fill(readout, 
       h('p', {}, h('strong', {}, p.model.title), `: ${usd(p.cost)} per million tokens at ${p.provider}`,
         measure && p.model !== reference ? `, ${share(p.cost / measure.cost)} of ${reference.title}` : ''),
       p.scores.map((score) => h('p', {}, `${score.value} ${score.unit}`, ` (${[score.effort, score.harness, `reported by ${score.reported_by}`, score.date].filter(Boolean).join(', ')}) `, source(score.source))),
       h('p', { class: 'note' }, [...new Set(p.model.prices.filter((price) => price.provider === p.provider && onDay(price, data.as_of)).map((price) => price.source))].join('; ')));
-    figure.replaceChildren(chart(width, height, 'Score against price',
+    fill(figure, chart(width, height, 'Score against price',
       frame(box, { ticks: decades(...span, width / 80), scale: x, words: usd, title: 'USD per million tokens of the workload (log)' },
         { ticks: steps(...range), scale: y, words: (tick) => digits(tick, 4), title: test.replace(/ \[(.*)\]$/, ', $1') }),
       svg('path', { class: 'front', d: path }),

@@ -42,10 +42,11 @@ function slider(label, name, usual, { min, max, step }, words, changed) {
   const value = given >= min && given <= max ? given : usual;
   const output = h('output', {}, words(value));
   const input = h('input', {
-    type: 'range', name, min, max, step, value,
+    type: 'range', name, id: `slide-${name}`, min, max, step, value,
     input: () => { output.textContent = words(Number(input.value)); choose(name, input.value, usual); changed(); },
   });
-  return h('label', { class: 'control' }, h('span', {}, label, ' ', output), input);
+  // Named by its id: an output can have a label too, and would take this one.
+  return h('label', { class: 'control', for: input.id }, h('span', {}, label, ' ', output), input);
 }
 
 // What a control says now.

@@ -34,11 +34,11 @@ function table() {
       draw();
       root.querySelector(`[data-sort="${CSS.escape(label)}"]`).focus();
     };
-    const tell = (model, row) => () => readout.replaceChildren(
+    const tell = (model, row) => () => fill(readout, 
       h('p', {}, h('strong', {}, `${model.title}, ${row.label}: `), row.cells[model.name].text),
       row.cells[model.name].sources.map((line) => h('p', {}, source(line))));
-    readout.replaceChildren(h('p', {}, 'Press a heading to sort, and a value for where it comes from.'));
-    figure.replaceChildren(h('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'Comparison' }, h('table', { class: 'wide' },
+    fill(readout, h('p', {}, 'Press a heading to sort, and a value for where it comes from.'));
+    fill(figure, h('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'Comparison' }, h('table', { class: 'wide' },
       h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'Model'), columns.map(({ label }) => h('th', {
         scope: 'col', 'aria-sort': sorted?.label === label ? (down ? 'descending' : 'ascending') : 'none',
       }, h('button', { type: 'button', 'data-sort': label, click: sort(label) }, label, sorted?.label === label ? (down ? ' ↓' : ' ↑') : ''))))),

@@ -1,0 +1,260 @@
+"""The page in a real browser, without network. Without Chromium the tests in it are skipped, and say so."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from datetime import UTC, date, datetime
+
+import pytest
+
+from lichen.atlas import advise, catalogue, devices, fits, workloads
+from lichen.atlas.page import build
+from lichen.cli.atlas_page import page_server
+from lichen.errors import LichenError
+from lichen.spec.families import load_spec
+from tests.atlas.browser import CHROMIUM, Browser
+
+DAY = date(2026, 11, 20)  # a Friday: DeepSeek has peak hours then
+in_a_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here: the page is not tested (apt-get install chromium)"
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    file = tmp_path_factory.mktemp("page") / "atlas.html"
+    file.write_text(build(DAY), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def browser(chromium, page):
+    chromium.url = page.as_uri()
+    chromium.send(
+        "Emulation.setDeviceMetricsOverride", width=1200, height=900, deviceScaleFactor=1, mobile=False
+    )
+    chromium.open(chromium.url)
+    return chromium
+
+
+def at(browser, fragment):
+    browser.open(f"{browser.url}#{fragment}")
+    return browser
+
+
+def costs(browser):
+    """USD per million tokens by model, as the points of the chart tell a screen reader."""
+    return browser.evaluate("""Object.fromEntries([...document.querySelectorAll('.point')].map(
+        (point) => [point.dataset.model, point.getAttribute('aria-label')]))""")
+
+
+def test_is_one_small_file_that_admits_no_connection(page):
+    text = page.read_text(encoding="utf-8")
+    assert len(text.encode()) < 2e6
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text).group(1)
+    assert policy.startswith("default-src 'none'")
+    assert not re.search("unsafe|http", policy)
+    assert not re.search(
+        r"<(link|img|iframe)\b|src=|@import|url\(", text.split('<script type="application/json"')[0]
+    )
+
+
+def test_nothing_in_the_data_can_end_its_element(page):
+    text = page.read_text(encoding="utf-8")
+    content = text.split('id="data">', 1)[1].split("</script>", 1)[0]
+    assert "<" not in content
+    assert json.loads(content)["as_of"] == str(DAY)
+
+
+@in_a_browser
+def test_draws_itself_without_network_and_without_complaint(browser):
+    assert browser.complaints == []
+    assert browser.requests == [browser.url]
+    sections = browser.evaluate(
+        "[...document.querySelectorAll('section')].map((s) => [s.id, s.innerText.length])"
+    )
+    assert len(sections) >= 7
+    assert all(length > 100 for _, length in sections)
+    assert browser.evaluate("document.querySelectorAll('.point').length") > 5
+
+
+@in_a_browser
+@pytest.mark.parametrize(
+    "fragment", ["", "theme=dark", "index=nothing&ratio=x&at=99&device=abacus&columns=none"]
+)
+def test_any_address_gives_a_page(browser, fragment):
+    at(browser, fragment)
+    assert browser.complaints == []
+    assert browser.evaluate("document.querySelectorAll('.point').length") > 5
+
+
+@in_a_browser
+@pytest.mark.parametrize("name", workloads.STANDARD)
+@pytest.mark.parametrize("hour", [2, 12])
+def test_costs_are_those_of_the_command_line(browser, name, hour):
+    at(browser, f"hour={hour}")
+    browser.evaluate(f"document.querySelector('[data-workload=\"{name}\"]').click()")
+    work = workloads.STANDARD[name]
+    moment = datetime(DAY.year, DAY.month, DAY.day, hour, tzinfo=UTC)
+    shown = browser.evaluate(
+        "[...document.querySelectorAll('.point')].map((p) => { p.dispatchEvent(new Event('focus'));"
+        " return [p.dataset.model, document.querySelector('#price .readout').innerText]; })"
+    )
+    known = catalogue.load(as_of=DAY)
+    assert len(shown) > 5
+    for model, text in shown:
+        expected = workloads.cost(known.get(model), work, None, moment)
+        per_million = expected.per_request / (work.input_tokens + work.output_tokens) * 1e6
+        told = float(re.search(r": \$([\d.,]+) per million", text).group(1).replace(",", ""))
+        assert told == pytest.approx(per_million, rel=0.01, abs=0.006), model
+        assert f"at {expected.provider}" in text
+
+
+@in_a_browser
+def test_controls_change_what_is_shown_and_the_address(browser):
+    def shown(section):
+        return browser.evaluate(f"document.getElementById('{section}').innerHTML")
+
+    pick = (
+        "const select = document.querySelector('[name={}]'); select.value = 'kimi-k2.6';"
+        " select.dispatchEvent(new Event('change'))"
+    )
+    for section, action in {
+        "price": "document.querySelector('[data-workload=agentic]').click()",
+        "cache": "document.querySelector('[data-name=bytes][data-value=reserved]').click()",
+        "fits": pick.format("fit"),
+        "table": "document.querySelector('[data-name=columns][data-value=memory]').click()",
+        "advice": "document.querySelector('[data-name=for][data-value=local]').click()",
+        "claims": "document.querySelector('[data-name=verdict][data-value=contradicted]').click()",
+        "history": pick.format("price"),
+    }.items():
+        before, address = shown(section), browser.evaluate("location.hash")
+        browser.evaluate(f"(() => {{ {action} }})()")
+        assert shown(section) != before, section
+        assert browser.evaluate("location.hash") != address, section
+    assert browser.complaints == []
+    link = browser.evaluate("location.href")
+    views = {section: shown(section) for section in ("cache", "fits", "table", "advice", "claims", "history")}
+    browser.open(link)
+    assert {section: shown(section) for section in views} == views
+
+
+@in_a_browser
+def test_what_fits_is_what_the_account_says(browser):
+    at(browser, "device=h200&devices=8&fit=kimi-k2.6")
+    rows = browser.evaluate(
+        "[...document.querySelectorAll('#fits tbody tr')].map((r) => [...r.children].map((c) => c.innerText))"
+    )
+    spec, machine = load_spec("kimi-k2.6"), devices.parse("h200:8")
+    for row, quant in zip(rows, (None, "bf16", "fp8", "q8", "q6", "q4"), strict=True):
+        for cell, context in zip(row[2:5], (8192, 32768, 131072), strict=True):
+            most = fits.fits(spec, machine, quant, context).most_sequences
+            assert ("weights too big" in cell) if most is None else f"up to {most:,}" in cell, (
+                quant,
+                context,
+            )
+
+
+@in_a_browser
+def test_table_sorts_and_says_what_is_unknown(browser):
+    at(browser, "columns=size")
+
+    def column():
+        return browser.evaluate(
+            "[...document.querySelectorAll('#table tbody tr')].map((r) => r.children[1].innerText)"
+        )
+
+    def billions(texts):
+        sizes = {"M": 1e6, "B": 1e9, "T": 1e12}
+        return [float(t.split()[0]) * sizes[t.split()[1][0]] for t in texts if t != "unknown"]
+
+    browser.evaluate("document.querySelector('#table [data-sort]').click()")
+    up = column()
+    assert (billions(up), up[-1]) == (sorted(billions(up)), "unknown")
+    browser.evaluate("document.querySelector('#table [data-sort]').click()")
+    down = column()
+    assert (billions(down), down[-1]) == (sorted(billions(down), reverse=True), "unknown")
+    browser.evaluate("document.querySelector('#table td button').click()")
+    assert browser.evaluate("document.querySelectorAll('#table .readout a').length") > 0
+
+
+@in_a_browser
+def test_advice_is_that_of_the_command_line(browser):
+    at(browser, "for=agent")
+    known = catalogue.load(as_of=DAY)
+    expected = advise.advise("agent", advise.Constraints(), known, datetime(2026, 11, 20, 12, tzinfo=UTC))
+    titles = browser.evaluate("[...document.querySelectorAll('#advice .place h3')].map((h) => h.innerText)")
+    assert titles == [place.title for place in expected.ranking]
+
+
+@in_a_browser
+def test_fits_a_phone(browser):
+    browser.send(
+        "Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True
+    )
+    at(browser, "")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@in_a_browser
+def test_follows_the_system_into_the_dark_until_told_otherwise(browser):
+    def paper():
+        browser.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return browser.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
+    light = paper()
+    browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    dark = paper()
+    assert dark != light
+    browser.evaluate("document.getElementById('theme').click()")
+    assert paper() == light
+    browser.send("Emulation.setEmulatedMedia", features=[])
+
+
+@in_a_browser
+def test_every_control_has_a_name_and_is_reached_by_keyboard(browser):
+    nameless = browser.evaluate("""[...document.querySelectorAll('button, select, input')].filter((control) =>
+        !(control.innerText.trim()
+            || control.ariaLabel || control.labels?.length)).map((c) => c.outerHTML)""")
+    assert nameless == []
+    browser.send("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9)
+    assert browser.evaluate("document.activeElement.className") == "skip"
+
+
+def test_serves_the_page_and_nothing_else(page):
+    text = page.read_text(encoding="utf-8")
+    with page_server(text, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}"
+            with urllib.request.urlopen(f"{address}/") as answer:
+                assert answer.read().decode() == text
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"{address}/etc/passwd")
+            with pytest.raises(LichenError, match=f"port {server.server_port}: address already in use"):
+                page_server(text, "127.0.0.1", server.server_port)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_ctrl_c_ends_the_server():
+    command = [sys.executable, "-m", "lichen", "atlas", "serve", "--port", "0", "--as-of", str(DAY)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert "http://127.0.0.1:" in server.stdout.readline()
+        server.send_signal(signal.SIGINT)
+        _, errors = server.communicate(timeout=30)
+    assert (server.returncode, errors) == (0, "")
