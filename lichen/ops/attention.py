@@ -141,7 +141,7 @@ class _BlockCausal(torch.autograd.Function):
                 by_query = logits.unflatten(1, (-1, groups))
                 block.hide(by_query)
                 if largest is not None:
-                    torch.maximum(largest, by_query.amax((1, 3)), out=largest)
+                    torch.maximum(largest, _largest(by_query), out=largest)
                 p = torch._softmax(logits, -1, False, out=logits)  # in place: fresh memory costs more
                 torch.bmm(p, v[:, block.keys], out=out[:, block.queries].view(*p.shape[:2], -1))
                 if any(ctx.needs_input_grad):
@@ -177,6 +177,19 @@ class _BlockCausal(torch.autograd.Function):
                 grad_k[:, block.keys].baddbmm_(grad_logits.mT, q[:, block.queries].flatten(1, 2))
                 torch.bmm(grad_logits, k[:, block.keys], out=grad_q[:, block.queries].view(*p.shape[:2], -1))
         return grad_q_BKTGD, grad_k_BKTD, grad_v_BKTV, None, None
+
+
+def _largest(logits_KQGS: Tensor) -> Tensor:
+    """The largest logit of every query head, (K, G).
+
+    bf16 numbers that are not negative are ordered as their bits are, and PyTorch finds the largest of
+    integers six times as fast on CPU. A result below 0 means that the head has negative logits only.
+    """
+    if logits_KQGS.dtype == torch.bfloat16 and logits_KQGS.device.type == "cpu":
+        bits = logits_KQGS.view(torch.int16).amax((1, 3))
+        if bool((bits >= 0).all()):
+            return bits.view(torch.bfloat16)
+    return logits_KQGS.amax((1, 3))
 
 
 def _passes(q_BKTGD: Tensor) -> Iterator[tuple[int, slice]]:

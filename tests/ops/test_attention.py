@@ -157,6 +157,16 @@ def test_largest_logit_of_every_head(shape: tuple[int, int, int, int]) -> None:
     assert causal_attention(q, k, v, mask, 0.2)[1] is None
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_largest_logit_in_bf16(sign: float) -> None:
+    """Also where every logit of a head is negative, and the mask's -inf are the least of all."""
+    q, k, v = (x.abs().bfloat16() for x in qkv(1, 200, SHAPES[0]))
+    q[:, 0] *= sign
+    _, largest = causal_attention(q, k, v, CausalMask(200), 1.0, max_logits=True)
+    scores = (q.float() @ repeated(q, k).float().mT).masked_fill(~allowed(200, None), -torch.inf)
+    torch.testing.assert_close(largest, scores.amax((0, 2, 3)), rtol=2**-8, atol=0)
+
+
 @pytest.mark.parametrize("shape", [(4, 4, 192, 128), (8, 2, 64, 64)], ids=["MLA's widths", "GQA"])
 def test_bf16_is_as_exact_as_eager_attention_in_bf16(shape: tuple[int, int, int, int]) -> None:
     """Ours rounds the queries, scaled, once more than transformers' eager form, whose logits are bf16 too."""
