@@ -22,15 +22,22 @@ const svg = (name, attributes = {}, ...children) =>
 
 const UNKNOWN = 'unknown';
 const unknown = () => h('span', { class: 'unknown' }, UNKNOWN);
-const digits = (value, count = 3) => Number(value.toPrecision(count)).toLocaleString('en', { maximumSignificantDigits: count });
+const digits = (value, count = 3) =>
+  Number(value.toPrecision(count)).toLocaleString('en', { maximumSignificantDigits: count });
 const usd = (value) => (value === null ? UNKNOWN : `$${value >= 1 ? value.toFixed(2) : digits(value)}`);
 const gib = (bytes) => `${digits(bytes / 2 ** 30)} GiB`;
-const tokens = (count) => (count >= 2 ** 20 ? `${digits(count / 2 ** 20)}M` : count >= 1024 ? `${digits(count / 1024)}K` : `${count}`);
+const tokens = (count) =>
+  count >= 2 ** 20 ? `${digits(count / 2 ** 20)}M` : count >= 1024 ? `${digits(count / 1024)}K` : `${count}`;
 // A price as a share of another: 1/6.6 when it is less.
 const share = (ratio) => (ratio < 1 ? `1/${digits(1 / ratio)}` : `${digits(ratio)}x`);
 
 // A source as it stands in the data, in parts: addresses become links, the rest stays words.
 function source(text) {
-  return text.split(/(https?:\/\/[^\s,;)]+)/).map((part) =>
-    part.startsWith('http') ? h('a', { href: part, rel: 'noreferrer' }, part.replace(/^https?:\/\/(www\.)?/, '')) : part);
+  return text
+    .split(/(https?:\/\/[^\s,;)]+)/)
+    .map((part) =>
+      part.startsWith('http')
+        ? h('a', { href: part, rel: 'noreferrer' }, part.replace(/^https?:\/\/(www\.)?/, ''))
+        : part,
+    );
 }

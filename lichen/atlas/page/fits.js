@@ -3,16 +3,42 @@
 function fits() {
   const models = data.models.filter(({ memory }) => memory);
   const columns = [8192, 32768, 131072, 262144, 1048576].map((context) => data.contexts.indexOf(context));
-  const figure = h('div', { 'aria-live': 'polite' }), facts = h('p', { class: 'note' });
+  const figure = h('div', { 'aria-live': 'polite' }),
+    facts = h('p', { class: 'note' });
   const redraw = () => draw();
   const counts = [1, 2, 4, 8, 16].map((count) => [count, count]);
-  const root = h('div', {},
-    h('div', { class: 'controls' },
-      dropdown('Device', 'device', 'h200', data.devices.map(({ name, title }) => [name, title]), redraw),
+  const root = h(
+    'div',
+    {},
+    h(
+      'div',
+      { class: 'controls' },
+      dropdown(
+        'Device',
+        'device',
+        'h200',
+        data.devices.map(({ name, title }) => [name, title]),
+        redraw,
+      ),
       dropdown('How many', 'devices', 8, counts, redraw),
-      dropdown('Model', 'fit', 'all', [['all', 'all, weights as released'], ...models.map(({ name, title }) => [name, title])], redraw),
-      dropdown('Sequences at once', 'sequences', 1, [1, 2, 4, 8, 16, 32, 64, 128].map((n) => [n, n]), redraw)),
-    figure, facts);
+      dropdown(
+        'Model',
+        'fit',
+        'all',
+        [['all', 'all, weights as released'], ...models.map(({ name, title }) => [name, title])],
+        redraw,
+      ),
+      dropdown(
+        'Sequences at once',
+        'sequences',
+        1,
+        [1, 2, 4, 8, 16, 32, 64, 128].map((n) => [n, n]),
+        redraw,
+      ),
+    ),
+    figure,
+    facts,
+  );
 
   // The most sequences of the context data.contexts[at]; null where the model's own context is shorter.
   function most(memory, weights, at, machine) {
@@ -21,27 +47,80 @@ function fits() {
   }
 
   function row(title, memory, weights, machine, wanted) {
-    if (!weights) return h('tr', {}, h('th', { scope: 'row' }, title), h('td', { colspan: columns.length + 1 }, unknown()));
-    return h('tr', {}, h('th', { scope: 'row' }, title), h('td', {}, `${digits(weights.bytes / 1e9)} GB`),
+    if (!weights)
+      return h(
+        'tr',
+        {},
+        h('th', { scope: 'row' }, title),
+        h('td', { colspan: columns.length + 1 }, unknown()),
+      );
+    return h(
+      'tr',
+      {},
+      h('th', { scope: 'row' }, title),
+      h('td', {}, `${digits(weights.bytes / 1e9)} GB`),
       columns.map((at) => {
         const found = most(memory, weights, at, machine);
         if (found === null) return h('td', { class: 'unknown' }, 'beyond its context');
-        return h('td', { class: found >= wanted ? 'yes' : 'no' },
-          weights.bytes > machine ? 'weights too big' : found === 0 ? 'no room' : `${found >= wanted ? '✓' : '✗'} up to ${found.toLocaleString('en')}`);
-      }));
+        return h(
+          'td',
+          { class: found >= wanted ? 'yes' : 'no' },
+          weights.bytes > machine
+            ? 'weights too big'
+            : found === 0
+              ? 'no room'
+              : `${found >= wanted ? '✓' : '✗'} up to ${found.toLocaleString('en')}`,
+        );
+      }),
+    );
   }
 
   function draw() {
     const device = data.devices.find(({ name }) => name === value(root, 'device'));
-    const machine = device.memory * Number(value(root, 'devices')), wanted = Number(value(root, 'sequences'));
+    const machine = device.memory * Number(value(root, 'devices')),
+      wanted = Number(value(root, 'sequences'));
     const model = models.find(({ name }) => name === value(root, 'fit'));
     const rows = model
-      ? model.memory.weights.map((weights, i) => row(i ? weights?.quant : `as released${weights ? ` (${weights.quant})` : ''}`, model.memory, weights, machine, wanted))
+      ? model.memory.weights.map((weights, i) =>
+          row(
+            i ? weights?.quant : `as released${weights ? ` (${weights.quant})` : ''}`,
+            model.memory,
+            weights,
+            machine,
+            wanted,
+          ),
+        )
       : models.map((each) => row(each.title, each.memory, each.memory.weights[0], machine, wanted));
-    fill(figure, h('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'What fits' }, h('table', { class: 'matrix' },
-      h('thead', {}, h('tr', {}, [model ? model.title : 'Model', 'weights', ...columns.map((at) => `${tokens(data.contexts[at])} tokens`)].map((text) => h('th', { scope: 'col' }, text)))),
-      h('tbody', {}, rows))));
-    fill(facts, `${digits(machine / 1e9, 4)} GB of ${value(root, 'devices')} × ${device.title} are there for weights and cache: ${Math.round(device.share * 100)} % of the memory. A cell says how many sequences of that length fit beside the weights, with the cache as an engine reserves it; ✓ where that is at least ${wanted}. Device: `, source(device.source));
+    fill(
+      figure,
+      h(
+        'div',
+        { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'What fits' },
+        h(
+          'table',
+          { class: 'matrix' },
+          h(
+            'thead',
+            {},
+            h(
+              'tr',
+              {},
+              [
+                model ? model.title : 'Model',
+                'weights',
+                ...columns.map((at) => `${tokens(data.contexts[at])} tokens`),
+              ].map((text) => h('th', { scope: 'col' }, text)),
+            ),
+          ),
+          h('tbody', {}, rows),
+        ),
+      ),
+    );
+    fill(
+      facts,
+      `${digits(machine / 1e9, 4)} GB of ${value(root, 'devices')} × ${device.title} are there for weights and cache: ${Math.round(device.share * 100)} % of the memory. A cell says how many sequences of that length fit beside the weights, with the cache as an engine reserves it; ✓ where that is at least ${wanted}. Device: `,
+      source(device.source),
+    );
   }
   return { root, draw };
 }

@@ -17,22 +17,40 @@ function current(name, usual, options) {
 }
 
 function dropdown(label, name, usual, options, changed) {
-  const select = h('select', { name, change: () => { choose(name, select.value, usual); changed(); } },
-    options.map(([value, text]) => h('option', { value }, text)));
+  const select = h(
+    'select',
+    {
+      name,
+      change: () => {
+        choose(name, select.value, usual);
+        changed();
+      },
+    },
+    options.map(([value, text]) => h('option', { value }, text)),
+  );
   select.value = current(name, usual, options);
   return h('label', { class: 'control' }, label, select);
 }
 
 function buttons(label, name, usual, options, changed) {
   const now = current(name, usual, options);
-  const all = options.map(([value, text]) => h('button', {
-    type: 'button', 'aria-pressed': String(String(value) === now), 'data-name': name, 'data-value': value,
-    click: (event) => {
-      choose(name, value, usual);
-      all.forEach((each) => each.setAttribute('aria-pressed', String(each === event.currentTarget)));
-      changed();
-    },
-  }, text));
+  const all = options.map(([value, text]) =>
+    h(
+      'button',
+      {
+        type: 'button',
+        'aria-pressed': String(String(value) === now),
+        'data-name': name,
+        'data-value': value,
+        click: (event) => {
+          choose(name, value, usual);
+          all.forEach((each) => each.setAttribute('aria-pressed', String(each === event.currentTarget)));
+          changed();
+        },
+      },
+      text,
+    ),
+  );
   return h('fieldset', { class: 'control' }, h('legend', {}, label), h('div', { class: 'buttons' }, all));
 }
 
@@ -42,13 +60,24 @@ function slider(label, name, usual, { min, max, step }, words, changed) {
   const value = given >= min && given <= max ? given : usual;
   const output = h('output', {}, words(value));
   const input = h('input', {
-    type: 'range', name, id: `slide-${name}`, min, max, step, value,
-    input: () => { output.textContent = words(Number(input.value)); choose(name, input.value, usual); changed(); },
+    type: 'range',
+    name,
+    id: `slide-${name}`,
+    min,
+    max,
+    step,
+    value,
+    input: () => {
+      output.textContent = words(Number(input.value));
+      choose(name, input.value, usual);
+      changed();
+    },
   });
   // Named by its id: an output can have a label too, and would take this one.
   return h('label', { class: 'control', for: input.id }, h('span', {}, label, ' ', output), input);
 }
 
 // What a control says now.
-const value = (root, name) => root.querySelector(`[name="${name}"]`)?.value
-  ?? root.querySelector(`[data-name="${name}"][aria-pressed="true"]`).dataset.value;
+const value = (root, name) =>
+  root.querySelector(`[name="${name}"]`)?.value ??
+  root.querySelector(`[data-name="${name}"][aria-pressed="true"]`).dataset.value;

@@ -2,16 +2,32 @@
 
 function table() {
   const parts = [...new Set(data.table.map(({ section }) => section))];
-  const figure = h('div'), readout = h('div', { class: 'readout', 'aria-live': 'polite' });
+  const figure = h('div'),
+    readout = h('div', { class: 'readout', 'aria-live': 'polite' });
   const redraw = () => draw();
-  const root = h('div', {},
-    h('div', { class: 'controls' }, buttons('Columns', 'columns', parts[0], parts.map((part) => [part, part]), redraw)),
-    figure, readout);
+  const root = h(
+    'div',
+    {},
+    h(
+      'div',
+      { class: 'controls' },
+      buttons(
+        'Columns',
+        'columns',
+        parts[0],
+        parts.map((part) => [part, part]),
+        redraw,
+      ),
+    ),
+    figure,
+    readout,
+  );
 
   // A number to sort by where there is one, else the text; null for what is unknown.
   function rank(cell) {
     let found = Array.isArray(cell.value) ? cell.value[0] : cell.value;
-    if (found && typeof found === 'object') found = found.bytes ?? found.ideal ?? found.input ?? found.value ?? cell.text;
+    if (found && typeof found === 'object')
+      found = found.bytes ?? found.ideal ?? found.input ?? found.value ?? cell.text;
     return found ?? null;
   }
 
@@ -24,7 +40,10 @@ function table() {
       models.sort((a, b) => {
         const [left, right] = [a, b].map(({ name }) => rank(sorted.cells[name]));
         if (left === null || right === null) return (left === null) - (right === null);
-        const order = typeof left === 'number' && typeof right === 'number' ? left - right : String(left).localeCompare(String(right), 'en', { numeric: true });
+        const order =
+          typeof left === 'number' && typeof right === 'number'
+            ? left - right
+            : String(left).localeCompare(String(right), 'en', { numeric: true });
         return down ? -order : order;
       });
     }
@@ -34,19 +53,71 @@ function table() {
       draw();
       root.querySelector(`[data-sort="${CSS.escape(label)}"]`).focus();
     };
-    const tell = (model, row) => () => fill(readout, 
-      h('p', {}, h('strong', {}, `${model.title}, ${row.label}: `), row.cells[model.name].text),
-      row.cells[model.name].sources.map((line) => h('p', {}, source(line))));
+    const tell = (model, row) => () =>
+      fill(
+        readout,
+        h('p', {}, h('strong', {}, `${model.title}, ${row.label}: `), row.cells[model.name].text),
+        row.cells[model.name].sources.map((line) => h('p', {}, source(line))),
+      );
     fill(readout, h('p', {}, 'Press a heading to sort, and a value for where it comes from.'));
-    fill(figure, h('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'Comparison' }, h('table', { class: 'wide' },
-      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'Model'), columns.map(({ label }) => h('th', {
-        scope: 'col', 'aria-sort': sorted?.label === label ? (down ? 'descending' : 'ascending') : 'none',
-      }, h('button', { type: 'button', 'data-sort': label, click: sort(label) }, label, sorted?.label === label ? (down ? ' ↓' : ' ↑') : ''))))),
-      h('tbody', {}, models.map((model) => h('tr', {}, h('th', { scope: 'row' }, model.title), columns.map((row) => {
-        const cell = row.cells[model.name];
-        if (cell.value === null && !cell.sources.length) return h('td', { class: 'unknown' }, cell.text);
-        return h('td', {}, cell.sources.length ? h('button', { type: 'button', click: tell(model, row) }, cell.text) : cell.text);
-      })))))));
+    fill(
+      figure,
+      h(
+        'div',
+        { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'Comparison' },
+        h(
+          'table',
+          { class: 'wide' },
+          h(
+            'thead',
+            {},
+            h(
+              'tr',
+              {},
+              h('th', { scope: 'col' }, 'Model'),
+              columns.map(({ label }) =>
+                h(
+                  'th',
+                  {
+                    scope: 'col',
+                    'aria-sort': sorted?.label === label ? (down ? 'descending' : 'ascending') : 'none',
+                  },
+                  h(
+                    'button',
+                    { type: 'button', 'data-sort': label, click: sort(label) },
+                    label,
+                    sorted?.label === label ? (down ? ' ↓' : ' ↑') : '',
+                  ),
+                ),
+              ),
+            ),
+          ),
+          h(
+            'tbody',
+            {},
+            models.map((model) =>
+              h(
+                'tr',
+                {},
+                h('th', { scope: 'row' }, model.title),
+                columns.map((row) => {
+                  const cell = row.cells[model.name];
+                  if (cell.value === null && !cell.sources.length)
+                    return h('td', { class: 'unknown' }, cell.text);
+                  return h(
+                    'td',
+                    {},
+                    cell.sources.length
+                      ? h('button', { type: 'button', click: tell(model, row) }, cell.text)
+                      : cell.text,
+                  );
+                }),
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
   }
   return { root, draw };
 }
