@@ -35,6 +35,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from lichen.errors import LichenError
 
@@ -158,7 +159,7 @@ def holds_whole_matrices(parameter: Tensor, *, stacked: bool) -> bool:
         return True
     free = range(parameter.ndim - 2) if stacked else range(0)
     return all(
-        size == 1 or (isinstance(placement, Shard) and placement.dim in free)
+        size == 1 or (isinstance(placement, Shard | _StridedShard) and placement.dim in free)
         for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True)
     )
 
@@ -167,13 +168,13 @@ def holds_whole_matrices(parameter: Tensor, *, stacked: bool) -> bool:
 def boxes(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Placement, ...]) -> tuple[Box, ...]:
     """What every rank of the mesh holds, as `torch.chunk` cuts: all shards equal but for the last ones."""
     # A strided shard (FSDP over tensor parallelism) cuts what the mesh dimensions after it have left.
-    order = sorted(range(mesh.ndim), key=lambda dim: type(placements[dim]).__name__ == "_StridedShard")
+    order = sorted(range(mesh.ndim), key=lambda dim: isinstance(placements[dim], _StridedShard))
     found = []
     for place in product(*map(range, mesh.shape)):
         offset, size = [0] * len(shape), list(shape)
         for mesh_dim in order:
             placement = placements[mesh_dim]
-            if isinstance(placement, Shard):
+            if isinstance(placement, Shard | _StridedShard):
                 dim, parts = placement.dim, mesh.shape[mesh_dim]
                 step = -(-size[dim] // parts)
                 start = min(place[mesh_dim] * step, size[dim])
