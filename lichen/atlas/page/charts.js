@@ -31,6 +31,8 @@ function steps(low, high) {
   return ticks;
 }
 
+const dollars = (tick) => `$${digits(tick)}`;
+
 // `x`, `y`: {ticks, scale, words}. Returns the grid with its numbers; `title`s stand at the axes' ends.
 function frame(box, x, y) {
   const { left, right, top, bottom } = box;
@@ -55,13 +57,15 @@ function chart(width, height, title, ...children) {
   return svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'group', 'aria-label': title }, ...children);
 }
 
-// Where names can stand beside their points without covering points or other names; null where nowhere.
+// Where names can stand beside their points (`above` them by preference) without covering points or other
+// names; null where nowhere.
 function places(points, box) {
   const taken = points.map(({ x, y }) => ({ x: x - 7, y: y - 7, w: 14, h: 14 }));
-  return points.map(({ x, y, text }) => {
+  return points.map(({ x, y, text, above }) => {
     const w = text.length * 6.6,
       h = 14;
     const tries = [
+      ...(above ? [[x - w / 2, y - 24]] : []),
       [x + 10, y - 7],
       [x - 10 - w, y - 7],
       [x - w / 2, y - 24],

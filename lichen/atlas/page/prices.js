@@ -122,7 +122,7 @@ function prices() {
             words: (day) => new Date(day * 864e5).toISOString().slice(0, 7),
             title: '',
           },
-          { ticks: decades(...span, 9), scale: y, words: usd, title: 'USD per million tokens (log)' },
+          { ticks: decades(...span, 9), scale: y, words: dollars, title: 'USD per million tokens (log)' },
         ),
         bands,
       ),

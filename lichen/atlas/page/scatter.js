@@ -92,6 +92,7 @@ function scatter() {
     ),
     legend(),
     figure,
+    h('p', { class: 'note' }, 'Filled: the weights can be downloaded. Ring: they cannot.'),
     readout,
     front,
     missing,
@@ -163,7 +164,7 @@ function scatter() {
     const pad = Math.max((Math.max(...values) - Math.min(...values)) * 0.12, 1);
     const range = [Math.min(...values) - pad, Math.max(...values) + pad];
     const y = linear(range, [box.bottom, box.top]);
-    const spots = points.map((p) => ({ x: x(p.cost), y: y(p.best.value), text: p.model.title }));
+    const spots = points.map((p) => ({ x: x(p.cost), y: y(p.best.value), text: p.model.title, above: best.includes(p) }));
     const labels = places(spots, box);
     const path = best.map((p, i) => `${i ? `H${x(p.cost)}V` : `M${x(p.cost)} `}${y(p.best.value)}`).join('');
     const tell = (p) => () =>
@@ -208,7 +209,7 @@ function scatter() {
           {
             ticks: decades(...span, width / 80),
             scale: x,
-            words: usd,
+            words: dollars,
             title: 'USD per million tokens of the workload (log)',
           },
           {
