@@ -30,6 +30,7 @@ from lichen.atlas.yaml_file import field_error, parse, read_yaml
 from lichen.errors import LichenError
 from lichen.files import write_text
 from lichen.spec.families import load_spec
+from lichen.spec.model import ModelSpec
 
 SHIPPED = Path(__file__).parent / "models"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"
@@ -195,6 +196,19 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
         else:
             models[model.name] = model.as_of(day)
     return Catalogue(dict(sorted(models.items())), day, later)
+
+
+def spec_of(name: str) -> ModelSpec:
+    """The architecture of the catalogue's model `name`, or of whatever else `load_spec` knows by it.
+
+    Raises LichenError for a model whose config nobody published, and as `load_spec`.
+    """
+    model = load().models.get(name)
+    if model is None:
+        return load_spec(name)
+    if model.spec_name is None:
+        raise LichenError(f"{name} has no public config, so what it takes to run cannot be computed")
+    return load_spec(model.spec_name)
 
 
 def read_model(path: Path) -> Model:

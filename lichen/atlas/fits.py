@@ -21,6 +21,15 @@ from lichen.spec.weights import DTYPES, Weight, released_dtype, weight_bytes, we
 # (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h).
 GGUF_BITS = {"q4": 4.5, "q6": 6.5625, "q8": 8.5}
 
+# What the speeds take for granted, for whoever is shown them.
+ASSUMPTIONS = (
+    "what a step uses of the weights, and the whole cache, is read once at the full bandwidth",
+    "all products are done at the full rate, in FP8 for weights in fp8 or fp4 and in bf16 for others",
+    "each token meets experts at random, so a batch reads as many as it meets on average",
+    "several devices share the work evenly and exchange nothing",
+    "decode is of all sequences together, each with its whole context behind it",
+)
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -40,6 +49,11 @@ class Fit:
     decode: float | None
     prefill: float | None
 
+    @property
+    def left(self) -> int:
+        """Bytes that the weights leave for the cache; negative: what is missing for the weights alone."""
+        return self.memory - self.weight_bytes
+
 
 def fits(spec: ModelSpec, machine: Machine, quant: str | None, context: int, batch: int = 1) -> Fit:
     """`batch` sequences of `context` tokens on `machine`, the weights as `quant` (None: as released).
@@ -52,6 +66,8 @@ def fits(spec: ModelSpec, machine: Machine, quant: str | None, context: int, bat
         raise LichenError("the storage of the released weights is not one that can be counted: name another")
     if not 1 <= context <= spec.max_position_embeddings:
         raise LichenError(f"context is {context}; this model has 1 to {spec.max_position_embeddings} tokens")
+    if batch < 1:
+        raise LichenError(f"batch is {batch}; at least 1 sequence is needed")
     all_weights = weights(spec)
     held = _bytes(all_weights, stored)
     cached = cache_bytes(spec, context, sequences=batch)

@@ -20,10 +20,13 @@ from lichen.cli.advise import advise
 from lichen.cli.atlas import atlas
 from lichen.cli.claims import claims
 from lichen.cli.compare import compare
+from lichen.cli.cost import cost
 from lichen.cli.data import data
 from lichen.cli.export import export
+from lichen.cli.fits import fits
 from lichen.cli.price import price
 from lichen.cli.sample import sample
+from lichen.cli.study import study
 from lichen.cli.train import train
 from lichen.errors import LichenError, is_out_of_memory
 
@@ -55,10 +58,13 @@ app.command()(account)
 app.add_typer(atlas)
 app.command()(compare)
 app.command()(price)
+app.command()(fits)
+app.command()(cost)
 app.command()(advise)
 app.command()(claims)
 app.add_typer(data)
 app.command()(train)
+app.command()(study)
 app.command()(export)
 app.command()(sample)
 

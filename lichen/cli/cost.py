@@ -1,0 +1,73 @@
+"""`lichen cost`: what it takes to train a model once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+
+def cost(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model of the atlas, a config.json, or a folder with one."),
+    ],
+    tokens: Annotated[str, typer.Option(help="Tokens of the run: 15T, 500B, or a number.")],
+    gpu: Annotated[str, typer.Option(help="The device, like h800.")] = "h100",
+    mfu: Annotated[float, typer.Option(help="Share of the device's dense bf16 rate that is got.")] = 0.35,
+    price_per_hour: Annotated[
+        float | None, typer.Option("--price-per-hour", help="USD per device and hour. [default: unknown]")
+    ] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens per sequence. [default: 4096]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON.")] = False,
+) -> None:
+    """Estimate the FLOPs, GPU hours and money of a training run, next to one whose hours are published."""
+    from lichen.atlas import words
+    from lichen.atlas.catalogue import spec_of
+    from lichen.atlas.devices import parse
+    from lichen.atlas.training_cost import (
+        CALIBRATION,
+        NOT_COUNTED,
+        SEQ_LEN,
+        calibrate,
+        estimate,
+        parse_tokens,
+    )
+
+    machine = parse(gpu)
+    device = machine.device
+    found = estimate(spec_of(model), parse_tokens(tokens), device, mfu, price_per_hour, seq_len or SEQ_LEN)
+    check = calibrate()
+    days = found.gpu_hours / machine.count / 24 if machine.count > 1 else None
+    if as_json:
+        content = {"model": model, "device": gpu, **asdict(found), "days": days, "is": "an estimate"}
+        content |= {"not_counted": NOT_COUNTED, "calibration": asdict(CALIBRATION) | {"mfu": check}}
+        print(json.dumps(content, indent=2, default=str))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    lines = [
+        f"{model} on {words.count(found.tokens)} tokens: an estimate",
+        f"  FLOPs       {found.flops:.3g}, {found.flops_per_token / 1e9:,.1f} G per token",
+        f"  GPU hours   {words.count(found.gpu_hours)} of {device.title} at {mfu:.0%} of bf16's "
+        f"{device.bf16_flops / 1e12 if device.bf16_flops else 0:,.4g} TFLOPS",
+        "  money       "
+        + (
+            words.UNKNOWN + ": give --price-per-hour"
+            if found.usd is None
+            else f"{words.count(found.usd)} USD"
+        ),
+    ]
+    if days:
+        lines.append(f"  time        {days:,.1f} days on {machine.count:,} of them")
+    lines += [
+        f"Not counted: {', '.join(NOT_COUNTED)}.",
+        f"For comparison: {CALIBRATION.title} took {words.count(CALIBRATION.gpu_hours)} hours of "
+        f"{CALIBRATION.gpu.upper()} for {words.count(CALIBRATION.tokens)} tokens, which is {check:.1%} ({CALIBRATION.source}).",
+        f"Device: {device.source}, {device.date}.",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

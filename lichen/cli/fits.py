@@ -1,0 +1,137 @@
+"""`lichen fits`: whether a model runs on a machine, how much of it, and how fast at best."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lichen.atlas.devices import Machine
+    from lichen.atlas.fits import Fit
+
+
+def fits(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model of the atlas, a config.json, or a folder with one."),
+    ],
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:COUNT]", help="A machine, like h200:8; repeatable. [default: one of each]"
+        ),
+    ] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option(help="Storage of the weights: bf16, fp8, int4, q4, q6, ... [default: as published]"),
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of each sequence.")] = 8192,
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON, with sources.")] = False,
+) -> None:
+    """Does a model fit, what is left for its cache, and an estimate of its speed."""
+    from lichen.atlas.catalogue import spec_of
+    from lichen.atlas.devices import load, parse
+    from lichen.atlas.fits import ASSUMPTIONS
+    from lichen.atlas.fits import fits as fit
+
+    machines = [parse(text) for text in dict.fromkeys(gpu or load())]
+    spec = spec_of(model)
+    found = [(machine, fit(spec, machine, quant, context, batch)) for machine in machines]
+    if as_json:
+        content = {
+            "model": model,
+            "context": context,
+            "batch": batch,
+            "machines": [_as_dict(machine, each) for machine, each in found],
+            "speeds_are": "estimates",
+            "assumptions": ASSUMPTIONS,
+        }
+        print(json.dumps(content, indent=2, default=str))
+        return
+    from rich.console import Console
+
+    from lichen.atlas import words
+
+    console = Console(highlight=False)
+    first = found[0][1]
+    console.print(
+        f"{model}: {words.gib(first.weight_bytes)} of weights ({first.quant}), "
+        f"{words.gib(first.cache_bytes)} of cache for {batch:,} x {context:,} tokens",
+        style="bold",
+        markup=False,
+    )
+    console.print(_table(found, context))
+    console.print("\nThe speeds are estimates, bounds that nobody reaches:")
+    for text in ASSUMPTIONS:
+        console.print(f"- {text}", markup=False, soft_wrap=True)
+    console.print("Figures:")
+    for text in dict.fromkeys([*map(_figures, machines), *map(_share, machines)]):
+        console.print(f"- {text}", markup=False, soft_wrap=True)
+
+
+def _as_dict(machine: Machine, fit: Fit) -> dict[str, object]:
+    return {"machine": machine.name, **asdict(fit), "left": fit.left} | {
+        "device": machine.device.model_dump(mode="json"),
+        "usable": machine.usable.model_dump(mode="json"),
+    }
+
+
+def _table(found: list[tuple[Machine, Fit]], context: int) -> Table:
+    from rich.table import Table
+
+    from lichen.atlas import words
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("fits")
+    headings = (
+        "usable GiB",
+        "for cache",
+        "longest context",
+        f"x {context:,}",
+        "decode tok/s",
+        "prefill tok/s",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for machine, fit in found:
+        unknown = words.UNKNOWN if fit.fits else "-"
+        table.add_row(
+            machine.name,
+            "[green]yes[/green]" if fit.fits else "[red]no[/red]",
+            f"{fit.memory / 2**30:,.1f}",
+            f"{fit.left / 2**30:,.1f}",
+            f"{fit.longest_context:,}" if fit.longest_context else "-",
+            f"{fit.most_sequences:,}" if fit.most_sequences else "-",
+            unknown if fit.decode is None else _speed(fit.decode),
+            unknown if fit.prefill is None else _speed(fit.prefill),
+        )
+    return table
+
+
+def _speed(rate: float) -> str:
+    """Two digits: an estimate has no more."""
+    return f"{float(f'{rate:.2g}'):,g}"
+
+
+def _figures(machine: Machine) -> str:
+    device = machine.device
+    rates = (
+        f"{rate / 1e12:,.4g} TFLOPS {name}"
+        for name, rate in (("bf16", device.bf16_flops), ("FP8", device.fp8_flops))
+        if rate
+    )
+    figures = (f"{device.memory / 1e9:g} GB", f"{device.bandwidth / 1e9:,g} GB/s", *rates)
+    note = f"; {device.note}" if device.note else ""
+    return f"{device.title}: {', '.join(figures)} ({device.source}, {device.date}{note})"
+
+
+def _share(machine: Machine) -> str:
+    share = f"{machine.usable.share:.0%} of the memory of a {machine.device.kind} is used"
+    return f"{share}: {machine.usable.note} ({machine.usable.source})"
