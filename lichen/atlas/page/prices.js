@@ -9,7 +9,8 @@ function prices() {
     ['cache_read', 'cached input'],
   ];
   const usual =
-    models.find((model) => model.prices.some((price) => price.hours && onDay(price, data.as_of))) ?? models[0];
+    models.find((model) => model.prices.some((price) => price.hours && onDay(price, data.as_of))) ??
+    models[0];
   const figure = h('div'),
     seller = h('div'),
     rows = h('div');

@@ -164,7 +164,12 @@ function scatter() {
     const pad = Math.max((Math.max(...values) - Math.min(...values)) * 0.12, 1);
     const range = [Math.min(...values) - pad, Math.max(...values) + pad];
     const y = linear(range, [box.bottom, box.top]);
-    const spots = points.map((p) => ({ x: x(p.cost), y: y(p.best.value), text: p.model.title, above: best.includes(p) }));
+    const spots = points.map((p) => ({
+      x: x(p.cost),
+      y: y(p.best.value),
+      text: p.model.title,
+      above: best.includes(p),
+    }));
     const labels = places(spots, box);
     const path = best.map((p, i) => `${i ? `H${x(p.cost)}V` : `M${x(p.cost)} `}${y(p.best.value)}`).join('');
     const tell = (p) => () =>
