@@ -22,8 +22,11 @@ def build(
     """Write the atlas as one HTML file that needs no network and no server."""
     from lichen.atlas.facts import parse_as_of
     from lichen.atlas.page import build as build_page
+    from lichen.errors import LichenError
     from lichen.files import write_text
 
+    if out.is_dir():
+        raise LichenError(f"--out {out} is a folder: name a file in it, like {out / 'atlas.html'}")
     page = build_page(parse_as_of(as_of))
     write_text(out, page)
     print(f"{out}: {len(page.encode()) / 1000:,.0f} kB; open it in a browser")

@@ -13,6 +13,7 @@ import pytest
 
 from lichen.atlas import advise, catalogue, devices, fits, workloads
 from lichen.atlas.page import build
+from lichen.cli.atlas_page import build as write_page
 from lichen.cli.atlas_page import page_server
 from lichen.errors import LichenError
 from lichen.spec.families import load_spec
@@ -231,6 +232,20 @@ def test_every_control_has_a_name_and_is_reached_by_keyboard(browser):
     assert nameless == []
     browser.send("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9)
     assert browser.evaluate("document.activeElement.className") == "skip"
+
+
+@in_a_browser
+def test_a_day_before_all_models_gives_a_page(browser, tmp_path):
+    file = tmp_path / "early.html"
+    file.write_text(build(date(2020, 1, 1)), encoding="utf-8")
+    browser.open(file.as_uri())
+    assert browser.complaints == []
+    assert "No test has two scores on 2020-01-01" in browser.evaluate("document.body.innerText")
+
+
+def test_a_folder_is_no_place_for_the_page(tmp_path):
+    with pytest.raises(LichenError, match=r"is a folder: name a file in it, like .*atlas\.html"):
+        write_page(out=tmp_path)
 
 
 def test_serves_the_page_and_nothing_else(page):
