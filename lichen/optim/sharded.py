@@ -188,8 +188,21 @@ def boxes(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Placement, ...]
 
 
 def plan(jobs: Sequence[Job]) -> list[Matrix]:
-    """Every matrix of `jobs` with its owner, from the largest down."""
-    matrices = [matrix for index, job in enumerate(jobs) for matrix in _matrices(index, job)]
+    """Every matrix of `jobs` with its owner, mesh by mesh, from the largest down.
+
+    Each mesh is planned by itself: a rank does not see the parameters of meshes that it is no part of.
+    """
+    meshes = list(dict.fromkeys(job.parameter.device_mesh for job in jobs))
+    return [matrix for mesh in meshes for matrix in _plan(jobs, mesh)]
+
+
+def _plan(jobs: Sequence[Job], mesh: DeviceMesh) -> list[Matrix]:
+    matrices = [
+        matrix
+        for number, job in enumerate(jobs)
+        if job.parameter.device_mesh == mesh
+        for matrix in _matrices(number, job)
+    ]
     load: dict[int, float] = defaultdict(float)
     owned = []
     work = [job.work / job.matrices() for job in jobs]
@@ -245,7 +258,7 @@ def updates_by_owners(
     updates = [torch.empty_like(job.direction, dtype=job.dtype) for job in jobs]
     rank, sent = dist.get_rank(), 0
     returning: list[Transfer] = []
-    waves = _waves(plan(jobs))
+    waves = _waves(plan(jobs), jobs)
     gathering = [_gather(wave, jobs, rank) for wave in waves[:1]]
     for number, wave in enumerate(waves):
         gathering += [_gather(following, jobs, rank) for following in waves[number + 1 : number + 2]]
@@ -260,14 +273,16 @@ def updates_by_owners(
     return updates, sent
 
 
-def _waves(matrices: Iterable[Matrix]) -> list[list[Matrix]]:
-    """Cut so that no owner has more than `WAVE_ENTRIES` entries in a wave, or one matrix."""
-    waves: dict[int, list[Matrix]] = defaultdict(list)
-    before: dict[int, int] = defaultdict(int)
+def _waves(matrices: Iterable[Matrix], jobs: Sequence[Job]) -> list[list[Matrix]]:
+    """Cut so that no owner has more than `WAVE_ENTRIES` entries in a wave, or one matrix; meshes apart."""
+    waves: dict[tuple[DeviceMesh, int], list[Matrix]] = defaultdict(list)
+    before: dict[tuple[DeviceMesh, int], int] = defaultdict(int)
     for matrix in matrices:
-        waves[before[matrix.owner] // WAVE_ENTRIES].append(matrix)
-        before[matrix.owner] += prod(matrix.shape)
-    return [waves[number] for number in sorted(waves)]
+        mesh = jobs[matrix.job].parameter.device_mesh
+        waves[mesh, before[mesh, matrix.owner] // WAVE_ENTRIES].append(matrix)
+        before[mesh, matrix.owner] += prod(matrix.shape)
+    order = {mesh: number for number, mesh in enumerate(dict.fromkeys(mesh for mesh, _ in waves))}
+    return [waves[key] for key in sorted(waves, key=lambda key: (order[key[0]], key[1]))]
 
 
 Messages = dict[tuple[int, torch.dtype], list[Tensor]]  # by the other rank and the dtype

@@ -258,6 +258,12 @@ def whole_state_case(place: Place) -> list[str]:
     return different(ours, reference, place) + different(again, reference, plain)
 
 
+def several_meshes(square: DeviceMesh, line: DeviceMesh) -> Place:
+    """Parameters in turn on the rows, on the columns and on the whole of a square of ranks."""
+    places = [placed(mesh, Shard(0)) for mesh in (square["shard"], square["replicate"], line)]
+    return lambda name, tensor: places[list(PARAMETERS).index(name) % 3](name, tensor)
+
+
 def cases(world: int, folder: Path) -> dict[str, Callable[[], list[str]]]:
     line = init_device_mesh("cpu", (world,))
     rows, columns, copies = placed(line, Shard(0)), placed(line, Shard(1)), placed(line, Replicate())
@@ -288,6 +294,7 @@ def cases(world: int, folder: Path) -> dict[str, Callable[[], list[str]]]:
             "replicated and sharded": lambda: step_case(placed(square, Replicate(), Shard(0)), RECIPE),
             "sharded twice": lambda: step_case(placed(square, Shard(0), Shard(1)), RECIPE),
             "sharded twice by rows": lambda: step_case(placed(square, Shard(0), Shard(0)), RECIPE),
+            "several meshes": lambda: step_case(several_meshes(square, line), RECIPE),
             "bytes with replicas": lambda: bytes_case(square),
             "tensor parallel": lambda: tensor_parallel_case(square),
         }
