@@ -88,9 +88,8 @@ def _print_optimizer(recipe: Recipe) -> None:
     import torch
 
     from lichen.nn.transformer import Transformer
-    from lichen.optim import parameter_table
-    from lichen.train.run import model_spec, optimizer_recipe
+    from lichen.train.run import model_spec, optimizer_recipe, optimizer_table
 
     with torch.device("meta"):
         model = Transformer(model_spec(recipe))
-    print(parameter_table(model).describe(optimizer_recipe(recipe)))
+    print(optimizer_table(model, recipe).describe(optimizer_recipe(recipe)))

@@ -11,12 +11,13 @@ from types import FrameType, TracebackType
 from rich.console import Console
 
 from lichen.errors import LichenError, is_out_of_memory
+from lichen.files import write_text
 from lichen.train.checkpoint import newest_good, step_of
 from lichen.train.metrics import MetricsLog, StepMetrics
 from lichen.train.progress import Progress
 from lichen.train.report import write_report
 from lichen.train.run import Run
-from lichen.train.trainer import Trainer
+from lichen.train.trainer import Diverged, Trainer
 
 
 def train(run: Run, console: Console) -> signal.Signals | None:
@@ -33,11 +34,14 @@ def train(run: Run, console: Console) -> signal.Signals | None:
     ):
         checkpoint = _last_checkpoint(run, progress)
         trainer = Trainer(run, checkpoint)
+        run.divergence.unlink(missing_ok=True)
         with MetricsLog(run.folder, trainer.step) as log:
             while trainer.step < steps and stop.signal is None:
                 try:
                     metrics = _step(trainer)
                 except Exception as error:
+                    if isinstance(error, Diverged):
+                        write_text(run.divergence, f"{error}\n")
                     raise _explained(error, run, trainer.step, checkpoint) from error
                 log.append(metrics)
                 progress.update(metrics)

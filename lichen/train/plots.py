@@ -101,7 +101,7 @@ def loss_plot(metrics: Sequence[StepMetrics]) -> Plot:
             "encoding": encoding,
         },
     ]
-    return Plot("loss", _chart("Loss", layers))
+    return Plot("loss", chart("Loss", layers))
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -146,7 +146,7 @@ def _plot(
         )
         text = {"type": "text", "align": "left", "dy": -7, "x": 4, "color": ORANGE}
         layers.append({"data": data, "mark": text, "encoding": {"y": y, "text": {"field": "label"}}})
-    return Plot(name, _chart(title, layers))
+    return Plot(name, chart(title, layers))
 
 
 def _encoding(unit: str, colours: dict[str, Any], legend: bool) -> dict[str, Any]:
@@ -176,7 +176,8 @@ def _line(width: float, **more: Any) -> dict[str, Any]:
     return {"type": "line", "strokeWidth": width, **more}
 
 
-def _chart(title: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
+def chart(title: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """A Vega-Lite chart of `layers` in the look of all reports."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "config": _CONFIG,

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from lichen.errors import LichenError
 from lichen.files import write_text
+from lichen.nn.roles import Kind
 from lichen.optim.schedule import lr_factor
 
 
@@ -41,6 +42,15 @@ class DataSection(Section):
     path: str = Field(description="folder written by `lichen data prepare`")
 
 
+class OverrideRow(Section):
+    """What to change for the parameters whose whole name matches `pattern` (* is any text)."""
+
+    pattern: str
+    role: Kind | None = None
+    lr_scale: float = Field(default=1.0, ge=0)
+    weight_decay: bool | None = None
+
+
 class OptimizerSection(Section):
     recipe: Literal["adamw", "muon", "moonlight", "muonclip", "deepseek_v4", "deepseek_v4_1"] = Field(
         description="published update rule; its numbers hold unless given here"
@@ -53,7 +63,11 @@ class OptimizerSection(Section):
         default=None, ge=0, description="decoupled, for the kinds that the rule decays"
     )
     qk_clip_tau: float | None = Field(
-        default=None, gt=0, description="largest attention logit that muonclip allows"
+        default=None, ge=0, description="largest attention logit after a step (QK-clip); 0 switches it off"
+    )
+    overrides: list[OverrideRow] = Field(
+        default=[],
+        description="rows {pattern, role, lr_scale, weight_decay}; the first that matches a name counts",
     )
 
 
@@ -82,7 +96,9 @@ class TrainSection(Section):
     )
     clip_grad_norm: float = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
     bias_update_rate: float = Field(
-        default=0.001, ge=0, description="step of the router's selection bias (arXiv 2412.19437, section 4.2)"
+        default=0.001,
+        ge=0,
+        description="step of the router's selection bias (arXiv 2412.19437, section 4.2); 0: off",
     )
     mtp_weight: float = Field(
         default=0.3,
@@ -132,7 +148,15 @@ class Recipe(Section):
 
 # Once a run has begun, these cannot change: its weights, its optimizer state or its position in the data
 # would no longer mean the same. Everything else may, by an override of the run.
-FIXED = ("model", "data", "optimizer.recipe", "train.seed", "train.seq_len", "train.tokens_per_step")
+FIXED = (
+    "model",
+    "data",
+    "optimizer.recipe",
+    "optimizer.overrides",
+    "train.seed",
+    "train.seq_len",
+    "train.tokens_per_step",
+)
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -281,9 +305,4 @@ def _check_numbers(recipe: Recipe, path: Path) -> None:
     if schedule.decay_steps and schedule.kind != "wsd":
         raise LichenError(
             f'recipe {path}: schedule.decay_steps is for kind = "wsd"; here it is "{schedule.kind}"'
-        )
-    if recipe.optimizer.qk_clip_tau is not None and recipe.optimizer.recipe != "muonclip":
-        raise LichenError(
-            f'recipe {path}: optimizer.qk_clip_tau is for recipe = "muonclip"; here it is '
-            f'"{recipe.optimizer.recipe}"'
         )

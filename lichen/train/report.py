@@ -24,7 +24,7 @@ Rows = list[tuple[str, str]]
 def write_report(run: Run) -> None:
     """Write report.html and plots/*.png of what metrics.jsonl says."""
     metrics = read_metrics(run.metrics)
-    charts = plots(metrics, run.recipe.optimizer.qk_clip_tau)
+    charts = plots(metrics, run.recipe.optimizer.qk_clip_tau or None)
     drawn = draw([chart.spec for chart in charts])
     for chart, (_, png) in zip(charts, drawn, strict=True):
         with atomic_write(run.folder / "plots" / f"{chart.name}.png") as file:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import lichen
 from lichen.data.dataset import TokenDataset
@@ -29,9 +30,11 @@ from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
 from lichen.files import atomic_write, disk_errors, sync_folder, write_text
 from lichen.nn.implemented import require_implemented
+from lichen.nn.roles import Role
 from lichen.ops.ceiling import machine
 from lichen.optim import recipes
 from lichen.optim.recipes import OptimizerRecipe
+from lichen.optim.table import Override, ParameterTable, parameter_table
 from lichen.spec.families import load_spec, read_config, write_config
 from lichen.spec.families.fields import shown
 from lichen.spec.model import ModelSpec
@@ -63,6 +66,11 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
+
+    @property
+    def divergence(self) -> Path:
+        """A sentence that tells where the run diverged; no such file unless it did."""
+        return self.folder / "diverged.txt"
 
 
 def is_run(folder: Path) -> bool:
@@ -145,7 +153,9 @@ def resolve(recipe: Recipe) -> tuple[Recipe, ModelSpec, TokenDataset]:
     special = dataset.special_ids
     spec = replace(spec, bos_token_id=special.bos, eos_token_id=special.eos, pad_token_id=special.pad)
     model = {"config": config, "weights": weights and str(Path(weights).resolve())}
-    optimizer = {key: getattr(rule, key) for key in ("lr", "adamw_lr", "weight_decay", "qk_clip_tau")}
+    optimizer = {key: getattr(rule, key) for key in ("lr", "adamw_lr", "weight_decay")}
+    if recipe.optimizer.qk_clip_tau is None:
+        optimizer["qk_clip_tau"] = rule.qk_clip_tau
     resolved = recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update=model),
@@ -174,8 +184,19 @@ def optimizer_recipe(recipe: Recipe) -> OptimizerRecipe:
     """The published update rule with the recipe's own numbers."""
     chosen = recipe.optimizer
     rule: OptimizerRecipe = getattr(recipes, chosen.recipe)
-    own = chosen.model_dump(exclude_none=True, exclude={"recipe"})
+    own = chosen.model_dump(exclude_none=True, exclude={"recipe", "overrides"})
+    if chosen.qk_clip_tau == 0:
+        own["qk_clip_tau"] = None
     return replace(rule, **own)
+
+
+def optimizer_table(model: nn.Module, recipe: Recipe) -> ParameterTable:
+    """The parameter table of `model` with the recipe's own rows."""
+    rows = recipe.optimizer.overrides
+    return parameter_table(
+        model,
+        [Override(row.pattern, row.role and Role(row.role), row.lr_scale, row.weight_decay) for row in rows],
+    )
 
 
 def default_device() -> torch.device:

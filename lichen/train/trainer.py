@@ -32,7 +32,7 @@ from lichen.ops.allocator import keep_freed_memory
 from lichen.ops.ceiling import matrix_rate
 from lichen.ops.cross_entropy import IGNORE
 from lichen.ops.precision import matmul_dtype
-from lichen.optim import Muon, parameter_table, qk_clip
+from lichen.optim import Muon, qk_clip
 from lichen.optim.schedule import lr_factor
 from lichen.serve.detokenizer import stream_text
 from lichen.serve.generate import generate
@@ -47,8 +47,12 @@ from lichen.train.checkpoint import (
     seed_rng,
 )
 from lichen.train.metrics import Sample, StepMetrics, load_balance
-from lichen.train.run import Run, default_device, optimizer_recipe
+from lichen.train.run import Run, default_device, optimizer_recipe, optimizer_table
 from lichen.train.trained import check_tokenizer, end_ids
+
+
+class Diverged(LichenError):
+    """The loss or its gradient is no longer finite."""
 
 
 class Trainer:
@@ -72,7 +76,7 @@ class Trainer:
         with self.device:
             self.model = Transformer(run.spec, self.compute_dtype)
         self.rule = optimizer_recipe(recipe)
-        self.optimizer = Muon(parameter_table(self.model), self.rule)
+        self.optimizer = Muon(optimizer_table(self.model, recipe), self.rule)
         self.loader = self._loader("train", recipe.train.seed)
         self.mtp_weight = recipe.train.mtp_weight if run.spec.mtp else 0.0
         self.flops_per_token = training_flops_per_token(
@@ -88,13 +92,13 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ training
 
     def train_step(self) -> StepMetrics:
-        """Take one optimizer step. Raises LichenError, with nothing applied, when the loss is not finite."""
+        """Take one optimizer step. Raises Diverged, with nothing applied, when the loss is not finite."""
         train = self.run.recipe.train
         start = time.perf_counter()
         totals, counts, max_logits = self._forward_backward(self.loader.next_batch())
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_grad_norm))
         if not math.isfinite(totals["loss"]) or not math.isfinite(grad_norm):
-            raise LichenError(
+            raise Diverged(
                 f"step {self.step + 1}: the loss is {totals['loss']:g} and the norm of its gradient "
                 f"{grad_norm:g}; the step was not applied"
             )

@@ -2,9 +2,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from lichen.errors import LichenError
 from lichen.train.recipe import Recipe, describe_keys, differences, is_fixed, read_recipe, write_recipe
+from lichen.train.run import optimizer_recipe, optimizer_table
 
 GOOD = """
 [model.config]
@@ -95,9 +97,22 @@ def test_a_mistake_is_one_sentence_that_names_it(file: Path, override: str, word
     assert "\n" not in message
 
 
-def test_qk_clip_without_muonclip_is_refused(file: Path):
-    with pytest.raises(LichenError, match="qk_clip_tau"):
-        read_recipe(file, ["optimizer.recipe=muon", "optimizer.qk_clip_tau=30"])
+def test_qk_clip_is_switched_off_and_on_for_any_recipe(file: Path):
+    off = read_recipe(file, ["optimizer.recipe=muonclip", "optimizer.qk_clip_tau=0"])
+    on = read_recipe(file, ["optimizer.recipe=adamw", "optimizer.qk_clip_tau=30"])
+    assert optimizer_recipe(off).qk_clip_tau is None
+    assert optimizer_recipe(on).qk_clip_tau == 30
+
+
+def test_rows_of_overrides_reach_the_table(file: Path):
+    file.write_text(
+        GOOD + '\n[[optimizer.overrides]]\npattern = "*0*"\nrole = "vector"\n'
+        '[[optimizer.overrides]]\npattern = "*"\nlr_scale = 0.5\n'
+    )
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 8, bias=False), nn.Linear(8, 2))
+    first, second, *_ = optimizer_table(model, read_recipe(file))
+    assert (first.role.kind, first.lr_scale) == ("vector", 1.0)
+    assert (second.role.kind, second.lr_scale) == ("matrix", 0.5)
 
 
 def test_a_missing_key_is_named_with_its_meaning(file: Path):

@@ -1,0 +1,118 @@
+"""The runs of a study, each a `lichen train` of its own process, some at once.
+
+    STUDY/runs/<label>-seed-<n>/   the run, as `lichen train` keeps it; train.log has what it printed
+    STUDY/lock                     held while the study, or a run that outlived it, is at work
+
+What one run does wrong stays in its process. A study that was killed goes on where its runs stand.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lichen.errors import LichenError
+from lichen.files import disk_errors
+from lichen.study.plan import Point, Study, point
+from lichen.study.results import best_labels, is_over, result
+from lichen.train.run import Run, start_run
+
+PAUSE = 0.2
+"""Seconds between looks at the running processes."""
+
+
+def run_study(
+    study: Study, path: Path, points: Sequence[Point], folder: Path, tell: Callable[[str], None]
+) -> list[tuple[Point, Run]]:
+    """Run all `points`, then the further seeds of each arm's best; what has finished or diverged is skipped.
+
+    Returns every run, in order. Raises LichenError when another process is at work in `folder`, or it holds
+    a run of another recipe.
+    """
+    with _locked(folder) as lock:
+        runs = [(each, start_run(each.recipe, folder / "runs" / each.folder_name)) for each in points]
+        _train(runs, study, lock, tell)
+        if study.best_seeds:
+            results = [result(each, run) for each, run in runs]
+            best = best_labels(results)
+            arms = {arm.name: arm for arm in study.arm}
+            repeated = [
+                point(study, path, arms[each.arm], each.values, seed)
+                for each in {p.label: p for p in points if best.get(p.arm) == p.label}.values()
+                for seed in study.best_seeds
+                if seed not in study.seeds
+            ]
+            again = [(each, start_run(each.recipe, folder / "runs" / each.folder_name)) for each in repeated]
+            _train(again, study, lock, tell)
+            runs += again
+    return runs
+
+
+def _train(runs: Sequence[tuple[Point, Run]], study: Study, lock: int, tell: Callable[[str], None]) -> None:
+    waiting = [(each, run) for each, run in runs if not is_over(run)]
+    if skipped := len(runs) - len(waiting):
+        tell(f"{skipped} of {len(runs)} runs are finished already")
+    running: dict[str, tuple[Run, subprocess.Popen[bytes]]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < study.jobs:
+                each, run = waiting.pop(0)
+                running[f"{each.label}, seed {each.seed}"] = (run, _start(run, study.threads, lock))
+            for name, (run, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    tell(f"{name}: {_outcome(run)} ({len(waiting) + len(running)} to go)")
+            time.sleep(PAUSE)
+    except BaseException:
+        for _, process in running.values():
+            process.terminate()
+        tell("stopping: the runs finish their step and save")
+        raise
+    finally:
+        for _, process in running.values():
+            process.wait()
+
+
+def _start(run: Run, threads: int, lock: int) -> subprocess.Popen[bytes]:
+    """A session of its own keeps the terminal's Ctrl-C from the run: the study passes it on, once."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with disk_errors(run.folder), (run.folder / "train.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "lichen", "train", str(run.folder)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+
+
+def _outcome(run: Run) -> str:
+    if run.divergence.exists():
+        return f"diverged at {run.divergence.read_text('utf-8').strip()}"
+    if is_over(run):
+        return "finished"
+    said = (run.folder / "train.log").read_text("utf-8", errors="replace").strip().splitlines()
+    return f"failed: {said[-1] if said else 'without a word'}"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("ab")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LichenError(
+                f"a study, or a run that it has left behind, is at work in {folder}; wait until it has ended"
+            ) from None
+        yield file.fileno()

@@ -1,0 +1,135 @@
+"""A study from its file to its report, and what can happen on the way."""
+
+import csv
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lichen.errors import LichenError
+from lichen.study.plan import read_study
+from lichen.study.results import Curve, count_spikes, tokens_to_reach, trailing_mean
+from lichen.train.metrics import read_metrics
+
+
+def lichen(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lichen", *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_study_end_to_end(study_file: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    done = lichen("study", study_file, "--out", out)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    # Two arms, three points with seed 0, and one more seed for the best of each.
+    assert [row["seed"] for row in rows] == ["0", "0", "0", "1", "1"]
+    assert {row["state"] for row in rows} == {"finished"}
+    for row in rows[:3]:
+        run = next((out / "runs").glob(f"{row['arm']}-lr-{row['lr']}-seed-0"))
+        losses = [m.cross_entropy for m in read_metrics(run / "metrics.jsonl")]
+        assert float(row["final_loss"]) == pytest.approx(statistics.fmean(losses[-16:]))
+    state = {row["arm"]: int(row["state_bytes"]) for row in rows}
+    assert state["moonlight"] < state["adamw"]
+    page = (out / "report.html").read_text("utf-8")
+    assert page.count("<svg") == 5
+    assert "src=" not in page
+    assert all(f"<td>{row['label']}" in page for row in rows)
+    assert len(list((out / "plots").glob("*.png"))) == 5
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
+    again = lichen("study", study_file, "--out", out)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    study_file.write_text(study_file.read_text().replace('"adamw" }', '"adamw", "train.steps" = 21 }', 1))
+    other = lichen("study", study_file, "--out", out)
+    assert other.returncode == 1
+    assert "train.steps is 20 there and 21 here" in other.stderr
+
+
+def test_a_killed_study_and_a_run_that_diverges(study_file: Path, tmp_path: Path):
+    text = study_file.read_text().replace("[0.001, 0.01]", "[0.01, 1e30]")
+    study_file.write_text(text.replace("best_seeds = [1]\n", ""))
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lichen", "study", str(study_file), "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _wait(lambda: any(out.glob("runs/*/metrics.jsonl")))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    # The runs that outlive it keep the folder to themselves; then the study goes on.
+    _wait(lambda: "is at work" not in lichen("study", study_file, "--out", out).stderr)
+    rows = {row["label"]: row for row in csv.DictReader((out / "results.csv").open())}
+    assert rows["adamw, lr 0.01"]["state"] == "finished"
+    assert rows["moonlight, lr 0.01"]["state"] == "finished"
+    diverged = rows["adamw, lr 1e+30"]
+    assert diverged["state"] == "diverged"
+    assert "the step was not applied" in diverged["note"]
+    assert diverged["final_loss"] == ""
+
+
+def test_ctrl_c_saves_the_runs(study_file: Path, tmp_path: Path):
+    base = tmp_path / "base.toml"
+    base.write_text(base.read_text().replace("steps = 20", "steps = 100000"))
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lichen", "study", str(study_file), "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _wait(lambda: len(list(out.glob("runs/*/metrics.jsonl"))) == 2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert len(list(out.glob("runs/*/checkpoints/step-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("optimizer.lr", "optimizer.lrr", "there is no key optimizer.lrr"),
+        ("jobs = 2", "job = 2", "there is no key job"),
+        ('baseline = "adamw"', 'baseline = "sgd"', "no arm"),
+        ('name = "moonlight"', 'name = "adamw"', "a name of its own"),
+        ("[0.001, 0.01]", "[0.001, 0.001]", "listed twice"),
+        ("[0.001, 0.01]", "[]", "arm.0.vary"),
+        ("jobs = 2", "jobs = ", "not valid TOML"),
+        ("base.toml", "bse.toml", "there is no recipe"),
+    ],
+)
+def test_bad_input_is_one_sentence(study_file: Path, old: str, new: str, words: str):
+    study_file.write_text(study_file.read_text().replace(old, new, 1))
+    with pytest.raises(LichenError) as refusal:
+        read_study(study_file)
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_spikes_and_tokens_to_a_loss():
+    falling = [5 - i / 10 for i in range(30)]
+    assert count_spikes(falling) == 0
+    assert count_spikes([*falling[:20], 6.0, 6.5, *falling[20:]]) == 1
+    line = Curve("a", "a", 0, [100 * i for i in range(30)], [], [], trailing_mean(falling))
+    # The mean of the last 16 values lags by 7.5 steps.
+    assert line.loss[20] == pytest.approx(5 - 12.5 / 10)
+    assert tokens_to_reach(line, 3.76) == 2000
+    assert tokens_to_reach(line, 1.0) is None
+
+
+def _wait(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 90
+    while not done():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
