@@ -128,8 +128,8 @@ def sent(optimizer: Muon) -> int:
 
 def step_case(place: Place, recipe: OptimizerRecipe, dtype: torch.dtype = torch.float32) -> list[str]:
     ours, reference = optimizer_of(place, recipe, dtype), optimizer_of(plain, recipe, dtype)
-    advance(ours, place, range(1, 4))
-    advance(reference, plain, range(1, 4))
+    advance(ours, place, (1, 2))
+    advance(reference, plain, (1, 2))
     return different(ours, reference, place)
 
 
@@ -333,7 +333,10 @@ def tensor_parallel_case(mesh: DeviceMesh) -> list[str]:
     ours.load_state_dict(reference.state_dict())
     parallelize_module(ours, mesh["shard"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
     fully_shard(ours, mesh=mesh["replicate"])
-    optimizer, plain_optimizer = (Muon(parameter_table(m, TWO), RECIPE) for m in (ours, reference))
+    both_matrices = [("*", Role("matrix"))]  # not an output layer, which AdamW updates
+    optimizer, plain_optimizer = (
+        Muon(parameter_table(model, both_matrices), RECIPE) for model in (ours, reference)
+    )
     for mine, theirs in zip(ours.parameters(), reference.parameters(), strict=True):
         theirs.grad = random(tuple(theirs.shape), 7)
         mine.grad = sharded.place_like(theirs.grad, mine)
@@ -346,9 +349,6 @@ def tensor_parallel_case(mesh: DeviceMesh) -> list[str]:
         if not torch.equal(mine.to_local(), wanted):
             found.append("rows" if dim == 0 else "columns")
     return found
-
-
-TWO = [("*", Role("matrix"))]
 
 
 def run(rank: int, world: int, folder: Path) -> None:
