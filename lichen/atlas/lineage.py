@@ -1,0 +1,290 @@
+"""Who took what from whom: techniques and models, and edges with the evidence for them.
+
+An edge points from what was taken to what took it. Its date is that of the taker, for which the evidence may
+have come later; its license is the one that what was taken had on that day.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from lichen.atlas import catalogue
+from lichen.atlas.catalogue import Catalogue, Model, Source
+from lichen.atlas.facts import Record, known, today
+from lichen.atlas.yaml_file import field_error, parse, read_yaml
+from lichen.errors import LichenError
+from lichen.spec.named import named_models
+
+SHIPPED = Path(__file__).parent / "lineage.yaml"
+Evidence = Literal["config", "code", "report", "claim"]
+GRADES: tuple[Evidence, ...] = get_args(Evidence)
+
+
+class Code(Record):
+    """In transformers, the modular file of `family` imports that of `imports`; `takes`: one class of it."""
+
+    family: str
+    imports: str
+    takes: str | None = None
+
+
+class Grounds(Record):
+    """The evidence for one edge, by grade. config: fields of the taker's config and their values."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    code: Code | None = None
+    report: str | None = None
+    claim: str | None = None
+
+    @model_validator(mode="after")
+    def _is_given(self) -> Grounds:
+        if not (self.config or self.code or self.report or self.claim):
+            raise ValueError(f"give the evidence: one of {', '.join(GRADES)}")
+        return self
+
+
+class Described(Record):
+    title: str
+    lab: str
+    country: str
+    date: date
+    license: str | None = None
+    source: str
+
+
+class Technique(Described):
+    develops: dict[str, Grounds] = Field(default_factory=dict)
+
+
+class Entry(Record):
+    """A model; `node` describes one that the catalogue does not have."""
+
+    node: Described | None = None
+    uses: dict[str, Grounds] = Field(default_factory=dict)
+    origins: dict[str, Grounds] = Field(default_factory=dict, alias="from")
+
+
+class _File(Record):
+    sources: dict[str, Source]
+    techniques: dict[str, Technique]
+    models: dict[str, Entry]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A technique, by the lab that published it first, or a model. license None: unknown, or no license
+    because there was only a paper. open_weights None for techniques."""
+
+    name: str
+    kind: Literal["technique", "model"]
+    title: str
+    lab: str
+    country: str
+    date: date
+    license: str | None
+    open_weights: bool | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Edge:
+    """`descendant` took something from `ancestor`: a technique's use, its development, or a model's design
+    or weights. config and code are what can be checked by a program."""
+
+    ancestor: str
+    descendant: str
+    kind: Literal["uses", "develops", "from"]
+    evidence: Evidence
+    source: str
+    date: date
+    license: str | None
+    config: dict[str, Any] | None = None
+    code: Code | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes that were there on the day `as_of`, by name, and the edges between them."""
+
+    as_of: date
+    nodes: dict[str, Node]
+    edges: tuple[Edge, ...]
+
+    @property
+    def techniques(self) -> dict[str, Node]:
+        return {name: node for name, node in self.nodes.items() if node.kind == "technique"}
+
+    @property
+    def models(self) -> dict[str, Node]:
+        return {name: node for name, node in self.nodes.items() if node.kind == "model"}
+
+    def get(self, name: str) -> Node:
+        """The node called `name`. Raises LichenError with the nearest names."""
+        if name in self.nodes:
+            return self.nodes[name]
+        near = difflib.get_close_matches(name.lower(), self.nodes, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`lichen lineage` names them all"
+        raise LichenError(f"no model or technique {name!r} in the lineage on {self.as_of}; {hint}")
+
+    def descendants(self, name: str, grades: tuple[Evidence, ...] = GRADES) -> set[str]:
+        """What rests on `name` by evidence of these `grades`, directly or not.
+
+        On a technique: those that develop it, and the models that use any of them. On a model: the models that
+        come from it; they need not use every technique of it.
+        """
+        steps = {(edge.ancestor, edge.descendant) for edge in self._edges_like(name, grades)}
+        return _reached(name, steps)
+
+    def ancestors(self, name: str, grades: tuple[Evidence, ...] = GRADES) -> set[str]:
+        """What `name` rests on: the models that a model comes from, the techniques that one develops."""
+        steps = {(edge.descendant, edge.ancestor) for edge in self._edges_like(name, grades)}
+        return _reached(name, steps)
+
+    def uses(self, model: str) -> set[str]:
+        """The techniques for whose use in `model` there is evidence of its own."""
+        return {edge.ancestor for edge in self.edges if edge.kind == "uses" and edge.descendant == model}
+
+    def _edges_like(self, name: str, grades: tuple[Evidence, ...]) -> Iterator[Edge]:
+        kinds = ("from",) if self.nodes[name].kind == "model" else ("uses", "develops")
+        return (edge for edge in self.edges if edge.kind in kinds and edge.evidence in grades)
+
+
+def _reached(name: str, steps: set[tuple[str, str]]) -> set[str]:
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        here = waiting.pop()
+        new = {there for start, there in steps if start == here} - found
+        found |= new
+        waiting.extend(new)
+    return found - {name}
+
+
+def load(as_of: date | None = None, path: Path = SHIPPED) -> Graph:
+    """The graph of what was there on the day `as_of` (today).
+
+    Raises LichenError, with file and line, for a file that is not as it should be.
+    """
+    day = as_of or today()
+    models = catalogue.load(as_of=day)
+    content = parse(_File, read_yaml(path), path)
+    _check_names(content, models, path)
+    nodes = {
+        node.name: node
+        for node in (
+            *(_node(name, "technique", each) for name, each in content.techniques.items()),
+            *(_model_node(name, entry, models) for name, entry in content.models.items()),
+        )
+        if node is not None and node.date <= day
+    }
+    told = [
+        *((name, "develops", each.develops) for name, each in content.techniques.items()),
+        *((name, "from", entry.origins) for name, entry in content.models.items()),
+        *((name, "uses", entry.uses) for name, entry in content.models.items()),
+    ]
+    edges = [
+        edge
+        for name, kind, grounds in told
+        for ancestor, ground in grounds.items()
+        if name in nodes and ancestor in nodes
+        for edge in _edges(nodes[ancestor], nodes[name], kind, ground, content.sources)
+    ]
+    return Graph(day, dict(sorted(nodes.items(), key=lambda item: (item[1].date, item[0]))), tuple(edges))
+
+
+def _node(name: str, kind: Literal["technique", "model"], each: Described) -> Node:
+    return Node(
+        name=name,
+        kind=kind,
+        title=each.title,
+        lab=each.lab,
+        country=each.country,
+        date=each.date,
+        license=each.license,
+        open_weights=True if kind == "model" else None,
+        source=each.source,
+    )
+
+
+def _model_node(name: str, entry: Entry, models: Catalogue) -> Node | None:
+    """None for a model of the catalogue that was not out yet."""
+    if entry.node is not None:
+        return _node(name, "model", entry.node)
+    return _catalogue_node(models.models[name], models.as_of) if name in models.models else None
+
+
+def _catalogue_node(model: Model, day: date) -> Node:
+    release = known(model.release, day)
+    assert release is not None  # the catalogue has no model without
+    license, weights = known(model.license, day), known(model.open_weights, day)
+    return Node(
+        name=model.name,
+        kind="model",
+        title=model.title,
+        lab=model.lab,
+        country=model.country,
+        date=release.value or day,
+        license=license and license.value,
+        open_weights=weights and weights.value,
+        source=release.source,
+    )
+
+
+def _edges(
+    ancestor: Node, descendant: Node, kind: Any, grounds: Grounds, sources: dict[str, Source]
+) -> Iterator[Edge]:
+    """One edge for each grade of evidence."""
+    named = named_models().get(descendant.name)
+    told = {
+        "config": (f"{named.source}, {named.date}" if named else descendant.source)
+        if grounds.config
+        else None,
+        "code": "transformers" if grounds.code else None,
+        "report": grounds.report,
+        "claim": grounds.claim,
+    }
+    for grade in GRADES:
+        if (source := told[grade]) is not None:
+            yield Edge(
+                ancestor=ancestor.name,
+                descendant=descendant.name,
+                kind=kind,
+                evidence=grade,
+                source=f"{sources[source].url}, {sources[source].date}" if source in sources else source,
+                date=descendant.date,
+                license=ancestor.license,
+                config=grounds.config if grade == "config" else None,
+                code=grounds.code if grade == "code" else None,
+            )
+
+
+def _check_names(content: _File, models: Catalogue, path: Path) -> None:
+    """Every name that is used is described. Raises LichenError for the first that is not."""
+    catalogued = {*models.models, *models.later}
+    groups = [
+        *((["techniques", name, "develops"], each.develops) for name, each in content.techniques.items()),
+        *((["models", name, "uses"], entry.uses) for name, entry in content.models.items()),
+        *((["models", name, "from"], entry.origins) for name, entry in content.models.items()),
+    ]
+    for name, entry in content.models.items():
+        if entry.node is None and name not in catalogued:
+            raise field_error(
+                path, ["models", name], f"{name!r} is not in the catalogue, so it needs a `node`"
+            )
+    for place, grounds in groups:
+        known_names = content.models if place[-1] == "from" else content.techniques
+        for ancestor, ground in grounds.items():
+            if ancestor not in known_names:
+                near = difflib.get_close_matches(ancestor, known_names, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise field_error(path, [*place, ancestor], f"{ancestor!r} is not described here{hint}")
+            for source in (ground.report, ground.claim, "transformers" if ground.code else None):
+                if source is not None and source not in content.sources:
+                    raise field_error(path, [*place, ancestor], f"{source!r} is not among the file's sources")
