@@ -136,8 +136,8 @@ class Graph:
     def descendants(self, name: str, grades: tuple[Evidence, ...] = GRADES) -> set[str]:
         """What rests on `name` by evidence of these `grades`, directly or not.
 
-        On a technique: those that develop it, and the models that use any of them. On a model: the models that
-        come from it; they need not use every technique of it.
+        On a technique: those that develop it, and the models that use any of these. On a model: the models
+        that come from it; they need not use every technique of it.
         """
         steps = {(edge.ancestor, edge.descendant) for edge in self._edges_like(name, grades)}
         return _reached(name, steps)
@@ -222,17 +222,19 @@ def _model_node(name: str, entry: Entry, models: Catalogue) -> Node | None:
 
 def _catalogue_node(model: Model, day: date) -> Node:
     release = known(model.release, day)
+    license = known(model.license, day)
+    weights = known(model.open_weights, day)
     assert release is not None  # the catalogue has no model without
-    license, weights = known(model.license, day), known(model.open_weights, day)
+    assert release.value is not None
     return Node(
         name=model.name,
         kind="model",
         title=model.title,
         lab=model.lab,
         country=model.country,
-        date=release.value or day,
-        license=license and license.value,
-        open_weights=weights and weights.value,
+        date=release.value,
+        license=None if license is None else license.value,
+        open_weights=None if weights is None else weights.value,
         source=release.source,
     )
 
