@@ -111,11 +111,21 @@ def _charts(results: Sequence[Result], curves: Sequence[Curve]) -> dict[str, dic
         )
     sweep = [{"x": r.lr, "value": r.final_loss, "arm": r.arm} for r in results if r.final_loss is not None]
     charts["loss_lr"] = _chart(
-        "Final loss against learning rate", "learning rate", sweep, {"type": "point"}, arms, log=True
+        "Final loss against learning rate", "learning rate", sweep, {"type": "point"}, arms, log="x"
     )
+    loads = [{"x": r.lr, "value": r.load_worst, "arm": r.arm} for r in results if r.load_worst is not None]
+    if loads:
+        charts["balance"] = _chart(
+            "Busiest expert over the mean, at the end",
+            "learning rate",
+            loads,
+            {"type": "point"},
+            arms,
+            log="x",
+        )
     logits = [{"x": r.lr, "value": r.max_logit, "arm": r.arm} for r in results if r.max_logit is not None]
     charts["logits"] = _chart(
-        "Largest attention logit of a run", "learning rate", logits, {"type": "point"}, arms, log=True
+        "Largest attention logit of a run", "learning rate", logits, {"type": "point"}, arms, log="xy"
     )
     return charts
 
@@ -128,17 +138,22 @@ def _chart(
     arms: Sequence[str],
     *,
     detail: str | None = None,
-    log: bool = False,
+    log: str = "",
 ) -> dict[str, Any]:
-    scale = {"type": "log", "nice": False} if log else {"nice": False}
+    scale = {"type": "log", "nice": False} if "x" in log else {"nice": False}
     encoding: dict[str, Any] = {
         "x": {
             "field": "x",
             "type": "quantitative",
             "scale": scale,
-            "axis": {"title": axis, "format": "~g" if log else "~s"},
+            "axis": {"title": axis, "format": "~g" if "x" in log else "~s"},
         },
-        "y": {"field": "value", "type": "quantitative", "scale": {"zero": False}, "title": None},
+        "y": {
+            "field": "value",
+            "type": "quantitative",
+            "scale": {"type": "log"} if "y" in log else {"zero": False},
+            "title": None,
+        },
         "color": {
             "field": "arm",
             "type": "nominal",

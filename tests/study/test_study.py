@@ -1,6 +1,7 @@
 """A study from its file to its report, and what can happen on the way."""
 
 import csv
+import fcntl
 import os
 import signal
 import statistics
@@ -14,7 +15,9 @@ import pytest
 
 from lichen.errors import LichenError
 from lichen.study.plan import read_study
+from lichen.study.report import write_report
 from lichen.study.results import Curve, count_spikes, tokens_to_reach, trailing_mean
+from lichen.study.runner import run_study
 from lichen.train.metrics import read_metrics
 
 
@@ -45,14 +48,16 @@ def test_a_study_end_to_end(study_file: Path, tmp_path: Path):
     assert len(list((out / "plots").glob("*.png"))) == 5
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.jsonl")}
-    again = lichen("study", study_file, "--out", out)
-    assert again.returncode == 0, again.stderr
+    told: list[str] = []
+    study, points = read_study(study_file)
+    assert len(run_study(study, study_file, points, out, told.append)) == 5
+    assert told == ["3 of 3 runs are finished already", "2 of 2 runs are finished already"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
     study_file.write_text(study_file.read_text().replace('"adamw" }', '"adamw", "train.steps" = 21 }', 1))
-    other = lichen("study", study_file, "--out", out)
-    assert other.returncode == 1
-    assert "train.steps is 20 there and 21 here" in other.stderr
+    study, points = read_study(study_file)
+    with pytest.raises(LichenError, match=r"train\.steps is 20 there and 21 here"):
+        run_study(study, study_file, points, out, told.append)
 
 
 def test_a_killed_study_and_a_run_that_diverges(study_file: Path, tmp_path: Path):
@@ -68,7 +73,11 @@ def test_a_killed_study_and_a_run_that_diverges(study_file: Path, tmp_path: Path
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     # The runs that outlive it keep the folder to themselves; then the study goes on.
-    _wait(lambda: "is at work" not in lichen("study", study_file, "--out", out).stderr)
+    study, points = read_study(study_file)
+    with pytest.raises(LichenError, match="is at work"):
+        run_study(study, study_file, points, out, print)
+    _wait(lambda: _is_free(out / "lock"))
+    write_report(study, run_study(study, study_file, points, out, print), out)
     rows = {row["label"]: row for row in csv.DictReader((out / "results.csv").open())}
     assert rows["adamw, lr 0.01"]["state"] == "finished"
     assert rows["moonlight, lr 0.01"]["state"] == "finished"
@@ -126,6 +135,15 @@ def test_spikes_and_tokens_to_a_loss():
     assert line.loss[20] == pytest.approx(5 - 12.5 / 10)
     assert tokens_to_reach(line, 3.76) == 2000
     assert tokens_to_reach(line, 1.0) is None
+
+
+def _is_free(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def _wait(done: Callable[[], bool]) -> None:
