@@ -71,8 +71,21 @@ class Entry(Record):
     origins: dict[str, Grounds] = Field(default_factory=dict, alias="from")
 
 
+class Reusers(Record):
+    """Families of models whose implementation imports that of a root: `direct`, and with theirs, `all`."""
+
+    direct: int
+    all: int
+
+
+class Reuse(Record):
+    library: str
+    families: dict[str, Reusers]
+
+
 class _File(Record):
     sources: dict[str, Source]
+    reuse: Reuse
     techniques: dict[str, Technique]
     models: dict[str, Entry]
 
@@ -111,11 +124,13 @@ class Edge:
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes that were there on the day `as_of`, by name, and the edges between them."""
+    """The nodes that were there on the day `as_of`, by name, and the edges between them. `reuse`: how much of
+    a library's code rests on which family today."""
 
     as_of: date
     nodes: dict[str, Node]
     edges: tuple[Edge, ...]
+    reuse: Reuse
 
     @property
     def techniques(self) -> dict[str, Node]:
@@ -150,6 +165,14 @@ class Graph:
     def uses(self, model: str) -> set[str]:
         """The techniques for whose use in `model` there is evidence of its own."""
         return {edge.ancestor for edge in self.edges if edge.kind == "uses" and edge.descendant == model}
+
+    def around(self, name: str) -> Graph:
+        """The part of the graph that has to do with `name`. Raises LichenError as `get`."""
+        self.get(name)
+        kept = {name} | self.ancestors(name) | self.descendants(name) | self.uses(name)
+        nodes = {each: node for each, node in self.nodes.items() if each in kept}
+        edges = tuple(edge for edge in self.edges if {edge.ancestor, edge.descendant} <= kept)
+        return Graph(self.as_of, nodes, edges, self.reuse)
 
     def _edges_like(self, name: str, grades: tuple[Evidence, ...]) -> Iterator[Edge]:
         kinds = ("from",) if self.nodes[name].kind == "model" else ("uses", "develops")
@@ -196,7 +219,8 @@ def load(as_of: date | None = None, path: Path = SHIPPED) -> Graph:
         if name in nodes and ancestor in nodes
         for edge in _edges(nodes[ancestor], nodes[name], kind, ground, content.sources)
     ]
-    return Graph(day, dict(sorted(nodes.items(), key=lambda item: (item[1].date, item[0]))), tuple(edges))
+    by_date = dict(sorted(nodes.items(), key=lambda item: (item[1].date, item[0])))
+    return Graph(day, by_date, tuple(edges), content.reuse)
 
 
 def _node(name: str, kind: Literal["technique", "model"], each: Described) -> Node:

@@ -65,8 +65,9 @@ def cost(
         lines.append(f"  time        {days:,.1f} days on {machine.count:,} of them")
     lines += [
         f"Not counted: {', '.join(NOT_COUNTED)}.",
-        f"For comparison: {CALIBRATION.title} took {words.count(CALIBRATION.gpu_hours)} hours of "
-        f"{CALIBRATION.gpu.upper()} for {words.count(CALIBRATION.tokens)} tokens, which is {check:.1%} ({CALIBRATION.source}).",
+        f"For comparison: {CALIBRATION.title}'s {words.count(CALIBRATION.gpu_hours)} "
+        f"{CALIBRATION.gpu.upper()} hours for {words.count(CALIBRATION.tokens)} tokens are {check:.1%} "
+        f"({CALIBRATION.source}).",
         f"Device: {device.source}, {device.date}.",
     ]
     for line in lines:

@@ -24,6 +24,7 @@ from lichen.cli.cost import cost
 from lichen.cli.data import data
 from lichen.cli.export import export
 from lichen.cli.fits import fits
+from lichen.cli.lineage import lineage
 from lichen.cli.price import price
 from lichen.cli.sample import sample
 from lichen.cli.study import study
@@ -60,6 +61,7 @@ app.command()(compare)
 app.command()(price)
 app.command()(fits)
 app.command()(cost)
+app.command()(lineage)
 app.command()(advise)
 app.command()(claims)
 app.add_typer(data)
@@ -81,7 +83,7 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         status = app(prog_name="lichen", standalone_mode=False) or 0
-        sys.stdout.flush()
+        print(end="", flush=True)  # nothing where the shell closed stdout
     except typer.TyperException as error:
         if message := error.format_message().rstrip("."):  # empty when the help was shown instead
             context = getattr(error, "ctx", None)
