@@ -140,7 +140,7 @@ def _chart(
     detail: str | None = None,
     log: str = "",
 ) -> dict[str, Any]:
-    scale = {"type": "log", "nice": False} if "x" in log else {"nice": False}
+    scale = {"type": "log", "nice": False, "padding": 16} if "x" in log else {"nice": False}
     encoding: dict[str, Any] = {
         "x": {
             "field": "x",
@@ -158,6 +158,7 @@ def _chart(
             "field": "arm",
             "type": "nominal",
             "scale": {"domain": list(arms), "range": COLOURS[: len(arms)]},
+            "legend": {"orient": "right"},
         },
     }
     if detail is not None:
