@@ -87,6 +87,8 @@ def advise(
     chosen = rules.scenarios[scenario]
     wanted = constraints.over(chosen.assume)
     models = catalogue.models.values()
+    if not models:
+        raise LichenError(f"no model of the catalogue was out on {catalogue.as_of}")
     all_cuts = cuts(wanted, chosen.require, rules.licenses, at)
     left, excluded = cut(models, all_cuts)
     if not left:

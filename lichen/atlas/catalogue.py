@@ -23,7 +23,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lichen.atlas.facts import Fact, Record, known, today
 from lichen.atlas.yaml_file import field_error, parse, read_yaml
@@ -34,7 +34,7 @@ from lichen.spec.model import ModelSpec
 
 SHIPPED = Path(__file__).parent / "models"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"
-Hour = Annotated[int, Field(ge=0, le=24)]
+Count = Annotated[int, Field(gt=0)]
 FACTS = "tuple[lichen.atlas.facts.Fact["
 
 
@@ -60,7 +60,7 @@ class Score(Record):
     benchmark: str
     version: str | None = None
     variant: str | None = None
-    value: float
+    value: float = Field(allow_inf_nan=False)
     unit: str
     effort: str | None = None
     harness: str | None = None
@@ -88,7 +88,7 @@ class EnteredPrice(Record):
     """A price genai-prices does not have, in USD per million tokens. `hours`: UTC hours [start, end) of the
     day in which it holds; None: all day. Holds from `since` until the day before `until`."""
 
-    provider: str
+    provider: str = Field(min_length=1)
     currency: str = "USD"
     input: float = Field(ge=0, allow_inf_nan=False)
     output: float = Field(ge=0, allow_inf_nan=False)
@@ -109,6 +109,14 @@ class EnteredPrice(Record):
             raise ValueError(f"{currency} is not USD, and exchange rates are not kept here: convert it")
         return currency
 
+    @model_validator(mode="after")
+    def _holds_at_some_time(self) -> EnteredPrice:
+        if self.until is not None and self.until <= self.since:
+            raise ValueError(f"it holds from {self.since} until {self.until}, which is never")
+        if any(start == end for start, end in self.hours or ()):
+            raise ValueError("a span of hours that ends where it starts is empty")
+        return self
+
 
 class Model(Record):
     """One model. A field of facts is empty where nothing is known."""
@@ -126,14 +134,14 @@ class Model(Record):
     obligations: tuple[Fact[tuple[Obligation, ...]], ...] = ()
     open_weights: tuple[Fact[bool], ...] = ()
     architecture: tuple[Fact[str], ...] = ()
-    total_parameters: tuple[Fact[int], ...] = ()  # as published
-    active_parameters: tuple[Fact[int], ...] = ()  # as published, per token
-    context: tuple[Fact[int], ...] = ()  # tokens, as the weights allow
-    api_context: tuple[Fact[int], ...] = ()  # tokens, as the lab's own API serves
-    max_output: tuple[Fact[int], ...] = ()  # tokens, of the lab's own API
+    total_parameters: tuple[Fact[Count], ...] = ()  # as published
+    active_parameters: tuple[Fact[Count], ...] = ()  # as published, per token
+    context: tuple[Fact[Count], ...] = ()  # tokens, as the weights allow
+    api_context: tuple[Fact[Count], ...] = ()  # tokens, as the lab's own API serves
+    max_output: tuple[Fact[Count], ...] = ()  # tokens, of the lab's own API
     modalities: tuple[Fact[tuple[str, ...]], ...] = ()
-    tokens_trained: tuple[Fact[int], ...] = ()
-    training_gpu_hours: tuple[Fact[int], ...] = ()
+    tokens_trained: tuple[Fact[Count], ...] = ()
+    training_gpu_hours: tuple[Fact[Count], ...] = ()
     optimizer: tuple[Fact[str], ...] = ()
     successor: tuple[Fact[str], ...] = ()
     scores: tuple[Score, ...] = ()
@@ -217,7 +225,7 @@ def read_model(path: Path) -> Model:
     sources = _sources(content.pop("sources", None), path)
     for location, item in _sourced(content):
         name = item["source"]
-        if name not in sources:
+        if not isinstance(name, str) or name not in sources:
             names = ", ".join(sources)
             raise field_error(
                 path, [*location, "source"], f"{name!r} is not among the file's sources ({names})"

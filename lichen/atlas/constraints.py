@@ -36,7 +36,7 @@ class Constraints(Record):
     """
 
     workload: Literal["blend", "output-heavy", "agentic"] = "blend"
-    requests_per_day: float = Field(default=1000, gt=0)
+    requests_per_day: float = Field(default=1000, gt=0, allow_inf_nan=False)
     budget: float | None = Field(default=None, gt=0)  # USD a month
     license: tuple[str, ...] = ()  # any of these; none: all
     context: int | None = Field(default=None, gt=0)  # tokens

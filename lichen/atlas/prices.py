@@ -154,7 +154,7 @@ def moment(day: date, clock: str | None) -> datetime:
         now = datetime.now(UTC)
         return now if day == now.date() else datetime.combine(day, time(12), UTC)
     try:
-        return datetime.combine(day, time.fromisoformat(clock), UTC)
+        return datetime.combine(day, datetime.strptime(clock, "%H:%M").time(), UTC)
     except ValueError:
         raise LichenError(f"--at {clock!r} is not a time of day: write HH:MM, in UTC, like 02:30") from None
 

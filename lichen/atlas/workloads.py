@@ -127,7 +127,7 @@ def request_cost(price: Price, workload: Workload) -> float:
 
 def reference_model(catalogue: Catalogue, name: str | None) -> Model | None:
     """The model called `name`, or without one the usual reference if it was out. Raises as `get`."""
-    return catalogue.get(name) if name else catalogue.models.get(REFERENCE)
+    return catalogue.models.get(REFERENCE) if name is None else catalogue.get(name)
 
 
 def ratio(

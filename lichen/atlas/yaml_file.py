@@ -23,7 +23,14 @@ BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(BaseLoader):
-    """Refuses a key that is written twice, where plain YAML would silently keep the last."""
+    """Refuses a key that is written twice, where plain YAML would silently keep the last, and says the line
+    of a value that Python cannot build, such as the 13th month."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
@@ -44,14 +51,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise LichenError(f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise LichenError(f"cannot read {path} as text: {error}") from None
+    except OSError as error:
+        raise LichenError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise LichenError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise LichenError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise LichenError(f"{where}: not valid YAML: {problem}") from None
     if not isinstance(content, dict):
-        raise LichenError(f"{path}: expected `field: value` lines, found {type(content).__name__}")
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise LichenError(f"{path}: expected `field: value` lines, found {found}")
     return content
 
 

@@ -38,7 +38,7 @@ def price(
     cached: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of the prompt read from the cache.")
     ] = None,
-    requests: Annotated[float, typer.Option(min=0, help="Requests a day.")] = 1000,
+    requests: Annotated[float, typer.Option(min=0, max=1e12, help="Requests a day.")] = 1000,
     hours: Annotated[
         str | None,
         typer.Option(metavar="8-18,20", help="UTC hours over which they spread evenly. [default: now]"),
@@ -145,7 +145,7 @@ def _rates(offers: list[Offer], when: datetime) -> Table:
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", "in", "out", "cached", "since"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, overflow="fold")
     table.add_column("when")
     for offer in offers:
         for index, price in enumerate(offer.prices):
@@ -170,7 +170,7 @@ def _costs(offers: list[Offer], workloads: dict[str, Workload], compared: bool) 
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", *workloads):
-        table.add_column(heading, no_wrap=heading == "")
+        table.add_column(heading, overflow="fold")
     for offer in offers:
         cells = []
         for name, cost in offer.costs.items():

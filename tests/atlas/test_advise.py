@@ -148,6 +148,12 @@ def test_an_impossible_constraint_is_named(constraints: dict, culprit: str, resc
     assert f"without it there would be {rescued}" in str(refused.value)
 
 
+def test_a_day_before_all_models_is_named() -> None:
+    at = datetime(2020, 1, 1, 12, tzinfo=UTC)
+    with pytest.raises(LichenError, match="no model of the catalogue was out on 2020-01-01"):
+        advise("cost", Constraints(), load(as_of=at.date()), at)
+
+
 def test_two_impossible_constraints_leave_no_rescue() -> None:
     with pytest.raises(LichenError, match="the others leave none either"):
         ask("cost", budget=0.01, context=5_000_000)

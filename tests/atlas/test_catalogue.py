@@ -202,6 +202,21 @@ def test_a_good_file_becomes_a_model(file):
         ("input: 1", "input: -1", r":13: prices.0.input: .*greater than or equal to 0"),
         ("input: 1", "input: .nan", r":13: prices.0.input: .*finite"),
         ("input: 1", "input: 1, hours: [[3, 25]]", r":13: prices.0.hours.0.1: .*less than or equal to 24"),
+        ("input: 1", "input: 1, hours: [[3, 3]]", r":13: prices.0: a span of hours .* is empty"),
+        ("input: 1", "input: 1, until: 2026-09-01", r":13: prices.0: it holds .* which is never"),
+        ("provider: me", "provider: ''", r":13: prices.0.provider: .*at least 1 character"),
+        ("{value: 2026-10-01", "{value: 2026-13-01", r":9: not valid YAML: month must be in 1..12"),
+        ("MIT, source: card", "MIT, source: [card]", r":11: license.0.source: \['card'\] is not among"),
+        (
+            "license:\n",
+            "context:\n  - {value: 0, source: card}\nlicense:\n",
+            r":11: context.0.value: .*greater",
+        ),
+        (
+            "prices:\n",
+            "scores:\n  - {benchmark: HLE, value: .nan, unit: '%', reported_by: me, source: card}\nprices:\n",
+            r":13: scores.0.value: .*finite",
+        ),
         ("input: 1", "input: 1, currency: EUR", r":13: prices.0.currency: EUR is not USD"),
         ("date: 2026-10-01", "date: 2999-01-01", r":7: sources.card.date: 2999-01-01 is in the future"),
         ("{value: 2026-10-01", "{value: 2999-01-01", r":9: release.0: 2999-01-01 is in the future"),
@@ -224,7 +239,8 @@ def test_a_bad_file_is_refused_with_file_line_and_field(file, old, new, message)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"- 1", b"\xff\xfe", b"a: &a [*a]", b"!!python/object:os.system {}"]
+    "content",
+    [b"", b"- 1", b"\xff\xfe", b"a: \0", b"a: !!int x", b"a: &a [*a]", b"!!python/object:os.system {}"],
 )
 def test_what_is_no_model_file_is_refused(tmp_path, content):
     path = tmp_path / "x.yaml"

@@ -148,6 +148,8 @@ def test_an_unknown_price_is_loud(run):
         (["kimi-k2.6", "--as-of", "2999-01-01"], "is in the future"),
         (["kimi-k2.6", "--as-of", "yesterday"], "is not a date"),
         (["kimi-k2.6", "--at", "noon"], "is not a time of day"),
+        (["kimi-k2.6", "--at", "10:00+05:00"], "is not a time of day"),
+        (["kimi-k2.6", "--against", ""], "no model ''"),
         (["kimi-k2.6", "--provider", "nobody"], "known: moonshotai, "),
         (["kimi-k2.6", "--workload", "party"], "blend, output-heavy, agentic"),
         (["kimi-k2.6", "--workload", "blend", "--input", "5"], "describe your own"),

@@ -141,3 +141,11 @@ def test_a_reader_that_leaves_is_no_error():
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_closed_stdout_is_no_error():
+    code = "from lichen.cli.main import main; main()"
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -c '{code}' --help >&-"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
