@@ -88,7 +88,7 @@ def _table(found: list[tuple[Machine, Fit]], context: int) -> Table:
     from lichen.atlas import words
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("fits")
     headings = (
         "usable GiB",
