@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from lichen.atlas import advise, catalogue, devices, fits, workloads
+from lichen.atlas import advise, catalogue, devices, fits, lineage, risk, workloads
 from lichen.atlas.page import build
 from lichen.cli.atlas_page import build as write_page
 from lichen.cli.atlas_page import page_server
@@ -54,12 +54,6 @@ def at(browser, fragment):
     return browser
 
 
-def costs(browser):
-    """USD per million tokens by model, as the points of the chart tell a screen reader."""
-    return browser.evaluate("""Object.fromEntries([...document.querySelectorAll('.point')].map(
-        (point) => [point.dataset.model, point.getAttribute('aria-label')]))""")
-
-
 def test_is_one_small_file_that_admits_no_connection(page):
     text = page.read_text(encoding="utf-8")
     assert len(text.encode()) < 2e6
@@ -87,7 +81,7 @@ def test_draws_itself_without_network_and_without_complaint(browser):
     )
     assert len(sections) >= 7
     assert all(length > 100 for _, length in sections)
-    assert browser.evaluate("document.querySelectorAll('.point').length") > 5
+    assert browser.evaluate("document.querySelectorAll('#price .point').length") > 5
 
 
 @in_a_browser
@@ -97,7 +91,7 @@ def test_draws_itself_without_network_and_without_complaint(browser):
 def test_any_address_gives_a_page(browser, fragment):
     at(browser, fragment)
     assert browser.complaints == []
-    assert browser.evaluate("document.querySelectorAll('.point').length") > 5
+    assert browser.evaluate("document.querySelectorAll('#price .point').length") > 5
 
 
 @in_a_browser
@@ -109,7 +103,7 @@ def test_costs_are_those_of_the_command_line(browser, name, hour):
     work = workloads.STANDARD[name]
     moment = datetime(DAY.year, DAY.month, DAY.day, hour, tzinfo=UTC)
     shown = browser.evaluate(
-        "[...document.querySelectorAll('.point')].map((p) => { p.dispatchEvent(new Event('focus'));"
+        "[...document.querySelectorAll('#price .point')].map((p) => { p.dispatchEvent(new Event('focus'));"
         " return [p.dataset.model, document.querySelector('#price .readout').innerText]; })"
     )
     known = catalogue.load(as_of=DAY)
@@ -188,6 +182,46 @@ def test_table_sorts_and_says_what_is_unknown(browser):
     assert (billions(down), down[-1]) == (sorted(billions(down), reverse=True), "unknown")
     browser.evaluate("document.querySelector('#table td button').click()")
     assert browser.evaluate("document.querySelectorAll('#table .readout a').length") > 0
+
+
+@in_a_browser
+@pytest.mark.parametrize(
+    ("fragment", "keeps"),
+    [
+        ("", lambda edge: True),
+        ("technique=muon", lambda edge: "muon" in (edge.ancestor, edge.descendant)),
+        ("grade=config", lambda edge: edge.evidence == "config"),
+        ("technique=mla&grade=code", lambda edge: edge.ancestor == "mla" and edge.evidence == "code"),
+    ],
+)
+def test_lineage_shows_the_edges_that_were_chosen(browser, fragment, keeps):
+    at(browser, fragment)
+    expected = [(edge.ancestor, edge.descendant) for edge in lineage.load(DAY).edges if keeps(edge)]
+    shown = browser.evaluate(
+        "[...document.querySelectorAll('.edge')].map((e) => [e.dataset.ancestor, e.dataset.descendant])"
+    )
+    assert sorted(map(tuple, shown)) == sorted(expected)
+    assert shown
+
+
+@in_a_browser
+def test_a_node_tells_its_edges_and_their_sources(browser):
+    at(browser, "technique=muon")
+    browser.evaluate("document.querySelector('[data-node=kimi-k2]').dispatchEvent(new Event('focus'))")
+    told = browser.evaluate("document.querySelector('#lineage .readout').innerText")
+    assert "Kimi K2 uses Muon (report" in told
+    assert browser.evaluate("document.querySelectorAll('.edge.lit').length") == 1
+
+
+@in_a_browser
+def test_risk_is_that_of_the_command_line(browser):
+    found = risk.measure(lineage.load(DAY), catalogue.load(as_of=DAY), DAY)
+    shares = browser.evaluate(
+        "[...document.querySelectorAll('#risk table')[0].tBodies[0].rows].map((r) => r.cells[2].innerText)"
+    )
+    assert [int(share.split()[0]) for share in shares] == [
+        pytest.approx(100 * root.share, abs=0.51) for root in found.roots
+    ]
 
 
 @in_a_browser

@@ -24,6 +24,8 @@ SCRIPTS = (
     "scatter",
     "cache",
     "fits",
+    "lineage",
+    "risk",
     "table",
     "advice",
     "claims",

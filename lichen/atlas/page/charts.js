@@ -106,12 +106,13 @@ function spread(heights, gap, bottom) {
   }, []);
 }
 
-// One colour per lab, in the order in which the labs appear; what is left over shares the last.
+// One colour per lab, in the order in which the labs appear; all others share the last.
 const labs = [...new Set(data.models.map(({ lab }) => lab))];
-const hue = (model) => `c${Math.min(labs.indexOf(model.lab), 6)}`;
+const colour = (index) => `c${index < 0 || index > 6 ? 6 : index}`;
+const hue = ({ lab }) => colour(labs.indexOf(lab));
 const legend = () =>
   h(
     'ul',
     { class: 'key' },
-    labs.map((lab, i) => h('li', {}, h('span', { class: `dot c${Math.min(i, 6)}` }), lab)),
+    labs.map((lab, i) => h('li', {}, h('span', { class: `dot ${colour(i)}` }), lab)),
   );

@@ -10,10 +10,11 @@ from dataclasses import asdict
 from datetime import date, datetime, time
 from typing import Any
 
-from lichen.atlas import advise, claims, compare, devices, fits
+from lichen.atlas import advise, claims, compare, devices, fits, lineage, risk, words
 from lichen.atlas.catalogue import Catalogue, Model, load
 from lichen.atlas.constraints import Constraints
 from lichen.atlas.facts import known
+from lichen.atlas.lineage_formats import to_json
 from lichen.atlas.prices import Price, default_provider, history, moment, table
 from lichen.atlas.workloads import REFERENCE, STANDARD
 from lichen.errors import LichenError
@@ -30,6 +31,7 @@ def data(as_of: date) -> dict[str, Any]:
     catalogue = load(as_of=as_of)
     at = moment(as_of, None)
     name, newest = table()
+    graph = lineage.load(as_of)
     return {
         "as_of": str(as_of),
         "hour": at.hour,
@@ -43,6 +45,8 @@ def data(as_of: date) -> dict[str, Any]:
         "advice": _advice(catalogue, at),
         "rules": advise.SHIPPED_RULES.read_text(encoding="utf-8"),
         "claims": _claims(catalogue),
+        "lineage": to_json(graph),
+        "risk": _risk(risk.measure(graph, catalogue, as_of)),
     }
 
 
@@ -178,3 +182,11 @@ def _claims(catalogue: Catalogue) -> dict[str, Any]:
         ],
         "verdicts": verdicts,
     }
+
+
+def _risk(found: risk.Risk) -> dict[str, Any]:
+    obligations = {
+        name: [words.obligation(each) for each in asked] for name, asked in found.obligations.items()
+    }
+    similarity = [asdict(each) | {"day": str(each.day)} for each in found.similarity]
+    return asdict(found) | {"as_of": str(found.as_of), "obligations": obligations, "similarity": similarity}

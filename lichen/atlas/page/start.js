@@ -15,6 +15,8 @@ const SECTIONS = [
   ],
   ['fits', 'What fits', 'Whether a model fits on your machine, and how many sequences beside it.', fits],
   ['table', 'Side by side', 'All that is known, and what is not.', table],
+  ['lineage', 'Lineage', 'Who took what from whom, and on what evidence.', lineage],
+  ['risk', 'Risk', 'What rests on whom, in numbers. They count what the lineage graph has, no more.', risk],
   [
     'advice',
     'Advice',
