@@ -175,18 +175,19 @@ class Recommended(Record):
 
 
 class Finding(Record):
-    """What `source` said on `date` about the claim, in a sentence."""
+    """What `source` said on `date` about the claim, in a sentence; `measured`: a study of Lichen's own."""
 
     verdict: Verdict
     note: str
     source: str
     date: date
+    measured: bool = False
 
 
 class Reported(Record):
     """What sources say: of the findings dated no later than the day that is asked about, the last decides."""
 
-    kind: Literal["cited", "measured"]
+    kind: Literal["cited"]
     findings: tuple[Finding, ...] = Field(min_length=1)
 
 

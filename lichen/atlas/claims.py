@@ -86,10 +86,10 @@ def _checked(claim: Claim, catalogue: Catalogue, at: datetime) -> Checked:
     match claim.check:
         case kinds.Reported() as reported:
             told = [finding for finding in reported.findings if finding.date <= at.date()]
-            how: How = "cited" if reported.kind == "cited" else "measured"
             if not told:
-                return Checked(claim, UNCHECKED, how, (f"nothing was known on {at.date()}",))
+                return Checked(claim, UNCHECKED, "cited", (f"nothing was known on {at.date()}",))
             last = max(told, key=lambda finding: finding.date)
+            how: How = "measured" if last.measured else "cited"
             evidence = tuple(f"{finding.note} ({finding.source}, {finding.date})" for finding in told)
             return Checked(claim, last.verdict, how, evidence)
         case kinds.Nothing() as nothing:

@@ -85,7 +85,7 @@ def _file(words: list[str]) -> Path | None:
 def _json(claim_set: ClaimSet, verdicts: dict[date, list[Checked]]) -> dict[str, Any]:
     by_day = [
         {
-            str(day): {"verdict": each.verdict, "evidence": each.evidence}
+            str(day): {"verdict": each.verdict, "how": each.how, "evidence": each.evidence}
             for day, each in zip(verdicts, row, strict=True)
         }
         for row in zip(*verdicts.values(), strict=True)
@@ -96,10 +96,9 @@ def _json(claim_set: ClaimSet, verdicts: dict[date, list[Checked]]) -> dict[str,
             "statement": claim.statement,
             "check": claim.check.model_dump(exclude_none=True),
             "note": claim.note,
-            "how": first.how,
             "on": on,
         }
-        for claim, first, on in zip(claim_set.claims, next(iter(verdicts.values())), by_day, strict=True)
+        for claim, on in zip(claim_set.claims, by_day, strict=True)
     ]
     about = {"title": claim_set.title, "source": claim_set.source, "date": claim_set.date}
     return {**about, "claims": found}
@@ -113,10 +112,10 @@ def _print_table(verdicts: dict[date, list[Checked]], console: Console) -> None:
     table.add_column("claim")
     for day in verdicts:
         table.add_column(str(day), no_wrap=True)
-    table.add_column("how", no_wrap=True)
+    table.add_column("how", no_wrap=True)  # on the last of the days
     for row in zip(*verdicts.values(), strict=True):
         cells = [Text(each.verdict, style=STYLE[each.verdict]) for each in row]
-        table.add_row(Text(row[0].claim.statement), *cells, row[0].how)
+        table.add_row(Text(row[0].claim.statement), *cells, row[-1].how)
     console.print(table)
     console.print("What each verdict rests on: --evidence.")
 

@@ -40,7 +40,7 @@ def test_json_holds_every_claim_with_its_check_and_verdicts(run) -> None:
     assert content["source"].startswith("https://")
     assert found["k2.6-parameters"]["check"]["expected"] == 1.6e12
     assert found["k2.6-parameters"]["on"]["2026-04-30"]["verdict"] == "contradicted"
-    assert found["k2.6-parameters"]["how"] == "computed"
+    assert found["k2.6-parameters"]["on"]["2026-04-30"]["how"] == "computed"
     assert all(claim["on"]["2026-04-30"]["evidence"] for claim in content["claims"])
 
 
@@ -54,6 +54,7 @@ def test_a_file_of_ones_own(words: list[str], run, tmp_path) -> None:
     assert size["on"].keys() == k3["on"].keys()
     assert k3["on"]["2026-05-01"] == {
         "verdict": "cannot be checked",
+        "how": "computed",
         "evidence": ["kimi-k3 came out on 2026-07-16"],
     }
 
