@@ -99,3 +99,14 @@ def test_a_batch_meets_more_experts_but_not_all() -> None:
 def test_what_cannot_be_asked(quant: str, context: int, words: str) -> None:
     with pytest.raises(LichenError, match=words):
         fits(QWEN, parse("rtx5090"), quant, context)
+
+
+def test_a_batch_of_nothing() -> None:
+    with pytest.raises(LichenError, match="batch is 0; at least 1 sequence is needed"):
+        fits(QWEN, parse("rtx5090"), "q4", 4096, batch=0)
+
+
+def test_what_the_weights_leave() -> None:
+    machine = parse("rtx5090")
+    assert fits(QWEN, machine, "q4", 4096).left == machine.memory - fits(QWEN, machine, "q4", 1).weight_bytes
+    assert fits(KIMI, machine, None, 4096).left < 0

@@ -1,0 +1,50 @@
+"""`lichen fits` as a person and as a script meet it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def config(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def test_fits_shows_each_machine_with_its_sources(run) -> None:
+    done = run("fits", "qwen3.6-27b", "--gpu", "rtx5090", "--gpu", "cpu-64g", "--quant", "q4")
+    lines = done.out.splitlines()
+    assert lines[0] == "qwen3.6-27b: 14.09 GiB of weights (q4), 0.64 GiB of cache for 1 x 8,192 tokens"
+    assert any(line.startswith("rtx5090  yes") for line in lines)
+    assert "unknown" in next(line for line in lines if line.startswith("cpu-64g"))  # its rate of prefill
+    assert "estimates, bounds that nobody reaches" in done.out
+    assert "1,792 GB/s" in done.out
+    assert "https://images.nvidia.com/" in done.out
+
+
+def test_fits_without_a_machine_shows_all(run) -> None:
+    content = json.loads(run("fits", "kimi-k2.6", "--context", "262144", "--json").out)
+    machines = {machine["machine"]: machine for machine in content["machines"]}
+    assert {"h200", "rtx5090", "mac-128g", "cpu-64g"} <= machines.keys()
+    assert not machines["h200"]["fits"]
+    assert all(machine["device"]["source"].startswith("https://") for machine in machines.values())
+    (eight,) = json.loads(run("fits", "kimi-k2.6", "--gpu", "h200:8", "--json").out)["machines"]
+    assert eight["fits"]
+    assert eight["left"] == eight["memory"] - eight["weight_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["kimi-k26"], "did you mean kimi-k2.6"),
+        (["gpt-5.5"], "gpt-5.5 has no public config"),
+        (["kimi-k2.6", "--gpu", "h2000"], "no device 'h2000'; did you mean h200"),
+        (["kimi-k2.6", "--batch", "-1"], "batch is -1; at least 1 sequence is needed"),
+        (["kimi-k2.6", "--context", "-5"], "context is -5; this model has 1 to 262144 tokens"),
+        (["kimi-k2.6", "--quant", "q5"], "weights cannot be stored as 'q5'"),
+    ],
+)
+def test_fits_refuses(refusal, arguments: list[str], words: str) -> None:
+    assert words in refusal("fits", *arguments)
