@@ -25,7 +25,7 @@ function risk() {
       { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': headings.find(Boolean) },
       h(
         'table',
-        {},
+        { class: 'wide' },
         h(
           'thead',
           {},
