@@ -206,14 +206,16 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
     return Catalogue(dict(sorted(models.items())), day, later)
 
 
-def spec_of(name: str) -> ModelSpec:
+def spec_of(name: str, as_of: date | None = None) -> ModelSpec:
     """The architecture of the catalogue's model `name`, or of whatever else `load_spec` knows by it.
 
-    Raises LichenError for a model whose config nobody published, and as `load_spec`.
+    Raises LichenError for a model that came out after `as_of` (today), or whose config nobody published, and
+    as `load_spec`.
     """
-    model = load().models.get(name)
-    if model is None:
+    found = load(as_of=as_of)
+    if name not in found.models and name not in found.later:
         return load_spec(name)
+    model = found.get(name)
     if model.spec_name is None:
         raise LichenError(f"{name} has no public config, so what it takes to run cannot be computed")
     return load_spec(model.spec_name)

@@ -70,14 +70,20 @@ class Machine:
         return None if rate is None else self.count * rate
 
 
-def load() -> dict[str, Device]:
-    """The devices by name."""
-    return _read().devices
+def load(as_of: date | None = None) -> dict[str, Device]:
+    """The devices by name: those whose figures were published by the day `as_of`, where one is given."""
+    return {name: device for name, device in _read().devices.items() if as_of is None or device.date <= as_of}
 
 
-def parse(text: str) -> Machine:
-    """`h200:8` is eight of them, `rtx5090` is one. Raises LichenError, with the nearest names."""
+def parse(text: str, as_of: date | None = None) -> Machine:
+    """`h200:8` is eight of them, `rtx5090` is one.
+
+    Raises LichenError for a device that nobody knows, with the nearest names, and for one whose figures were
+    published after `as_of`.
+    """
     name, colon, count = text.lower().partition(":")
+    if name in load() and name not in load(as_of):
+        raise LichenError(f"the figures of {name} are of {load()[name].date}, which is after {as_of}")
     if name not in load():
         near = get_close_matches(name, load(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(load())}"

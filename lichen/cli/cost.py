@@ -21,12 +21,16 @@ def cost(
         float | None, typer.Option("--price-per-hour", help="USD per device and hour. [default: unknown]")
     ] = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens per sequence. [default: 4096]")] = None,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", metavar="DATE", help="What was out then. [default: today]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON.")] = False,
 ) -> None:
     """Estimate the FLOPs, GPU hours and money of a training run, next to one whose hours are published."""
     from lichen.atlas import words
     from lichen.atlas.catalogue import spec_of
     from lichen.atlas.devices import parse
+    from lichen.atlas.facts import parse_as_of
     from lichen.atlas.training_cost import (
         CALIBRATION,
         NOT_COUNTED,
@@ -36,13 +40,23 @@ def cost(
         parse_tokens,
     )
 
-    machine = parse(gpu)
+    day = parse_as_of(as_of)
+    machine = parse(gpu, day)
     device = machine.device
-    found = estimate(spec_of(model), parse_tokens(tokens), device, mfu, price_per_hour, seq_len or SEQ_LEN)
+    found = estimate(
+        spec_of(model, day), parse_tokens(tokens), device, mfu, price_per_hour, seq_len or SEQ_LEN
+    )
     check = calibrate()
     days = found.gpu_hours / machine.count / 24 if machine.count > 1 else None
     if as_json:
-        content = {"model": model, "device": gpu, **asdict(found), "days": days, "is": "an estimate"}
+        content = {
+            "model": model,
+            "as_of": str(day),
+            "device": gpu,
+            **asdict(found),
+            "days": days,
+            "is": "an estimate",
+        }
         content |= {"not_counted": NOT_COUNTED, "calibration": asdict(CALIBRATION) | {"mfu": check}}
         print(json.dumps(content, indent=2, default=str))
         return

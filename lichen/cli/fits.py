@@ -32,20 +32,26 @@ def fits(
     ] = None,
     context: Annotated[int, typer.Option(help="Tokens of each sequence.")] = 8192,
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", metavar="DATE", help="What was out then. [default: today]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON, with sources.")] = False,
 ) -> None:
     """Does a model fit, what is left for its cache, and an estimate of its speed."""
     from lichen.atlas.catalogue import spec_of
     from lichen.atlas.devices import load, parse
+    from lichen.atlas.facts import parse_as_of
     from lichen.atlas.fits import ASSUMPTIONS
     from lichen.atlas.fits import fits as fit
 
-    machines = [parse(text) for text in dict.fromkeys(gpu or load())]
-    spec = spec_of(model)
+    day = parse_as_of(as_of)
+    machines = [parse(text, day) for text in dict.fromkeys(gpu or load(day))]
+    spec = spec_of(model, day)
     found = [(machine, fit(spec, machine, quant, context, batch)) for machine in machines]
     if as_json:
         content = {
             "model": model,
+            "as_of": str(day),
             "context": context,
             "batch": batch,
             "machines": [_as_dict(machine, each) for machine, each in found],

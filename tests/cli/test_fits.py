@@ -39,6 +39,12 @@ def test_fits_without_a_machine_shows_all(run) -> None:
     ("arguments", "words"),
     [
         (["kimi-k26"], "did you mean kimi-k2.6"),
+        (["kimi-k3", "--as-of", "2026-04-30"], "kimi-k3 came out on 2026-07-16, which is after 2026-04-30"),
+        (["kimi-k2", "--as-of", "2099-01-01"], "is in the future"),
+        (
+            ["llama-3.1-405b", "--gpu", "b200", "--as-of", "2024-08-01"],
+            "the figures of b200 are of 2025-03-18",
+        ),
         (["gpt-5.5"], "gpt-5.5 has no public config"),
         (["kimi-k2.6", "--gpu", "h2000"], "no device 'h2000'; did you mean h200"),
         (["kimi-k2.6", "--batch", "-1"], "batch is -1; at least 1 sequence is needed"),
