@@ -72,7 +72,8 @@ def parse(model: type[M], content: dict[str, Any], path: Path) -> M:
         return model.model_validate(content)
     except ValidationError as error:
         # A list with one bad entry is also called too short: what is said of the entry is enough.
-        errors = [each for each in error.errors() if each["type"] != "too_short" or not each["input"]]
+        told = error.errors()
+        errors = [each for each in told if each["type"] != "too_short" or not each["input"]] or told
         # A field that does not exist is often why another one is missing.
         errors.sort(key=lambda each: each["type"] != "extra_forbidden")
         first, more = errors[0], len(errors) - 1
@@ -101,6 +102,9 @@ def _problem(error: ErrorDetails, model: type[BaseModel]) -> str:
         "tuple_type": "expected a list, like `- {value: ..., source: ...}`",
         "model_type": "expected a mapping, like {value: ..., source: ...}",
     }
+    if error["type"] == "too_short":
+        least = error["ctx"]["min_length"]
+        return f"expected at least {least} {'entry' if least == 1 else 'entries'}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return words.get(error["type"], error["msg"][:1].lower() + error["msg"][1:])

@@ -173,7 +173,8 @@ def test_rules_of_ones_own(tmp_path) -> None:
     ("edit", "complaint"),
     [
         (("measure: price", "measure: prize"), "no measure 'prize'; did you mean price?"),
-        (("within: 25%", "within: often"), "criteria.1.within"),
+        (("within: 25%", "within: often"), "criteria.1.within: 'often' is not a margin: write 5%"),
+        (("within: 25%", "within: x%"), "criteria.1.within: 'x%' is not a margin: write 5%"),
         (("even: 2", "evne: 2"), "criteria.0.evne: there is no such field"),
         (("require: [open_weights, price]", "require: [free]"), "scenarios.agent.require.0"),
     ],

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from lichen.atlas.catalogue import FACT_FIELDS, SHIPPED, add, load, read_model, user_folder
-from lichen.atlas.facts import Fact, known, parse_as_of, today
+from lichen.atlas.facts import Fact, Record, known, parse_as_of, today
 from lichen.atlas.prices import check_references
+from lichen.atlas.yaml_file import parse
 from lichen.errors import LichenError
 from lichen.spec.families import load_spec
 from lichen.spec.named import named_models
@@ -236,6 +238,16 @@ def test_a_good_file_becomes_a_model(file):
 def test_a_bad_file_is_refused_with_file_line_and_field(file, old, new, message):
     with pytest.raises(LichenError, match=message):
         read_model(file(old, new))
+
+
+def test_a_list_that_is_too_short_says_how_many_it_needs(tmp_path):
+    class Pair(Record):
+        both: tuple[str, ...] = Field(min_length=2)
+
+    path = tmp_path / "pair.yaml"
+    path.write_text("both: [one]")
+    with pytest.raises(LichenError, match=r"pair.yaml:1: both: expected at least 2 entries"):
+        parse(Pair, {"both": ["one"]}, path)
 
 
 @pytest.mark.parametrize(
