@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -124,13 +124,14 @@ class Edge:
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes that were there on the day `as_of`, by name, and the edges between them. `reuse`: how much of
-    a library's code rests on which family today."""
+    """The nodes that were there on the day `as_of`, by name, and the edges between them; `later`: when the
+    others came. `reuse`: how much of a library's code rests on which family today."""
 
     as_of: date
     nodes: dict[str, Node]
     edges: tuple[Edge, ...]
     reuse: Reuse
+    later: dict[str, date] = field(default_factory=dict)
 
     @property
     def techniques(self) -> dict[str, Node]:
@@ -144,6 +145,8 @@ class Graph:
         """The node called `name`. Raises LichenError with the nearest names."""
         if name in self.nodes:
             return self.nodes[name]
+        if name in self.later:
+            raise LichenError(f"{name} came out on {self.later[name]}, which is after {self.as_of}")
         near = difflib.get_close_matches(name.lower(), self.nodes, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "`lichen lineage` names them all"
         raise LichenError(f"no model or technique {name!r} in the lineage on {self.as_of}; {hint}")
@@ -172,7 +175,7 @@ class Graph:
         kept = {name} | self.ancestors(name) | self.descendants(name) | self.uses(name)
         nodes = {each: node for each, node in self.nodes.items() if each in kept}
         edges = tuple(edge for edge in self.edges if {edge.ancestor, edge.descendant} <= kept)
-        return Graph(self.as_of, nodes, edges, self.reuse)
+        return replace(self, nodes=nodes, edges=edges)
 
     def _edges_like(self, name: str, grades: tuple[Evidence, ...]) -> Iterator[Edge]:
         kinds = ("from",) if self.nodes[name].kind == "model" else ("uses", "develops")
@@ -199,13 +202,18 @@ def load(as_of: date | None = None, path: Path = SHIPPED) -> Graph:
     models = catalogue.load(as_of=day)
     content = parse(_File, read_yaml(path), path)
     _check_names(content, models, path)
+    described = [
+        *(_node(name, "technique", each) for name, each in content.techniques.items()),
+        *(_node(name, "model", entry.node) for name, entry in content.models.items() if entry.node),
+        *(_catalogue_node(models.models[name], day) for name in content.models if name in models.models),
+    ]
     nodes = {
         node.name: node
-        for node in (
-            *(_node(name, "technique", each) for name, each in content.techniques.items()),
-            *(_model_node(name, entry, models) for name, entry in content.models.items()),
-        )
-        if node is not None and node.date <= day
+        for node in sorted(described, key=lambda node: (node.date, node.name))
+        if node.date <= day
+    }
+    later = {node.name: node.date for node in described if node.date > day} | {
+        name: release for name, release in models.later.items() if name in content.models
     }
     told = [
         *((name, "develops", each.develops) for name, each in content.techniques.items()),
@@ -219,8 +227,7 @@ def load(as_of: date | None = None, path: Path = SHIPPED) -> Graph:
         if name in nodes and ancestor in nodes
         for edge in _edges(nodes[ancestor], nodes[name], kind, ground, content.sources)
     ]
-    by_date = dict(sorted(nodes.items(), key=lambda item: (item[1].date, item[0])))
-    return Graph(day, by_date, tuple(edges), content.reuse)
+    return Graph(day, nodes, tuple(edges), content.reuse, later)
 
 
 def _node(name: str, kind: Literal["technique", "model"], each: Described) -> Node:
@@ -235,13 +242,6 @@ def _node(name: str, kind: Literal["technique", "model"], each: Described) -> No
         open_weights=True if kind == "model" else None,
         source=each.source,
     )
-
-
-def _model_node(name: str, entry: Entry, models: Catalogue) -> Node | None:
-    """None for a model of the catalogue that was not out yet."""
-    if entry.node is not None:
-        return _node(name, "model", entry.node)
-    return _catalogue_node(models.models[name], models.as_of) if name in models.models else None
 
 
 def _catalogue_node(model: Model, day: date) -> Node:

@@ -80,8 +80,10 @@ def test_on_the_articles_day_later_things_are_not_there() -> None:
     assert "kimi-k3" not in then.nodes
     assert "deepseek-v4-pro" in then.nodes
     assert all(edge.date <= date(2026, 4, 30) for edge in then.edges)
-    with pytest.raises(LichenError, match="no model or technique 'kimi-k3' in the lineage on 2026-04-30"):
+    with pytest.raises(LichenError, match="kimi-k3 came out on 2026-07-16, which is after 2026-04-30"):
         then.get("kimi-k3")
+    with pytest.raises(LichenError, match="mla came out on 2024-05-07, which is after 2024-01-01"):
+        load(date(2024, 1, 1)).around("mla")
 
 
 def test_around_one_node() -> None:
