@@ -246,7 +246,7 @@ def _print_exchange(risk: Risk, console: Console) -> None:
         origins = ", ".join(f"{lab} {count}" for lab, count in each.origins.items())
         mutual = ", ".join(" and ".join(pair) for pair in each.mutual) or "none"
         lines = (
-            f"{each.title}: {each.models} models of {each.labs} labs, {each.uses} uses of techniques",
+            f"{each.title}: models {each.models}, labs {each.labs}, uses of techniques {each.uses}",
             f"  first published by: {origins or 'nobody here'}",
             f"  concentration (Herfindahl): {_number(each.herfindahl)} by lab, "
             f"{_number(each.herfindahl_countries)} by country",
