@@ -14,9 +14,7 @@ What a model costs to hold and to run is not written down here: it is computed f
 from __future__ import annotations
 
 import difflib
-import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -26,7 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lichen.atlas.facts import Fact, Record, known, today
-from lichen.atlas.yaml_file import field_error, parse, read_yaml
+from lichen.atlas.yaml_file import field_error, parse, read_yaml, replaced
 from lichen.errors import LichenError
 from lichen.files import write_text
 from lichen.spec.families import load_spec
@@ -267,10 +265,10 @@ def add(path: Path) -> tuple[Model, Path]:
     target = user_folder() / f"{model.name}.yaml"
     if model.name in load().models and not target.exists():
         raise field_error(path, ["name"], f"{model.name!r} is already in the catalogue; choose another name")
-    text = path.read_text(encoding="utf-8")
-    if model.spec_name is not None:  # a relative path would not survive the copy
-        text = re.sub(r"(?m)^spec_name:.*$", lambda _: f"spec_name: {json.dumps(model.spec_name)}", text)
-    write_text(target, text)
+    if model.spec_name is None:
+        write_text(target, path.read_text(encoding="utf-8"))
+    else:  # a relative path would not survive the copy
+        write_text(target, replaced(path, "spec_name", model.spec_name))
     return model, target
 
 

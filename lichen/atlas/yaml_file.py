@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -114,6 +115,16 @@ def field_error(path: Path, location: Location, problem: str, others: str = "") 
     """An error about the field at `location` of the YAML file `path`, with its line."""
     line, field = _place(path, location)
     return LichenError(f"{path}:{line}: {field}: {problem}{others}")
+
+
+def replaced(path: Path, field: str, value: str) -> str:
+    """The text of the YAML file `path`, a mapping with `field`, with `value` there and the rest as it is."""
+    text = path.read_text(encoding="utf-8-sig")  # marks do not count a byte order mark
+    root: Any = yaml.compose(text, BaseLoader)
+    old = next(node for key, node in root.value if key.value == field)
+    before, after = text[: old.start_mark.index], text[old.end_mark.index :]
+    ended = "\n" if text[: old.end_mark.index].endswith("\n") else ""  # a block's mark is on the next line
+    return f"{before}{json.dumps(value, ensure_ascii=False)}{ended}{after}"
 
 
 def _place(path: Path, location: Location) -> tuple[int, str]:

@@ -277,10 +277,22 @@ def test_an_added_model_stays_and_can_be_replaced(file):
     assert load().get("my-model").title == "Better"
 
 
-def test_an_added_model_finds_its_config_from_anywhere(file, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "written",
+    [
+        "spec_name: config.json",
+        "spec_name: config.json  # the config",
+        '"spec_name" : "config.json"',
+        "spec_name:\n  config.json",
+        "spec_name: >-\n  config.json",
+        "# \U0001f33f\u00e9\nspec_name: config.json",
+    ],
+)
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_an_added_model_finds_its_config_from_anywhere(file, tmp_path, monkeypatch, written, start):
     config = named_models()["llama-3.1-8b"].config
     (tmp_path / "config.json").write_text(json.dumps(config))
-    add(file("country: France", "country: France\nspec_name: config.json"))
+    add(file("name: my-model", f"{start}name: my-model\n{written}"))
     monkeypatch.chdir("/")
     spec = load_spec(load().get("my-model").spec_name)
     assert total_parameters(spec) == total_parameters(load_spec("llama-3.1-8b"))
