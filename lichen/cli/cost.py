@@ -20,7 +20,7 @@ def cost(
     price_per_hour: Annotated[
         float | None, typer.Option("--price-per-hour", help="USD per device and hour. [default: unknown]")
     ] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Tokens per sequence. [default: 4096]")] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 4096,
     as_of: Annotated[
         str | None, typer.Option("--as-of", metavar="DATE", help="What was out then. [default: today]")
     ] = None,
@@ -34,7 +34,6 @@ def cost(
     from lichen.atlas.training_cost import (
         CALIBRATION,
         NOT_COUNTED,
-        SEQ_LEN,
         calibrate,
         estimate,
         parse_tokens,
@@ -43,9 +42,7 @@ def cost(
     day = parse_as_of(as_of)
     machine = parse(gpu, day)
     device = machine.device
-    found = estimate(
-        spec_of(model, day), parse_tokens(tokens), device, mfu, price_per_hour, seq_len or SEQ_LEN
-    )
+    found = estimate(spec_of(model, day), parse_tokens(tokens), device, mfu, price_per_hour, seq_len)
     check = calibrate()
     days = found.gpu_hours / machine.count / 24 if machine.count > 1 else None
     if as_json:

@@ -43,6 +43,7 @@ def fits(
     from lichen.atlas.facts import parse_as_of
     from lichen.atlas.fits import ASSUMPTIONS
     from lichen.atlas.fits import fits as fit
+    from lichen.spec.weights import engram_bytes
 
     day = parse_as_of(as_of)
     machines = [parse(text, day) for text in dict.fromkeys(gpu or load(day))]
@@ -54,6 +55,7 @@ def fits(
             "as_of": str(day),
             "context": context,
             "batch": batch,
+            "engram_bytes": engram_bytes(spec) if spec.engram else None,
             "machines": [_as_dict(machine, each) for machine, each in found],
             "speeds_are": "estimates",
             "assumptions": ASSUMPTIONS,
@@ -73,6 +75,9 @@ def fits(
         markup=False,
     )
     console.print(_table(found, context))
+    if spec.engram:
+        tables = words.gib(engram_bytes(spec))
+        console.print(f"Beside it {tables} of n-gram tables, which engines keep outside the device.")
     console.print("\nThe speeds are estimates, bounds that nobody reaches:")
     for text in ASSUMPTIONS:
         console.print(f"- {text}", markup=False, soft_wrap=True)

@@ -41,6 +41,7 @@ def test_a_price_that_is_not_given_is_unknown(run) -> None:
         (["kimi-k2", "--tokens", "15T", "--price-per-hour", "-2"], "the price per hour is -2"),
         (["kimi-k2", "--tokens", "15T", "--gpu", "a100"], "no device 'a100'; did you mean"),
         (["kimi-k3", "--tokens", "15T", "--as-of", "2026-04-30"], "kimi-k3 came out on 2026-07-16"),
+        (["kimi-k2", "--tokens", "15T", "--seq-len", "0"], "seq_len is 0; it must be a number above 0"),
         (["kimi-k22", "--tokens", "15T"], "did you mean kimi-k2"),
     ],
 )

@@ -35,6 +35,14 @@ def test_fits_without_a_machine_shows_all(run) -> None:
     assert eight["left"] == eight["memory"] - eight["weight_bytes"]
 
 
+def test_tables_of_n_grams_are_beside_the_weights(run) -> None:
+    """196 billion numbers in fp8, with their scales."""
+    out = run("fits", "deepseek-v4.1-flash", "--gpu", "h200:8").out
+    assert "GiB of n-gram tables, which engines keep outside the device" in out
+    content = json.loads(run("fits", "deepseek-v4.1-flash", "--gpu", "h200:8", "--json").out)
+    assert content["engram_bytes"] == pytest.approx(196e9, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
