@@ -43,10 +43,13 @@ def fits(
     from lichen.atlas.facts import parse_as_of
     from lichen.atlas.fits import ASSUMPTIONS
     from lichen.atlas.fits import fits as fit
+    from lichen.errors import LichenError
     from lichen.spec.weights import engram_bytes
 
     day = parse_as_of(as_of)
     machines = [parse(text, day) for text in dict.fromkeys(gpu or load(day))]
+    if not machines:
+        raise LichenError(f"no device is known whose figures were published by {day}")
     spec = spec_of(model, day)
     found = [(machine, fit(spec, machine, quant, context, batch)) for machine in machines]
     if as_json:

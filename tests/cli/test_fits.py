@@ -48,6 +48,10 @@ def test_tables_of_n_grams_are_beside_the_weights(run) -> None:
     [
         (["kimi-k26"], "did you mean kimi-k2.6"),
         (["kimi-k3", "--as-of", "2026-04-30"], "kimi-k3 came out on 2026-07-16, which is after 2026-04-30"),
+        (
+            ["kimi-k2", "--as-of", "2019-01-01"],
+            "no device is known whose figures were published by 2019-01-01",
+        ),
         (["kimi-k2", "--as-of", "2099-01-01"], "is in the future"),
         (
             ["llama-3.1-405b", "--gpu", "b200", "--as-of", "2024-08-01"],
