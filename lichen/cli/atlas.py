@@ -52,11 +52,9 @@ def list_models(as_of: AsOf = None, as_json: AsJson = False) -> None:
     table.add_column("license")
     for name, cells in sorted(rows.items(), key=lambda item: item[1]["release"].text):
         table.add_row(name, *(cell.text for cell in cells.values()))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
-    console.print(
-        f"As known on {catalogue.as_of}; `lichen atlas show MODEL` gives every source.", markup=False
-    )
+    console.print(f"As known on {catalogue.as_of}; `lichen atlas show MODEL` gives every source.")
 
 
 @atlas.command("show")
@@ -76,8 +74,8 @@ def show(
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
-    console.print(f"{model.title}, {model.lab}, {model.country}", style="bold", markup=False)
+    console = Console(highlight=False, markup=False)
+    console.print(f"{model.title}, {model.lab}, {model.country}", style="bold")
     _print_facts(console, model, catalogue)
     _print_computed(console, model)
     _print_scores(console, model)
@@ -149,12 +147,12 @@ def _print_facts(console: Console, model: Model, catalogue: Catalogue) -> None:
     for field in FACT_FIELDS:
         facts = getattr(model, field)
         if not facts:
-            console.print(f"{words.label(field)}: {words.UNKNOWN}", markup=False)
+            console.print(f"{words.label(field)}: {words.UNKNOWN}")
         chosen = known(facts, catalogue.as_of)
         for fact in sorted(facts, key=lambda fact: fact is not chosen):
             start = f"{words.label(field)}: " if fact is chosen else "  differs: "
-            console.print(f"{start}{words.value(field, fact.value)}", markup=False, soft_wrap=True)
-            console.print(f"    {words.sources(fact)}", style="dim", markup=False, soft_wrap=True)
+            console.print(f"{start}{words.value(field, fact.value)}", soft_wrap=True)
+            console.print(f"    {words.sources(fact)}", style="dim", soft_wrap=True)
 
 
 def _print_computed(console: Console, model: Model) -> None:
@@ -163,9 +161,9 @@ def _print_computed(console: Console, model: Model) -> None:
     rows = computed([model])
     if rows:
         source = next(line for row in rows for line in row.cells[model.name].sources)
-        console.print(f"\n{source[0].upper()}{source[1:]}", style="bold", markup=False, soft_wrap=True)
+        console.print(f"\n{source[0].upper()}{source[1:]}", style="bold", soft_wrap=True)
     for row in rows:
-        console.print(f"{row.label}: {row.cells[model.name].text}", markup=False, soft_wrap=True)
+        console.print(f"{row.label}: {row.cells[model.name].text}", soft_wrap=True)
 
 
 def _print_scores(console: Console, model: Model) -> None:
@@ -173,12 +171,10 @@ def _print_scores(console: Console, model: Model) -> None:
 
     console.print("\nScores", style="bold")
     for source in dict.fromkeys(map(words.sources, model.scores)):
-        console.print(source, style="dim", markup=False, soft_wrap=True)
+        console.print(source, style="dim", soft_wrap=True)
         for score in model.scores:
             if words.sources(score) == source:
-                console.print(
-                    f"    {score.test}: {words.score(score, model.lab)}", markup=False, soft_wrap=True
-                )
+                console.print(f"    {score.test}: {words.score(score, model.lab)}", soft_wrap=True)
 
 
 def _print_prices(console: Console, model: Model) -> None:
@@ -188,11 +184,11 @@ def _print_prices(console: Console, model: Model) -> None:
     prices = history(model)
     console.print("\nPrices: USD per million tokens, in / out / cached", style="bold")
     for provider, source in dict.fromkeys((price.provider, price.source) for price in prices):
-        console.print(f"{provider}, {source}", style="dim", markup=False, soft_wrap=True)
+        console.print(f"{provider}, {source}", style="dim", soft_wrap=True)
         for price in prices:
             if (price.provider, price.source) == (provider, source):
                 until = f" until {price.until}" if price.until else ""
-                console.print(f"    since {price.since}{until}: {words.rates(price)}", markup=False)
+                console.print(f"    since {price.since}{until}: {words.rates(price)}")
     if not prices:
         console.print(f"{words.UNKNOWN}: that is not free of charge", style="bold red")
     name, newest = table()

@@ -54,15 +54,14 @@ def compare(
     else:
         from rich.console import Console
 
-        console = Console(highlight=False)
+        console = Console(highlight=False, markup=False)
         console.print(_table(rows, titles, notes))
         for text, number in notes.items():
-            console.print(f"[{number}] {text}", markup=False, soft_wrap=True)
+            console.print(f"[{number}] {text}", soft_wrap=True)
         name, newest = table()
         console.print(
             f"As known on {day}; prices of {when:%H:%M} UTC from {name}, newest entry {newest}. "
             f"{'' if sources else 'Where each cell comes from: --sources.'}",
-            markup=False,
         )
 
 

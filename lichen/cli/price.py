@@ -117,7 +117,7 @@ def _show(
     from lichen.atlas import words
     from lichen.atlas.prices import table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(f"USD per million tokens on {when:%Y-%m-%d}", style="bold")
     console.print(_rates(offers, when))
     spread = any(workload.hours is not None for workload in workloads.values())
@@ -126,13 +126,12 @@ def _show(
     console.print(f"\nCost {moment}: of a request, of a day{against}", style="bold")
     console.print(_costs(offers, workloads, bool(reference)))
     for name, workload in workloads.items():
-        console.print(f"{name}: {words.workload(workload)}", markup=False)
+        console.print(f"{name}: {words.workload(workload)}")
     unknown = list(dict.fromkeys(offer.model.name for offer in offers if not offer.prices))
     if unknown:
         console.print(
             f"UNKNOWN: no price on {when:%Y-%m-%d} for {', '.join(unknown)}. That is not free of charge.",
             style="bold red",
-            markup=False,
         )
     name, newest = table()
     console.print(f"Prices: {name}, newest entry {newest}; `lichen atlas show MODEL` gives every source.")

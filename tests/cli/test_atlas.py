@@ -83,6 +83,21 @@ def test_a_users_model_is_checked_added_and_compared(run, tmp_path):
     assert "1 / 2 / no cache price" in run("compare", "my-model", "gpt-5.5").out
 
 
+def test_brackets_in_a_users_words_are_shown_as_they_are(run, tmp_path):
+    file = tmp_path / "m.yaml"
+    title, provider = "My [/] model", "m[/x]"
+    file.write_text(
+        FILE.replace("title: My model", f'title: "{title}"').replace(
+            "provider: me", f'provider: "{provider}"'
+        )
+        + f'license:\n  - {{value: "[/] {title}", source: card}}\n'
+    )
+    assert run("atlas", "add", file).status == 0
+    for command in (["compare", "my-model"], ["atlas", "list"], ["atlas", "show", "my-model"]):
+        assert title in run(*command).out
+    assert provider in run("price", "my-model").out
+
+
 def test_a_bad_file_is_refused_in_a_sentence(refusal, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(FILE.replace("country", "land"))
