@@ -37,6 +37,8 @@ class _Quantity(Record):
         bounds = self.at_least is not None or self.at_most is not None
         if bounds == (self.expected is not None):
             raise ValueError("name either `expected` or `at_least` and `at_most`")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"no number is at least {self.at_least:g} and at most {self.at_most:g}")
         return self
 
     def holds(self, value: float) -> bool:

@@ -19,7 +19,7 @@ from lichen.atlas.catalogue import Catalogue, Model
 from lichen.atlas.claim_kinds import Check, Claim, ClaimSet, Verdict, named
 from lichen.atlas.constraints import Constraints
 from lichen.atlas.devices import parse as parse_machine
-from lichen.atlas.facts import known
+from lichen.atlas.facts import known, today
 from lichen.atlas.fits import fits
 from lichen.atlas.prices import default_provider, prices_on
 from lichen.atlas.scores import comparable
@@ -63,6 +63,8 @@ def load(path: Path | None = None, models: Collection[str] | None = None) -> Cla
     path = path or SHIPPED
     content = read_yaml(path)
     found = parse(ClaimSet, content, path)
+    if found.date > today():
+        raise field_error(path, ["date"], f"{found.date} is in the future")
     seen: set[str] = set()
     for index, claim in enumerate(found.claims):
         if claim.id in seen:

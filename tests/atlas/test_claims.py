@@ -250,6 +250,10 @@ def test_leading_is_among_the_models_of_the_day() -> None:
             ": no kind 'parameter'; did you mean parameters?",
         ),
         ("{kind: parameters, model: kimi-k2.6}", ": name either `expected` or `at_least` and `at_most`"),
+        (
+            "{kind: parameters, model: kimi-k2.6, at_least: 9, at_most: 3}",
+            ": no number is at least 9 and at most 3",
+        ),
         ("{kind: parameters, model: kimi-k2.6, expected: many}", ".expected: input should be a valid number"),
         ("{kind: score_gap, models: [kimi-k2.6, kimi], at_most: 1}", ".models.1: no model 'kimi'"),
         ("{kind: cited, findings: []}", ".findings:"),
@@ -265,6 +269,17 @@ def test_a_mistake_in_a_claims_file_is_named_with_line_and_field(
     with pytest.raises(LichenError) as refused:
         load(path, load_catalogue().models)
     assert str(refused.value).startswith(f"{path}:7: claims.0.check{complaint}")
+
+
+def test_an_article_of_the_future(tmp_path) -> None:
+    path = tmp_path / "claims.yaml"
+    check_line = "{kind: parameters, model: kimi-k2.6, expected: 1}"
+    path.write_text(
+        "title: T\nsource: S\ndate: 2999-01-01\n"
+        f"claims:\n  - id: a\n    statement: A.\n    check: {check_line}\n"
+    )
+    with pytest.raises(LichenError, match=r"claims.yaml:3: date: 2999-01-01 is in the future"):
+        load(path)
 
 
 def test_two_claims_with_one_name(tmp_path) -> None:
