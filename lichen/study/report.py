@@ -43,7 +43,7 @@ def write_report(study: Study, runs: Sequence[tuple[Point, Run]], folder: Path) 
             for each, line in zip(results, curves, strict=True)
         ]
     write_text(folder / "results.csv", _csv(results))
-    charts = _charts(results, curves)
+    charts = _charts(study, results, curves)
     drawn = draw(list(charts.values()))
     for name, (_, png) in zip(charts, drawn, strict=True):
         with atomic_write(folder / "plots" / f"{name}.png") as file:
@@ -63,7 +63,7 @@ def write_report(study: Study, runs: Sequence[tuple[Point, Run]], folder: Path) 
 
 def _baseline_loss(study: Study, results: Sequence[Result]) -> float | None:
     """Mean final loss over seeds of the baseline's best label."""
-    label = best_labels(results).get(study.baseline or "")
+    label = best_labels(results, study.seeds).get(study.baseline or "")
     losses = [r.final_loss for r in results if r.label == label and r.final_loss is not None]
     return statistics.fmean(losses) if losses else None
 
@@ -88,10 +88,10 @@ def _summary(results: Sequence[Result], study: Study, goal: float | None) -> str
 # ------------------------------------------------------------------------------------------------ charts
 
 
-def _charts(results: Sequence[Result], curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
+def _charts(study: Study, results: Sequence[Result], curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     """The best label of every arm as curves, and every label as a point."""
     arms = list(dict.fromkeys(each.arm for each in results))
-    best = set(best_labels(results).values())
+    best = set(best_labels(results, study.seeds).values())
     shown = [line for line in curves if line.label in best]
     axes: dict[str, tuple[str, Callable[[Curve], Sequence[float]]]] = {
         "loss_tokens": ("tokens", lambda line: line.tokens),
@@ -174,7 +174,7 @@ def _table(results: Sequence[Result], study: Study, goal: float | None) -> str:
         "run", "seeds", "final loss", "validation", "diverged", "spikes", "largest logit", "busiest expert",
         "clips", "s", "optimizer s", "state MB", f"tokens to {study.baseline}'s loss" if goal else "",
     ]  # fmt: skip
-    best = set(best_labels(results).values())
+    best = set(best_labels(results, study.seeds).values())
     rows = []
     for label in dict.fromkeys(each.label for each in results):
         of = [each for each in results if each.label == label]

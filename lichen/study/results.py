@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,11 +136,14 @@ def count_spikes(losses: Sequence[float]) -> int:
     return sum(now and not before for now, before in zip(above, [False, *above], strict=False))
 
 
-def best_labels(results: Sequence[Result]) -> dict[str, str]:
-    """For every arm the label of the lowest mean final loss of those that have finished."""
+def best_labels(results: Sequence[Result], seeds: Collection[int]) -> dict[str, str]:
+    """For every arm the label of the lowest mean final loss of its finished runs with one of `seeds`.
+
+    `seeds` are those that every label has: seeds differ by more than neighbouring values do.
+    """
     losses: dict[tuple[str, str], list[float]] = {}
     for each in results:
-        if each.final_loss is not None:
+        if each.final_loss is not None and each.seed in seeds:
             losses.setdefault((each.arm, each.label), []).append(each.final_loss)
     best: dict[str, str] = {}
     for (arm, label), _ in sorted(losses.items(), key=lambda item: statistics.fmean(item[1])):

@@ -40,7 +40,7 @@ def run_study(
         _train(runs, study, lock, tell)
         if study.best_seeds:
             results = [result(each, run) for each, run in runs]
-            best = best_labels(results)
+            best = best_labels(results, study.seeds)
             arms = {arm.name: arm for arm in study.arm}
             repeated = [
                 point(study, path, arms[each.arm], each.values, seed)

@@ -16,7 +16,7 @@ import pytest
 from lichen.errors import LichenError
 from lichen.study.plan import read_study
 from lichen.study.report import write_report
-from lichen.study.results import Curve, count_spikes, tokens_to_reach, trailing_mean
+from lichen.study.results import Curve, Result, best_labels, count_spikes, tokens_to_reach, trailing_mean
 from lichen.study.runner import run_study
 from lichen.train.metrics import read_metrics
 
@@ -135,6 +135,15 @@ def test_spikes_and_tokens_to_a_loss():
     assert line.loss[20] == pytest.approx(5 - 12.5 / 10)
     assert tokens_to_reach(line, 3.76) == 2000
     assert tokens_to_reach(line, 1.0) is None
+
+
+def test_the_best_is_found_on_the_seeds_that_all_have():
+    rows = [("1", 0, 5.0), ("2", 0, 4.9), ("2", 1, 5.4), ("2", 2, 5.3)]
+    results = [
+        Result(label, "a", seed, 0.1, "finished", 1, 1, loss, None, 0, None, None, 0, 1.0, 0.1, None)
+        for label, seed, loss in rows
+    ]
+    assert best_labels(results, [0]) == {"a": "2"}
 
 
 def _is_free(lock: Path) -> bool:
