@@ -5,7 +5,7 @@ The parts of it: `lichen.spec.weights` (parameters and their bytes), `lichen.spe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lichen.errors import SpecError
@@ -193,7 +193,7 @@ def _budget(
     )
 
 
-def _footprint(found: list[Weight]) -> Footprint:
+def _footprint(found: Sequence[Weight]) -> Footprint:
     possible = has_experts(found)
     return Footprint(
         weights={

@@ -18,6 +18,7 @@ context: `longest_context` does.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal, get_args
@@ -63,10 +64,9 @@ def cache_bytes(
     if sequences < 1:
         raise SpecError(f"sequences is {sequences}; at least 1 is needed")
     chosen = _layout(spec, layout)
-    each = [_part_bytes(layer.attention, context, chosen) for layer in spec.layers]
-    return CacheBytes(
-        sequences * sum(part.ideal for part in each), sequences * sum(part.reserved for part in each)
-    )
+    alike = Counter(layer.attention for layer in spec.layers)
+    each = [(_part_bytes(part, context, chosen), sequences * layers) for part, layers in alike.items()]
+    return CacheBytes(sum(n * part.ideal for part, n in each), sum(n * part.reserved for part, n in each))
 
 
 def bytes_per_token(spec: ModelSpec, layout: str | None = None) -> int | None:

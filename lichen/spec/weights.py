@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from math import ceil, prod
 from typing import Literal, get_args
 
@@ -63,7 +64,8 @@ class Weight:
         return self.active * prod(self.shape)
 
 
-def weights(spec: ModelSpec) -> list[Weight]:
+@cache
+def weights(spec: ModelSpec) -> tuple[Weight, ...]:
     """Every weight of the model without its MTP layers and its tables of n-gram memory."""
     table = (spec.vocab_size, spec.hidden_size)
     tied = spec.tie_word_embeddings
@@ -72,7 +74,7 @@ def weights(spec: ModelSpec) -> list[Weight]:
         found.append(Weight("head", table))
     for layer in spec.layers:
         found += _layer(spec, layer)
-    return [*found, *_engram(spec), *_last_residual(spec)]
+    return (*found, *_engram(spec), *_last_residual(spec))
 
 
 def engram_tables(spec: ModelSpec) -> list[Weight]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from typing import Any
@@ -44,7 +45,7 @@ def counted(model: torch.nn.Module) -> Counter[str]:
 
 
 def text_config(name: str) -> dict[str, Any]:
-    config = named_models()[name].config
+    config = copy.deepcopy(named_models()[name].config)  # transformers writes into what it is given
     return config.get("text_config", config)
 
 
