@@ -53,13 +53,17 @@ class Obligation(Record):
 
 
 class Score(Record):
-    """One result of one benchmark. Without its version, effort and harness a score cannot be compared."""
+    """One result of one benchmark. Without its version, effort and harness a score cannot be compared.
+
+    `build`: which weights, where later ones came out under the model's name, such as "0813" (month and day).
+    """
 
     benchmark: str
     version: str | None = None
     variant: str | None = None
     value: float = Field(allow_inf_nan=False)
     unit: str
+    build: str | None = None
     effort: str | None = None
     harness: str | None = None
     reported_by: str

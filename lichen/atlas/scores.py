@@ -2,7 +2,8 @@
 
 Two scores are comparable when they are of one benchmark, in one version, one variant and one unit. Nothing
 else is ever put in one column: an index that was re-based under the same name gave the same model 52 one
-month and 44 another. A model that ran in several effort modes is represented by its best one, which is named.
+month and 44 another. A model that ran in several effort modes is represented by its best one, which is named;
+of several builds of its weights the latest counts, whichever is better.
 Where two reporters give one model different results, neither is believed over the other: the model has an
 interval, and it leads another model only if the whole of it does.
 """
@@ -57,7 +58,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Result:
-    """The best mode of one model in one column, per reporter; higher is better."""
+    """The latest build's best mode of one model in one column, per reporter; higher is better."""
 
     scores: tuple[Score, ...]  # one per reporter
 
@@ -71,8 +72,9 @@ class Result:
 
     def __str__(self) -> str:
         values = f"{self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"
-        efforts = sorted({score.effort for score in self.scores if score.effort})
-        return f"{values} ({', '.join(efforts)})" if efforts else values
+        named = (part for s in self.scores for part in (s.build and f"build {s.build}", s.effort) if part)
+        modes = sorted(set(named))
+        return f"{values} ({', '.join(modes)})" if modes else values
 
 
 Table = dict[Column, dict[str, Result]]
@@ -87,12 +89,16 @@ def comparable(models: Iterable[Model], tests: Sequence[Benchmark] | None = None
                 column = Column(score.benchmark, score.version or "", score.variant or "", score.unit)
                 by_reporter = best.setdefault(column, {}).setdefault(model.name, {})
                 other = by_reporter.get(score.reported_by)
-                if other is None or score.value > other.value:
+                if other is None or _rank(score) > _rank(other):
                     by_reporter[score.reported_by] = score
     return {
         column: {name: Result(tuple(found.values())) for name, found in best[column].items()}
         for column in sorted(best)
     }
+
+
+def _rank(score: Score) -> tuple[str, float]:
+    return score.build or "", score.value
 
 
 def led(a: str, b: str, table: Table, even: Margin) -> tuple[int, int, int]:

@@ -102,7 +102,12 @@ def obligation(item: Obligation) -> str:
 def score(item: Score, lab: str) -> str:
     """A result with the mode it was got in; who reported it, if neither lab nor the benchmark's own maker."""
     obvious = item.reported_by == lab or item.reported_by in item.benchmark
-    how = [item.effort, item.harness, None if obvious else f"by {item.reported_by}"]
+    how = [
+        item.build and f"build {item.build}",
+        item.effort,
+        item.harness,
+        None if obvious else f"by {item.reported_by}",
+    ]
     conditions = ", ".join(part for part in how if part)
     unit = "%" if item.unit == "%" else ""
     return f"{item.value:g}{unit}" + (f" ({conditions})" if conditions else "")

@@ -10,8 +10,8 @@ from lichen.atlas.scores import Benchmark, Column, comparable, led
 
 
 def model(name: str, *scores: tuple) -> Model:
-    """A model with scores (benchmark, version, variant, value, reporter[, effort])."""
-    fields = ("benchmark", "version", "variant", "value", "reported_by", "effort")
+    """A model with scores (benchmark, version, variant, value, reporter[, effort, build])."""
+    fields = ("benchmark", "version", "variant", "value", "reported_by", "effort", "build")
     made = [
         Score(**dict(zip(fields, row, strict=False)), unit="%", source="x", date=date(2026, 4, 1))
         for row in scores
@@ -38,6 +38,12 @@ def test_of_several_efforts_the_best_counts_and_is_named() -> None:
         [model("a", ("T", None, None, 57, "AA", "medium"), ("T", None, None, 60, "AA", "xhigh"))]
     )
     assert str(table[Column("T", "", "", "%")]["a"]) == "60 (xhigh)"
+
+
+def test_of_several_builds_the_latest_counts_and_is_named() -> None:
+    scores = [("T", None, None, 57, "A", "max"), ("T", None, None, 52, "A", None, "0813")]
+    table = comparable([model("a", *scores)])
+    assert str(table[Column("T", "", "", "%")]["a"]) == "52 (build 0813)"
 
 
 def test_a_lead_holds_only_if_all_reporters_agree() -> None:

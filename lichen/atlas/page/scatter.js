@@ -187,7 +187,7 @@ function scatter() {
             'p',
             {},
             `${score.value} ${score.unit}`,
-            ` (${[score.effort, score.harness, `reported by ${score.reported_by}`, score.date].filter(Boolean).join(', ')}) `,
+            ` (${[score.build && `build ${score.build}`, score.effort, score.harness, `reported by ${score.reported_by}`, score.date].filter(Boolean).join(', ')}) `,
             source(score.source),
           ),
         ),
