@@ -96,6 +96,8 @@ def test_ctrl_c_saves_the_runs(study_file: Path, tmp_path: Path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has them ignore Ctrl-C, and their children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     _wait(lambda: len(list(out.glob("runs/*/metrics.jsonl"))) == 2)
     process.send_signal(signal.SIGINT)
