@@ -1,5 +1,10 @@
 """The exceptions that are meant for the person at the keyboard."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
 
 class LichenError(Exception):
     """Something the user can mend. The message says what is wrong, where, and what to do.
@@ -10,6 +15,15 @@ class LichenError(Exception):
 
 class SpecError(LichenError):
     """A model description that cannot be built, or that this version of Lichen cannot express."""
+
+
+def did_you_mean(name: str, known: Collection[str], otherwise: str, cutoff: float = 0.4) -> str:
+    """The end of a message about a name that is not `known`: the nearest ones, or `otherwise`.
+
+    `cutoff`: how like it they must be, from 0 to 1.
+    """
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=cutoff)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
 def is_out_of_memory(error: BaseException) -> bool:

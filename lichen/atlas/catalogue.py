@@ -13,7 +13,6 @@ What a model costs to hold and to run is not written down here: it is computed f
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lichen.atlas.facts import Fact, Record, known, today
 from lichen.atlas.yaml_file import field_error, parse, read_yaml, replaced
-from lichen.errors import LichenError
+from lichen.errors import LichenError, did_you_mean
 from lichen.files import write_text
 from lichen.spec.families import load_spec
 from lichen.spec.model import ModelSpec
@@ -180,8 +179,7 @@ class Catalogue:
             return self.models[name]
         if name in self.later:
             raise LichenError(f"{name} came out on {self.later[name]}, which is after {self.as_of}")
-        near = difflib.get_close_matches(name.lower(), self.models, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`lichen atlas list` names them all"
+        hint = did_you_mean(name, self.models, "`lichen atlas list` names them all")
         raise LichenError(f"no model {name!r} in the catalogue on {self.as_of}; {hint}")
 
 

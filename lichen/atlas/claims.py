@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, time
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from lichen.atlas.prices import default_provider, prices_on
 from lichen.atlas.scores import comparable
 from lichen.atlas.workloads import STANDARD, ratio
 from lichen.atlas.yaml_file import field_error, parse, read_yaml
+from lichen.errors import did_you_mean
 from lichen.spec.account import account, active_parameters, total_parameters
 from lichen.spec.cache import cache_bytes
 from lichen.spec.families import load_spec
@@ -72,8 +72,7 @@ def load(path: Path | None = None, models: Collection[str] | None = None) -> Cla
         seen.add(claim.id)
         for field, name in named(claim.check):
             if models is not None and name not in models:
-                near = get_close_matches(name.lower(), models, n=3, cutoff=0.4)
-                hint = f"did you mean {' or '.join(near)}?" if near else "`lichen atlas list` names them all"
+                hint = did_you_mean(name, models, "`lichen atlas list` names them all")
                 place = ["claims", index, "check", *field]
                 raise field_error(path, place, f"no model {name!r} in the catalogue; {hint}")
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ from pydantic import Field
 from lichen.atlas.facts import Record
 from lichen.atlas.yaml_file import parse as parse_yaml
 from lichen.atlas.yaml_file import read_yaml
-from lichen.errors import LichenError
+from lichen.errors import LichenError, did_you_mean
 
 SHIPPED = Path(__file__).parent / "devices.yaml"
 
@@ -85,8 +84,7 @@ def parse(text: str, as_of: date | None = None) -> Machine:
     if name in load() and name not in load(as_of):
         raise LichenError(f"the figures of {name} are of {load()[name].date}, which is after {as_of}")
     if name not in load():
-        near = get_close_matches(name, load(), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(load())}"
+        hint = did_you_mean(name, load(), f"known are {', '.join(load())}", cutoff=0.5)
         raise LichenError(f"no device {name!r}; {hint}")
     if colon and (not count.isdecimal() or int(count) < 1):
         raise LichenError(f"{text!r}: after the colon comes how many devices there are, like {name}:8")

@@ -19,7 +19,7 @@ from lichen.atlas import catalogue
 from lichen.atlas.catalogue import Catalogue, Model, Source
 from lichen.atlas.facts import Record, known, today
 from lichen.atlas.yaml_file import field_error, parse, read_yaml
-from lichen.errors import LichenError
+from lichen.errors import LichenError, did_you_mean
 from lichen.spec.named import named_models
 
 SHIPPED = Path(__file__).parent / "lineage.yaml"
@@ -147,8 +147,7 @@ class Graph:
             return self.nodes[name]
         if name in self.later:
             raise LichenError(f"{name} came out on {self.later[name]}, which is after {self.as_of}")
-        near = difflib.get_close_matches(name.lower(), self.nodes, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`lichen lineage` names them all"
+        hint = did_you_mean(name, self.nodes, "`lichen lineage` names them all")
         raise LichenError(f"no model or technique {name!r} in the lineage on {self.as_of}; {hint}")
 
     def descendants(self, name: str, grades: tuple[Evidence, ...] = GRADES) -> set[str]:
