@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -193,8 +194,8 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
     models: dict[str, Model] = {}
     later: dict[str, date] = {}
     files: dict[str, Path] = {}
-    for path in (*sorted(SHIPPED.glob("*.yaml")), *sorted(user_folder().glob("*.yaml")), *extra):
-        model = read_model(path)
+    own = [(path, read_model(path)) for path in (*sorted(user_folder().glob("*.yaml")), *extra)]
+    for path, model in (*_shipped(), *own):
         if model.name in files:
             raise field_error(path, ["name"], f"{model.name!r} is already described by {files[model.name]}")
         files[model.name] = path
@@ -204,6 +205,12 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
         else:
             models[model.name] = model.as_of(day)
     return Catalogue(dict(sorted(models.items())), day, later)
+
+
+@cache
+def _shipped() -> list[tuple[Path, Model]]:
+    """The files that come with Lichen, which are read once however many days are asked about."""
+    return [(path, read_model(path)) for path in sorted(SHIPPED.glob("*.yaml"))]
 
 
 def spec_of(name: str, as_of: date | None = None) -> ModelSpec:

@@ -61,22 +61,19 @@ def fits(spec: ModelSpec, machine: Machine, quant: str | None, context: int, bat
     quant: fp32, bf16, fp8, int4, fp4, mxfp4 as checkpoints have them, or q4, q6, q8 as GGUF files do.
     Raises LichenError for a context the model does not have, and for a storage that it cannot have.
     """
-    stored = check_quant(quant) or released_dtype(spec)
-    if stored is None:
-        raise LichenError("the storage of the released weights is not one that can be counted: name another")
+    stored = storage(spec, quant)
     if not 1 <= context <= spec.max_position_embeddings:
         raise LichenError(f"context is {context}; this model has 1 to {spec.max_position_embeddings} tokens")
     if batch < 1:
         raise LichenError(f"batch is {batch}; at least 1 sequence is needed")
-    all_weights = weights(spec)
-    held = _bytes(all_weights, stored)
+    held = bytes_of(weights(spec), stored)
     cached = cache_bytes(spec, context, sequences=batch)
     left = machine.memory - held
     fit = cached.reserved <= left
     decode = prefill = None
     if fit:
         flops, rate = flops_per_token(spec, context), machine.flops(fp8=stored in ("fp8", "fp4"))
-        read = _bytes(_met(all_weights, batch), stored) + cached.ideal
+        read = bytes_of(_met(weights(spec), batch), stored) + cached.ideal
         decode = batch / max(read / machine.bandwidth, batch * flops.decode / rate if rate else 0.0)
         prefill = rate / flops.forward if rate else None
     return Fit(
@@ -99,7 +96,16 @@ def check_quant(quant: str | None) -> str | None:
     return quant
 
 
-def _bytes(found: Iterable[Weight], stored: str) -> int:
+def storage(spec: ModelSpec, quant: str | None) -> str:
+    """How the weights are stored: as `quant`, or as released. Raises LichenError for what is not counted."""
+    stored = check_quant(quant) or released_dtype(spec)
+    if stored is None:
+        raise LichenError("the storage of the released weights is not one that can be counted: name another")
+    return stored
+
+
+def bytes_of(found: Iterable[Weight], stored: str) -> int:
+    """Bytes of weights in one of the storages of `fits`. Raises SpecError where they cannot have it."""
     if stored in GGUF_BITS:
         return round(sum(weight.parameters for weight in found) * GGUF_BITS[stored] / 8)
     return weight_bytes(found, stored)

@@ -90,10 +90,10 @@ def cost(model: Model, workload: Workload, provider: str | None, at: datetime) -
     """What `workload` costs at `at` (with `hours`: on that UTC day); None where a price is unknown."""
     day = at.astimezone(UTC).date()
     provider = provider or default_provider(model, day)
-    moments = [at]
-    if workload.hours is not None:
-        moments = [datetime.combine(day, time(hour), UTC) for hour in workload.hours]
     offered = [price for price in history(model) if price.provider == provider and price.holds_on(day)]
+    moments = [at]
+    if workload.hours is not None and any(price.hours for price in offered):
+        moments = [datetime.combine(day, time(hour), UTC) for hour in workload.hours]
     in_force = [
         [price for price in offered if price.holds(moment, workload.input_tokens)] for moment in moments
     ]

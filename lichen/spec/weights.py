@@ -11,8 +11,9 @@ Conventions
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, prod
 from typing import Literal, get_args
@@ -66,14 +67,17 @@ class Weight:
 
 @cache
 def weights(spec: ModelSpec) -> tuple[Weight, ...]:
-    """Every weight of the model without its MTP layers and its tables of n-gram memory."""
+    """Every weight of the model without its MTP layers and its tables of n-gram memory.
+
+    Those of equal layers are listed once, with their number.
+    """
     table = (spec.vocab_size, spec.hidden_size)
     tied = spec.tie_word_embeddings
     found = [Weight("embedding", table, active=1 if tied else 0), Weight("norms", (spec.hidden_size,))]
     if not tied:
         found.append(Weight("head", table))
-    for layer in spec.layers:
-        found += _layer(spec, layer)
+    for layer, times in Counter(spec.layers).items():
+        found += [replace(w, count=times * w.count, active=times * w.active) for w in _layer(spec, layer)]
     return (*found, *_engram(spec), *_last_residual(spec))
 
 

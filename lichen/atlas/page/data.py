@@ -21,6 +21,7 @@ from lichen.errors import LichenError
 from lichen.spec.cache import cache_bytes, native_layout
 from lichen.spec.families import load_spec
 from lichen.spec.model import ModelSpec
+from lichen.spec.weights import weights
 
 CONTEXTS = tuple(2**power for power in range(10, 21))  # tokens: 1K to 1M
 QUANTS = (None, "bf16", "fp8", "q8", "q6", "q4")  # None: as released
@@ -92,22 +93,21 @@ def _memory(spec: ModelSpec) -> dict[str, Any]:
     """Bytes of the cache of one sequence at each of CONTEXTS that the model has, and of its weights."""
     contexts = [context for context in CONTEXTS if context <= spec.max_position_embeddings]
     cached = [cache_bytes(spec, context) for context in contexts]
-    machine = devices.parse(next(iter(devices.load())))
     return {
         "context": spec.max_position_embeddings,
         "layout": native_layout(spec),
         "ideal": [each.ideal for each in cached],
         "reserved": [each.reserved for each in cached],
-        "weights": [_weights(spec, machine, quant) for quant in QUANTS],
+        "weights": [_weights(spec, quant) for quant in QUANTS],
     }
 
 
-def _weights(spec: ModelSpec, machine: devices.Machine, quant: str | None) -> dict[str, Any] | None:
+def _weights(spec: ModelSpec, quant: str | None) -> dict[str, Any] | None:
     try:
-        found = fits.fits(spec, machine, quant, 1)
+        stored = fits.storage(spec, quant)
     except LichenError:  # what the release is stored in cannot be counted
         return None
-    return {"quant": found.quant, "bytes": found.weight_bytes}
+    return {"quant": stored, "bytes": fits.bytes_of(weights(spec), stored)}
 
 
 def _devices() -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,8 @@ def load_spec(name_or_path: str | Path) -> ModelSpec:
     The name of a shipped model wins over a file of that name; "./NAME" or a Path always means the file.
     Raises SpecError for an unknown name, a file that is not a config, or a config that cannot be expressed.
     """
-    named = named_models().get(name_or_path) if isinstance(name_or_path, str) else None
-    if named is not None:
-        return replace(read_config(named.config), storage=named.storage)
+    if isinstance(name_or_path, str) and name_or_path in named_models():
+        return _shipped(name_or_path)
     path = Path(name_or_path)
     try:
         if path.is_dir():
@@ -129,6 +129,12 @@ def load_spec(name_or_path: str | Path) -> ModelSpec:
         return read_config(_parse(text))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
+
+
+@cache
+def _shipped(name: str) -> ModelSpec:
+    named = named_models()[name]
+    return replace(read_config(named.config), storage=named.storage)
 
 
 def _parse(text: bytes) -> Mapping[str, Any]:
