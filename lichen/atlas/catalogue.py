@@ -221,11 +221,16 @@ def spec_of(name: str, as_of: date | None = None) -> ModelSpec:
     """
     found = load(as_of=as_of)
     if name not in found.models and name not in found.later:
-        return load_spec(name)
+        return load_spec(name, found.models)
     model = found.get(name)
-    if model.spec_name is None:
-        raise LichenError(f"{name} has no public config, so what it takes to run cannot be computed")
-    return load_spec(model.spec_name)
+    if model.spec_name is not None:
+        return load_spec(model.spec_name)
+    weights = known(model.open_weights, found.as_of)
+    closed = weights is not None and weights.value is False
+    why = (
+        f"{name} is closed: its architecture is not published" if closed else f"no config of {name} is named"
+    )
+    raise LichenError(f"{why}, so what it holds and takes cannot be computed")
 
 
 def read_model(path: Path) -> Model:

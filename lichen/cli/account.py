@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lichen.spec.account import Account
+    from lichen.spec.model import ModelSpec
 
 
 def account(
     model: Annotated[
-        str, typer.Argument(metavar="NAME|PATH", help="A shipped model, a config.json, or a folder with one.")
+        str,
+        typer.Argument(
+            metavar="NAME|PATH", help="A model of the atlas, a config.json, or a folder with one."
+        ),
     ],
     context: Annotated[
         int | None, typer.Option(help="Tokens per sequence, for FLOPs and cache. [default: 4096]")
@@ -41,11 +45,10 @@ def account(
 ) -> None:
     """Count a model's parameters, FLOPs, cache, weights and optimizer state, without its weights."""
     from lichen.spec.account import account as account_of
-    from lichen.spec.families import load_spec
     from lichen.spec.named import named_models
 
     budget = None if memory is None else _bytes(memory)
-    result = account_of(load_spec(model), context, batch, dtype, cache, budget)
+    result = account_of(_spec(model), context, batch, dtype, cache, budget)
     named = named_models().get(model)
     source = f"{named.source} ({named.date})" if named else None
     if as_json:
@@ -62,6 +65,19 @@ def account(
     console.print(_table(result))
     for note in result.not_carried:
         console.print(f"Not carried: {note}", markup=False, soft_wrap=True)
+
+
+def _spec(model: str) -> ModelSpec:
+    """Models that ship are there at once; for others the catalogue is read, with the user's own."""
+    from lichen.spec.named import named_models
+
+    if model in named_models():
+        from lichen.spec.families import load_spec
+
+        return load_spec(model)
+    from lichen.atlas.catalogue import spec_of
+
+    return spec_of(model)
 
 
 def _table(result: Account) -> Table:

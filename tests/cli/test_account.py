@@ -103,6 +103,8 @@ def test_weights_that_do_not_fit_are_told_by_how_much() -> None:
             "cache layout is mixed; supported for this model: fp32, bf16, fp8",
         ),
         (["kimi-k27"], "did you mean kimi-k2? models by name: deepseek-v3, deepseek-v3.2, "),
+        (["gpt-5.5"], "what gpt-5.5 holds and takes cannot be computed: it is closed"),
+        (["gpt5.5"], "no such file, folder or model; did you mean gpt-5.5?"),
         (["kimi-k2.6", "--context", "0"], "context is 0"),
         (["kimi-k2.6", "--context", "-4"], "context is -4"),
         (["kimi-k2.6", "--batch", "0"], "batch is 0"),
@@ -128,7 +130,7 @@ def test_no_torch_is_loaded() -> None:
         "import sys\nfrom lichen.cli.main import main\n"
         "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "account", "deepseek-v3"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    for model in ("deepseek-v3", "gpt-5.5"):
+        done = subprocess.run([sys.executable, "-c", code, "account", model], capture_output=True, text=True)
+        assert "AssertionError" not in done.stderr
+        assert done.returncode == (model == "gpt-5.5"), done.stderr

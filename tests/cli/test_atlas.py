@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from lichen.atlas.prices import table
+from lichen.spec.families import load_spec, write_config
 
 FILE = """\
 name: my-model
@@ -81,6 +82,20 @@ def test_a_users_model_is_checked_added_and_compared(run, tmp_path):
     assert "is kept in" in run("atlas", "add", file).out
     assert "my-model" in run("atlas", "list").out
     assert "1 / 2 / no cache price" in run("compare", "my-model", "gpt-5.5").out
+
+
+def test_a_users_model_with_a_config_is_accounted_and_fitted(run, refusal, tmp_path):
+    file, folder = tmp_path / "mine.yaml", tmp_path / "weights"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(write_config(load_spec("llama-3.1-8b"))))
+    file.write_text(FILE)
+    run("atlas", "add", file)
+    assert "no config of it is named" in refusal("account", "my-model")
+    file.write_text(FILE + "spec_name: weights\n")
+    run("atlas", "add", file)
+    assert run("account", "my-model").out.startswith("my-model: 8.030 B parameters")
+    assert "GiB of weights (bf16)" in run("fits", "my-model", "--gpu", "rtx5090").out
+    assert "did you mean my-model?" in refusal("account", "my-modell")
 
 
 def test_brackets_in_a_users_words_are_shown_as_they_are(run, tmp_path):

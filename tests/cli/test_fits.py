@@ -57,7 +57,7 @@ def test_tables_of_n_grams_are_beside_the_weights(run) -> None:
             ["llama-3.1-405b", "--gpu", "b200", "--as-of", "2024-08-01"],
             "the figures of b200 are of 2025-03-18",
         ),
-        (["gpt-5.5"], "gpt-5.5 has no public config"),
+        (["gpt-5.5"], "what gpt-5.5 holds and takes cannot be computed: it is closed"),
         (["kimi-k2.6", "--gpu", "h2000"], "no device 'h2000'; did you mean h200"),
         (["kimi-k2.6", "--batch", "-1"], "batch is -1; at least 1 sequence is needed"),
         (["kimi-k2.6", "--context", "-5"], "context is -5; this model has 1 to 262144 tokens"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -104,10 +104,11 @@ def for_export(spec: ModelSpec) -> ModelSpec:
     return replace(spec, family="deepseek_v3")
 
 
-def load_spec(name_or_path: str | Path) -> ModelSpec:
+def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec:
     """The spec of a named model, of a `config.json`, or of the one in a folder.
 
     The name of a shipped model wins over a file of that name; "./NAME" or a Path always means the file.
+    `others`: names that the caller knows, to offer the nearest of to somebody who mistypes one.
     Raises SpecError for an unknown name, a file that is not a config, or a config that cannot be expressed.
     """
     if isinstance(name_or_path, str) and name_or_path in named_models():
@@ -119,7 +120,7 @@ def load_spec(name_or_path: str | Path) -> ModelSpec:
             if not path.exists():
                 raise SpecError(f"{path.parent} is a folder without a config.json")
         elif not path.exists():
-            raise SpecError(_unknown(str(name_or_path)))
+            raise SpecError(_unknown(str(name_or_path), others))
         elif not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
             raise SpecError(f"{path} is not a config.json: a regular file of at most 16 MiB is needed")
         text = path.read_bytes()
@@ -153,9 +154,9 @@ def _refuse_constant(name: str) -> None:
     raise SpecError(f"not JSON: {name} is not a number that JSON has")
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: str, others: Iterable[str]) -> str:
     """Nothing has this name. Kimi-K2.6 and moonshotai/Kimi-K2.6 lead to kimi-k2.6."""
-    names = list(named_models())
+    names = sorted({*named_models(), *others})
     nearest = difflib.get_close_matches(name.rpartition("/")[2].lower(), names, n=1)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
     return f"{name}: no such file, folder or model; {hint}models by name: {', '.join(names)}"
