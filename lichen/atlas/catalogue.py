@@ -227,10 +227,8 @@ def spec_of(name: str, as_of: date | None = None) -> ModelSpec:
         return load_spec(model.spec_name)
     weights = known(model.open_weights, found.as_of)
     closed = weights is not None and weights.value is False
-    why = (
-        f"{name} is closed: its architecture is not published" if closed else f"no config of {name} is named"
-    )
-    raise LichenError(f"{why}, so what it holds and takes cannot be computed")
+    why = "it is closed, its architecture not published" if closed else "no config of it is named"
+    raise LichenError(f"what {name} holds and takes cannot be computed: {why}")
 
 
 def read_model(path: Path) -> Model:
