@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,9 @@ from lichen.errors import LichenError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+
+PACKAGE = Path(__file__).parent
+DEEPEST = 100  # levels of lists and mappings in each other
 
 M = TypeVar("M", bound=BaseModel)
 Location = Sequence[str | int]
@@ -49,7 +52,10 @@ class _Loader(BaseLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the YAML file `path`. Raises LichenError, with the line, for anything else."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        if PACKAGE not in path.parents:
+            _refuse_depth(text, path)
+        content = yaml.load(text, _Loader)
     except FileNotFoundError:
         raise LichenError(f"there is no file {path}") from None
     except OSError as error:
@@ -65,6 +71,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise LichenError(f"{path}: expected `field: value` lines, found {found}")
     return content
+
+
+def _refuse_depth(text: str, path: Path) -> None:
+    """Raises LichenError for nesting that no file needs: libyaml's composer calls itself once for each level,
+    and 300,000 of them end the process. Its events come one after another."""
+    events: Iterator[Any] = yaml.parse(text, BaseLoader)
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise LichenError(f"{path}:{event.start_mark.line + 1}: nested deeper than {DEEPEST} levels")
 
 
 def parse(model: type[M], content: dict[str, Any], path: Path) -> M:
