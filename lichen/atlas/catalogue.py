@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lichen.atlas.facts import Fact, Record, known, today
+from lichen.atlas.facts import Fact, Past, Record, known, today
 from lichen.atlas.yaml_file import field_error, parse, read_yaml, replaced
 from lichen.errors import LichenError, did_you_mean
 from lichen.files import write_text
@@ -40,7 +40,7 @@ class Source(Record):
     """Where facts come from, and the day it was published (or, for a page that changes, read)."""
 
     url: str = Field(min_length=1)
-    date: date
+    date: Past
 
 
 class Obligation(Record):
@@ -130,7 +130,7 @@ class Model(Record):
     family: str
     spec_name: str | None = None  # lichen.spec's name of its config; None where no config is public
 
-    release: tuple[Fact[date], ...] = ()
+    release: tuple[Fact[Past], ...] = ()
     license: tuple[Fact[str], ...] = ()
     license_url: tuple[Fact[str], ...] = ()
     obligations: tuple[Fact[tuple[Obligation, ...]], ...] = ()
@@ -248,9 +248,6 @@ def read_model(path: Path) -> Model:
     model = parse(Model, content, path)
     if not model.release:
         raise field_error(path, ["release"], "missing: a model needs its release date and the source of it")
-    for index, fact in enumerate(model.release):
-        if fact.value is not None and fact.value > today():
-            raise field_error(path, ["release", index], f"{fact.value} is in the future")
     return model if path.parent == SHIPPED else _with_config(model, path)
 
 
@@ -294,8 +291,6 @@ def _sources(content: Any, path: Path) -> dict[str, Source]:
         if not isinstance(fields, dict):
             raise field_error(path, ["sources", name], "expected {url: ..., date: YYYY-MM-DD}")
         sources[name] = parse(_Sources, {"sources": {name: fields}}, path).sources[name]
-        if sources[name].date > today():
-            raise field_error(path, ["sources", name, "date"], f"{sources[name].date} is in the future")
     return sources
 
 

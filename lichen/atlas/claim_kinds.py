@@ -17,20 +17,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lichen.atlas.facts import Record
+from lichen.atlas.facts import Past, Record
 from lichen.atlas.ranking import Margin
 from lichen.atlas.scores import Benchmark
 
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Verdict = Literal["supported", "partly supported", "contradicted", "cannot be checked"]
 
 
 class _Quantity(Record):
     """A number that is claimed: `expected` within `tolerance`, or bounds."""
 
-    expected: float | None = None
+    expected: Number | None = None
     tolerance: Margin = Margin(share=0.05)
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: Number | None = None
+    at_most: Number | None = None
 
     @model_validator(mode="after")
     def _claims_something(self) -> _Quantity:
@@ -134,6 +135,12 @@ class Released(Record):
     since: date
     until: date
 
+    @model_validator(mode="after")
+    def _has_days(self) -> Released:
+        if self.since > self.until:
+            raise ValueError(f"no day is between {self.since} and {self.until}, which is earlier")
+        return self
+
 
 class OptimizerBytes(_Quantity):
     """Bytes of Muon's state, AdamW for the rest, over those of AdamW's for the whole model."""
@@ -182,7 +189,7 @@ class Finding(Record):
     verdict: Verdict
     note: str
     source: str
-    date: date
+    date: Past
     measured: bool = False
 
 
@@ -237,7 +244,7 @@ class ClaimSet(Record):
 
     title: str
     source: str
-    date: date
+    date: Past
     claims: tuple[Claim, ...] = Field(min_length=1)
 
 

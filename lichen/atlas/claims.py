@@ -6,10 +6,8 @@ supported; some do: partly supported; none does: contradicted; there is none: it
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, time
-from pathlib import Path
 from typing import Literal
 
 from lichen.atlas import claim_kinds as kinds
@@ -18,19 +16,16 @@ from lichen.atlas.catalogue import Catalogue, Model
 from lichen.atlas.claim_kinds import Check, Claim, ClaimSet, Verdict, named
 from lichen.atlas.constraints import Constraints
 from lichen.atlas.devices import parse as parse_machine
-from lichen.atlas.facts import known, today
+from lichen.atlas.facts import known
 from lichen.atlas.fits import fits
 from lichen.atlas.prices import default_provider, prices_on
 from lichen.atlas.scores import comparable
 from lichen.atlas.workloads import STANDARD, ratio
-from lichen.atlas.yaml_file import field_error, parse, read_yaml
-from lichen.errors import did_you_mean
+from lichen.errors import LichenError
 from lichen.spec.account import account, active_parameters, total_parameters
 from lichen.spec.cache import cache_bytes
 from lichen.spec.families import load_spec
 from lichen.spec.model import ModelSpec, MoE
-
-SHIPPED = Path(__file__).parent / "article.yaml"
 
 How = Literal["computed", "measured", "cited", "nothing"]
 UNCHECKED: Verdict = "cannot be checked"
@@ -53,29 +48,6 @@ class Answer:
 
     holds: bool | None
     text: str
-
-
-def load(path: Path | None = None, models: Collection[str] | None = None) -> ClaimSet:
-    """The claims in `path`; without one, those of the article that ships with Lichen.
-
-    Raises LichenError naming file, line and field; with `models` also for a model that is not among them.
-    """
-    path = path or SHIPPED
-    content = read_yaml(path)
-    found = parse(ClaimSet, content, path)
-    if found.date > today():
-        raise field_error(path, ["date"], f"{found.date} is in the future")
-    seen: set[str] = set()
-    for index, claim in enumerate(found.claims):
-        if claim.id in seen:
-            raise field_error(path, ["claims", index, "id"], f"{claim.id!r} is there twice")
-        seen.add(claim.id)
-        for field, name in named(claim.check):
-            if models is not None and name not in models:
-                hint = did_you_mean(name, models, "`lichen atlas list` names them all")
-                place = ["claims", index, "check", *field]
-                raise field_error(path, place, f"no model {name!r} in the catalogue; {hint}")
-    return found
 
 
 def check(claim_set: ClaimSet, catalogue: Catalogue, at: datetime) -> list[Checked]:
@@ -372,7 +344,10 @@ def _fits(check: kinds.Fits, catalogue: Catalogue) -> list[Answer]:
 
 
 def _recommended(check: kinds.Recommended, catalogue: Catalogue, at: datetime) -> list[Answer]:
-    given = advise(check.scenario, Constraints(), catalogue, at)
+    try:
+        given = advise(check.scenario, Constraints(), catalogue, at)
+    except LichenError as nobody:  # on an early day
+        return [Answer(None, str(nobody))]
     names = [place.model for place in given.ranking]
     first = given.ranking[0]
     text = f"first of {len(names)} by the rules for {check.scenario}: {first.model} ({first.decided_by})"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from lichen.errors import LichenError
 
@@ -36,6 +36,20 @@ class Fact(Record, Generic[T]):
     secondary: bool = False
 
 
+def today() -> date:
+    """The date in UTC, which is the clock of prices and releases."""
+    return datetime.now(UTC).date()
+
+
+def _past(day: date) -> date:
+    if day > today():
+        raise ValueError(f"{day} is in the future")
+    return day
+
+
+Past = Annotated[date, AfterValidator(_past)]  # a day on which something was said or done
+
+
 def known(field: Sequence[Fact[T]], as_of: date) -> Fact[T] | None:
     """The fact to use on the day `as_of`: the latest one dated no later; None when nothing was known.
 
@@ -43,11 +57,6 @@ def known(field: Sequence[Fact[T]], as_of: date) -> Fact[T] | None:
     """
     told = [fact for fact in field if fact.date <= as_of]
     return max(told, key=lambda fact: (not fact.secondary, fact.date), default=None)
-
-
-def today() -> date:
-    """The date in UTC, which is the clock of prices and releases."""
-    return datetime.now(UTC).date()
 
 
 def parse_as_of(text: str | None) -> date:

@@ -41,13 +41,14 @@ def claims(
 ) -> None:
     """Check the claims of an article: computed where that can be, measured, cited, or nothing says."""
     from lichen.atlas.catalogue import load as load_catalogue
-    from lichen.atlas.claims import check, load
+    from lichen.atlas.claims import check
+    from lichen.atlas.claims_file import load
     from lichen.atlas.facts import parse_as_of
     from lichen.atlas.prices import moment
 
     path = _file(words or [])
     now = load_catalogue(as_of=parse_as_of(as_of))
-    claim_set = load(path, {*now.models, *now.later})
+    claim_set = load(load_catalogue(), path)
     days = [now.as_of] if as_of else sorted({min(claim_set.date, now.as_of), now.as_of})
     verdicts = {
         day: check(claim_set, now if day == now.as_of else load_catalogue(as_of=day), moment(day, None))

@@ -221,7 +221,7 @@ def test_a_good_file_becomes_a_model(file):
         ),
         ("input: 1", "input: 1, currency: EUR", r":13: prices.0.currency: EUR is not USD"),
         ("date: 2026-10-01", "date: 2999-01-01", r":7: sources.card.date: 2999-01-01 is in the future"),
-        ("{value: 2026-10-01", "{value: 2999-01-01", r":9: release.0: 2999-01-01 is in the future"),
+        ("{value: 2026-10-01", "{value: 2999-01-01", r":9: release.0.value: 2999-01-01 is in the future"),
         ("name: my-model", "name: My Model", r":1: name: "),
         ("name: my-model\n", "", r":1: name: missing"),
         (
@@ -258,6 +258,14 @@ def test_what_is_no_model_file_is_refused(tmp_path, content):
     path = tmp_path / "x.yaml"
     path.write_bytes(content)
     with pytest.raises(LichenError, match=r"x\.yaml"):
+        read_model(path)
+
+
+@pytest.mark.parametrize("level", ["[", "- ", "? ", "{a: "])
+def test_nesting_without_end_is_refused_and_ends_no_process(tmp_path, level):
+    path = tmp_path / "deep.yaml"
+    path.write_text("title: fine\nscores:\n  " + level * 300_000)
+    with pytest.raises(LichenError, match=r"deep\.yaml:3: nested deeper than 100 levels$"):
         read_model(path)
 
 

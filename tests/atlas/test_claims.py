@@ -9,12 +9,13 @@ from genai_prices import Usage, calc_price
 
 from lichen.atlas.catalogue import load as load_catalogue
 from lichen.atlas.claim_kinds import ClaimSet
-from lichen.atlas.claims import Checked, check, load
+from lichen.atlas.claims import Checked, check
+from lichen.atlas.claims_file import load
 from lichen.errors import LichenError
 
 APRIL = datetime(2026, 4, 30, 12, tzinfo=UTC)
 NOVEMBER = datetime(2026, 11, 24, 12, tzinfo=UTC)
-ARTICLE = load()
+ARTICLE = load(load_catalogue())
 THEN = {one.claim.id: one for one in check(ARTICLE, load_catalogue(as_of=APRIL.date()), APRIL)}
 NOW = {one.claim.id: one for one in check(ARTICLE, load_catalogue(as_of=NOVEMBER.date()), NOVEMBER)}
 
@@ -256,6 +257,37 @@ def test_leading_is_among_the_models_of_the_day() -> None:
         ),
         ("{kind: parameters, model: kimi-k2.6, expected: many}", ".expected: input should be a valid number"),
         ("{kind: score_gap, models: [kimi-k2.6, kimi], at_most: 1}", ".models.1: no model 'kimi'"),
+        ("{kind: parameters, model: kimi-k2.6, expected: .nan}", ".expected: input should be a finite"),
+        ("{kind: parameters, model: kimi-k2.6, at_least: .inf}", ".at_least: input should be a finite"),
+        (
+            "{kind: price_ratio, model: kimi-k2.6, providers: [moonshot], at_least: 2}",
+            ".providers.0: no provider 'moonshot' of kimi-k2.6; did you mean moonshotai",
+        ),
+        (
+            "{kind: cache_ratio, model: kimi-k2.6, reference: deepseek-v4-pro, context: 1000000, at_most: 1}",
+            ".context: kimi-k2.6 reads at most 262,144 tokens, not 1,000,000",
+        ),
+        (
+            "{kind: released, model: kimi-k2.6, since: 2026-05-01, until: 2026-04-01}",
+            ": no day is between 2026-05-01 and 2026-04-01, which is earlier",
+        ),
+        (
+            "{kind: cited, findings: [{verdict: supported, note: x, source: y, date: 2999-01-01}]}",
+            ".findings.0.date: 2999-01-01 is in the future",
+        ),
+        (
+            "{kind: fits, model: kimi-k2.6, hardware: h2000, context: 9}",
+            ".hardware: no device 'h2000'; did you mean",
+        ),
+        (
+            "{kind: fits, model: gemma-4-31b, hardware: h200, quant: int4, context: 9}",
+            ": int4 is the storage of routed experts, and this model has none",
+        ),
+        ("{kind: fits, model: kimi-k2.6, hardware: h200, context: 300000}", ": context is 300000"),
+        (
+            "{kind: advice, scenario: chess, model: kimi-k2.6}",
+            ".scenario: no scenario 'chess' in the rules; there are agent",
+        ),
         ("{kind: cited, findings: []}", ".findings:"),
         ("{kind: cited, findings: [{verdict: maybe, note: x, source: y}]}", ".findings.0.verdict:"),
     ],
@@ -267,7 +299,7 @@ def test_a_mistake_in_a_claims_file_is_named_with_line_and_field(
     head = "title: T\nsource: S\ndate: 2026-04-30\nclaims:\n  - id: a\n    statement: A.\n"
     path.write_text(f"{head}    check: {check_line}\n")
     with pytest.raises(LichenError) as refused:
-        load(path, load_catalogue().models)
+        load(load_catalogue(), path)
     assert str(refused.value).startswith(f"{path}:7: claims.0.check{complaint}")
 
 
@@ -279,7 +311,7 @@ def test_an_article_of_the_future(tmp_path) -> None:
         f"claims:\n  - id: a\n    statement: A.\n    check: {check_line}\n"
     )
     with pytest.raises(LichenError, match=r"claims.yaml:3: date: 2999-01-01 is in the future"):
-        load(path)
+        load(load_catalogue(), path)
 
 
 def test_two_claims_with_one_name(tmp_path) -> None:
@@ -287,4 +319,4 @@ def test_two_claims_with_one_name(tmp_path) -> None:
     claim = "  - {id: a, statement: A., check: {kind: context, model: kimi-k2.6, expected: 1}}\n"
     path.write_text(f"title: T\nsource: S\ndate: 2026-04-30\nclaims:\n{claim}{claim}")
     with pytest.raises(LichenError, match=r":6: claims\.1\.id: 'a' is there twice"):
-        load(path)
+        load(load_catalogue(), path)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import date, datetime, time
 from typing import Any
 
-from lichen.atlas import advise, claims, compare, devices, fits, lineage, risk, words
+from lichen.atlas import advise, claims, claims_file, compare, devices, fits, lineage, risk, words
 from lichen.atlas.catalogue import Catalogue, Model, load
 from lichen.atlas.constraints import Constraints
 from lichen.atlas.facts import known
@@ -160,7 +160,7 @@ def _advice(catalogue: Catalogue, at: datetime) -> list[dict[str, Any]]:
 
 def _claims(catalogue: Catalogue) -> dict[str, Any]:
     """The shipped article's claims, judged on its own day and on the catalogue's."""
-    article = claims.load()
+    article = claims_file.load(load())
     verdicts = []
     for day in sorted({min(article.date, catalogue.as_of), catalogue.as_of}):
         then = catalogue if day == catalogue.as_of else load(as_of=day)
