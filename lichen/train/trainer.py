@@ -1,10 +1,10 @@
 """One optimizer step after another: the state of a training run and what can be done with it.
 
 A step takes a whole batch of `tokens_per_step` from the loader and cuts it into micro-batches that fit in
-memory. Every micro-batch's loss is divided by the targets of the whole step, so the gradient is that of the
-mean over all of them, however they were cut. Then, in this order: the gradient is clipped, checked and
-applied; heads with too large logits are clipped; and the routers' selection biases move by the loads of the
-whole step.
+memory, on as many threads as there are. Every micro-batch's loss is divided by the targets of the whole
+step, so the gradient is that of the mean over all of them, however they were cut. Then, in this order: the
+gradient is clipped, checked and applied; heads with too large logits are clipped; and the routers' selection
+biases move by the loads of the whole step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
 from lichen.files import write_text
 from lichen.nn.tensor_files import Outgoing, write_file
-from lichen.nn.transformer import Transformer
+from lichen.nn.transformer import LossOutput, Transformer
 from lichen.nn.weights import load_weights, save_weights
 from lichen.ops.allocator import keep_freed_memory
 from lichen.ops.ceiling import matrix_rate
@@ -47,6 +48,7 @@ from lichen.train.checkpoint import (
     seed_rng,
 )
 from lichen.train.metrics import Sample, StepMetrics, load_balance
+from lichen.train.replicas import Replicas
 from lichen.train.run import Run, default_device, optimizer_recipe, optimizer_table
 from lichen.train.trained import check_tokenizer, end_ids
 
@@ -88,6 +90,7 @@ class Trainer:
             load_weights(self.model, Path(recipe.model.weights))
         else:
             self.model.initialize(recipe.train.seed)
+        self.replicas = Replicas(self.model, recipe.train.micro_batch)
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -142,24 +145,21 @@ class Trainer:
         self, batch: Batch
     ) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
         """Gradients of the whole step; its losses, tokens per expert, and largest logit per head."""
+        normalizer = int((batch.targets != IGNORE).sum())
+
+        def differentiate(model: Transformer, *rows: Tensor) -> LossOutput:
+            output = model.loss(*rows, max_logits=True, mtp_weight=self.mtp_weight, normalizer=normalizer)
+            output.loss.backward()
+            return replace(output, loss=output.loss.detach())
+
         totals: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         max_logits: dict[str, Tensor] = {}
-        normalizer = int((batch.targets != IGNORE).sum())
-        for tokens, targets, segment_ids in self._micro_batches(batch):
-            output = self.model.loss(
-                tokens,
-                targets,
-                segment_ids,
-                max_logits=True,
-                mtp_weight=self.mtp_weight,
-                normalizer=normalizer,
-            )
-            output.loss.backward()
+        for output in self.replicas.map(differentiate, _columns(batch)):
             for name in ("loss", "cross_entropy", "mtp", "balance"):
                 value = getattr(output, name)
                 if value is not None:
-                    totals[name] = totals.get(name, 0) + value.detach()
+                    totals[name] = totals.get(name, 0) + value
             for name, layer in output.routing.items():
                 counts[name] = counts[name] + layer if name in counts else layer
             for name, layer in output.max_logits.items():
@@ -173,20 +173,12 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
         return factor
 
-    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        size = self.run.recipe.train.micro_batch
-        columns = (batch.tokens, batch.targets, batch.segment_ids)
-        for start in range(0, len(batch.tokens), size):
-            tokens, targets, segments = (column[start : start + size].to(self.device) for column in columns)
-            yield tokens, targets, segments
-
     def _loader(self, split: Split, seed: int) -> Loader:
         recipe = self.run.recipe
         return Loader(self.dataset, split, recipe.sequences_per_step, recipe.train.seq_len, seed)
 
     # ---------------------------------------------------------------------------------------- evaluation
 
-    @torch.no_grad()
     def evaluate(self) -> tuple[float, float] | None:
         """(nats per target, bits per UTF-8 byte) on the same validation text every time.
 
@@ -195,10 +187,14 @@ class Trainer:
         """
         if not self.dataset.manifest.splits["validation"].documents:
             return None
+
+        @torch.no_grad()
+        def score(model: Transformer, *rows: Tensor) -> float:
+            return float(model.loss(*rows, normalizer=1).cross_entropy)
+
         nats, targets, text_bytes = 0.0, 0, 0
         for batch in self._loader("validation", seed=0).batches():
-            for micro_batch in self._micro_batches(batch):
-                nats += float(self.model.loss(*micro_batch, normalizer=1).cross_entropy)
+            nats += sum(self.replicas.map(score, _columns(batch)))
             targets += int((batch.targets != IGNORE).sum())
             text_bytes += batch.n_bytes
             if targets >= self.run.recipe.eval.tokens:
@@ -274,6 +270,10 @@ def _open_data(run: Run) -> TokenDataset:
             f"again with --tokenizer {run.tokenizer}"
         )
     return dataset
+
+
+def _columns(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    return batch.tokens, batch.targets, batch.segment_ids
 
 
 def _compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
