@@ -16,9 +16,11 @@ from pydantic import Field
 from lichen.atlas.catalogue import Catalogue, Model
 from lichen.atlas.constraints import Constraints, Excluded, Requirement, cut, cuts, emptied
 from lichen.atlas.criteria import Answer, Criterion, answers, higher_is_better, worded
+from lichen.atlas.devices import parse as parse_machine
 from lichen.atlas.facts import Record, known
+from lichen.atlas.fits import check_quant
 from lichen.atlas.ranking import Place, Scale, rank
-from lichen.atlas.yaml_file import parse, read_yaml
+from lichen.atlas.yaml_file import field_error, parse, read_yaml
 from lichen.errors import LichenError
 
 SHIPPED_RULES = Path(__file__).parent / "advice.yaml"
@@ -70,7 +72,15 @@ class Advice:
 def load_rules(path: Path | None = None) -> Rules:
     """The shipped rules, or those in `path`. Raises LichenError naming file, line and field."""
     path = path or SHIPPED_RULES
-    return parse(Rules, read_yaml(path), path)
+    rules = parse(Rules, read_yaml(path), path)
+    for name, scenario in rules.scenarios.items():
+        for field, check in (("hardware", parse_machine), ("quant", check_quant)):
+            if (value := getattr(scenario.assume, field)) is not None:
+                try:
+                    check(value)
+                except LichenError as error:
+                    raise field_error(path, ["scenarios", name, "assume", field], str(error)) from None
+    return rules
 
 
 def advise(
@@ -89,7 +99,7 @@ def advise(
     models = catalogue.models.values()
     if not models:
         raise LichenError(f"no model of the catalogue was out on {catalogue.as_of}")
-    all_cuts = cuts(wanted, chosen.require, rules.licenses, at)
+    all_cuts = cuts(wanted, chosen.require, rules.licenses, models, at)
     left, excluded = cut(models, all_cuts)
     if not left:
         raise LichenError(emptied(models, all_cuts))

@@ -18,7 +18,7 @@ from lichen.atlas.catalogue import Model
 from lichen.atlas.devices import parse
 from lichen.atlas.facts import Record, known
 from lichen.atlas.fits import Fit, check_quant, fits
-from lichen.atlas.workloads import cheapest, over_the_day
+from lichen.atlas.workloads import MOST_REQUESTS, cheapest, over_the_day
 from lichen.errors import LichenError
 from lichen.spec.families import load_spec
 
@@ -36,7 +36,7 @@ class Constraints(Record):
     """
 
     workload: Literal["blend", "output-heavy", "agentic"] = "blend"
-    requests_per_day: float = Field(default=1000, gt=0, allow_inf_nan=False)
+    requests_per_day: float = Field(default=1000, gt=0, le=MOST_REQUESTS)
     budget: float | None = Field(default=None, gt=0)  # USD a month
     license: tuple[str, ...] = ()  # any of these; none: all
     context: int | None = Field(default=None, gt=0)  # tokens
@@ -67,21 +67,21 @@ def cuts(
     wanted: Constraints,
     require: Sequence[Requirement],
     licenses: Mapping[str, Sequence[str]],
+    models: Iterable[Model],
     at: datetime,
 ) -> list[Cut]:
-    """All that applies. `licenses`: words that stand for several licenses.
+    """All that applies to a choice among `models`. `licenses`: words that stand for several licenses.
 
-    Raises LichenError for hardware that cannot be read.
+    Raises LichenError for hardware that cannot be read, and for a license that nobody has.
     """
     day = at.date()
     found = []
     if "open_weights" in require:
         found.append(Cut("open weights", lambda model: _closed(model, day)))
     if wanted.license:
-        allowed = {name.lower() for word in wanted.license for name in licenses.get(word, (word,))}
-        found.append(
-            Cut(f"license {' or '.join(wanted.license)}", lambda model: _license(model, allowed, day))
-        )
+        allowed = _allowed(wanted.license, licenses, models)
+        name = f"license {' or '.join(wanted.license)}"
+        found.append(Cut(name, lambda model: _license(model, allowed, day)))
     if (tokens := wanted.context) is not None:
         found.append(Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens, day)))
     if wanted.hardware is not None:
@@ -136,6 +136,21 @@ def _closed(model: Model, day: date) -> str | None:
     if fact is None or fact.value is None:
         return "nobody says that its weights are published"
     return None if fact.value else "its weights are not published"
+
+
+def _allowed(
+    words: Sequence[str], licenses: Mapping[str, Sequence[str]], models: Iterable[Model]
+) -> set[str]:
+    """The licenses that `words` mean, in lower case."""
+    held = {fact.value for model in models for fact in model.license if fact.value}
+    held.update(*licenses.values())
+    meant: dict[str, Sequence[str]] = {name.lower(): [name] for name in held}
+    meant |= {word.lower(): group for word, group in licenses.items()}
+    for word in words:
+        if word.lower() not in meant:
+            there_are = ", ".join(sorted({*held, *licenses}, key=str.lower))
+            raise LichenError(f"no model has the license {word!r}; there are {there_are}")
+    return {name.lower() for word in words for name in meant[word.lower()]}
 
 
 def _license(model: Model, allowed: set[str], day: date) -> str | None:

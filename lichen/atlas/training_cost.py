@@ -8,7 +8,6 @@ layers are left out, as in the utilisation that DeepSeek publishes (arXiv 2505.0
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 from lichen.atlas.devices import Device, parse
@@ -18,7 +17,6 @@ from lichen.spec.flops import training_flops_per_token
 from lichen.spec.model import ModelSpec
 
 SEQ_LEN = 4096  # what DeepSeek-V3 and Kimi K2 were pre-trained at (arXiv 2412.19437, 2507.20534)
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 NOT_COUNTED = ("failed and smaller runs", "reinforcement learning", "data", "recomputation", "people")
 
 
@@ -99,11 +97,3 @@ def calibrate() -> float:
     """The share of its devices' bf16 rate that the run CALIBRATION got, from its published hours."""
     spec, device = load_spec(CALIBRATION.model), parse(CALIBRATION.gpu).device
     return estimate(spec, CALIBRATION.tokens, device, 1.0).gpu_hours / CALIBRATION.gpu_hours
-
-
-def parse_tokens(text: str) -> int:
-    """`15T`, `14.8 T`, `500B` or a plain number. Raises LichenError for anything else."""
-    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([KMBT]?)\s*", text.upper())
-    if found is None or float(found[1]) == 0:
-        raise LichenError(f"tokens is {text!r}: write a number above 0, with a unit if you like: 15T or 500B")
-    return round(float(found[1]) * UNITS[found[2]])

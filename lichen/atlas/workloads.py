@@ -13,6 +13,7 @@ from lichen.atlas.catalogue import Catalogue, Model
 from lichen.atlas.prices import Price, default_provider, history, providers
 from lichen.errors import LichenError
 
+MOST_REQUESTS = 1e12  # a day
 REFERENCE = "gpt-5.5"  # what costs are measured against unless another model is named
 
 
@@ -20,6 +21,7 @@ REFERENCE = "gpt-5.5"  # what costs are measured against unless another model is
 class Workload:
     """Requests of one shape. `cached_share` of the prompt's tokens are read from the provider's cache.
 
+    Raises LichenError for negative numbers, and for more than MOST_REQUESTS.
     `hours`: the UTC hours of the day (0 to 23) over which the requests spread evenly; None: all of them at
     the moment that is asked about.
     """
@@ -29,6 +31,13 @@ class Workload:
     cached_share: float = 0.0
     requests_per_day: float = 1.0
     hours: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for what, value in (("input", self.input_tokens), ("output", self.output_tokens)):
+            if value < 0:
+                raise LichenError(f"{what} is {value:,} tokens; it cannot be negative")
+        if not 0 <= self.requests_per_day <= MOST_REQUESTS:
+            raise LichenError(f"{self.requests_per_day:g} requests a day: it takes 0 to {MOST_REQUESTS:g}")
 
 
 STANDARD = {

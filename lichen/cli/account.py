@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lichen.errors import LichenError
+from lichen.cli import quantities
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,9 +25,12 @@ def account(
         ),
     ],
     context: Annotated[
-        int | None, typer.Option(help="Tokens per sequence, for FLOPs and cache. [default: 4096]")
+        int | None,
+        typer.Option(
+            parser=quantities.count, help="Tokens per sequence, for FLOPs and cache. [default: 4096]"
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Sequences in the cache at once.")] = 1,
+    batch: Annotated[int, typer.Option(parser=quantities.count, help="Sequences in the cache at once.")] = 1,
     dtype: Annotated[
         str | None,
         typer.Option(help="Storage of weights: fp32, bf16, fp8, int4, fp4, mxfp4. [default: as published]"),
@@ -38,8 +40,12 @@ def account(
         typer.Option(help="Layout of the cache: fp32, bf16, fp8, mixed. [default: the family's own]"),
     ] = None,
     memory: Annotated[
-        str | None,
-        typer.Option(help="Memory for weights and cache, such as 80G: what context and batch fit?"),
+        int | None,
+        typer.Option(
+            parser=quantities.memory,
+            metavar="SIZE",
+            help="For weights and cache, such as 80G: what context and batch fit?",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print exact numbers as JSON.")] = False,
 ) -> None:
@@ -47,8 +53,7 @@ def account(
     from lichen.spec.account import account as account_of
     from lichen.spec.named import named_models
 
-    budget = None if memory is None else _bytes(memory)
-    result = account_of(_spec(model), context, batch, dtype, cache, budget)
+    result = account_of(_spec(model), context, batch, dtype, cache, memory)
     named = named_models().get(model)
     source = f"{named.source} ({named.date})" if named else None
     if as_json:
@@ -165,13 +170,3 @@ def _short(value: int, digits: int, units: tuple[str, ...]) -> str:
     whole = len(str(value)) - 3 * power
     decimals = max(0, digits - whole) if power else 0
     return f"{value / 1000**power:,.{decimals}f}{units[power]}"
-
-
-def _bytes(size: str) -> int:
-    """80G, 80 GB and 0.08T are powers of 1000, 80GiB of 1024; a bare number is bytes."""
-    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(?:([kMGT])(i)?)?B?\s*", size, re.IGNORECASE)
-    if found is None:
-        raise LichenError(f"memory is {size}; write a number with a unit, such as 80G, 1.5T or 640GiB")
-    number, unit, binary = found.groups()
-    power = "KMGT".index(unit.upper()) + 1 if unit else 0
-    return int(float(number) * (1024 if binary else 1000) ** power)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from lichen.cli import quantities
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,9 +26,14 @@ def advise(
         ),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="USD", help="The most that the requests may cost in a month.")
+        float | None,
+        typer.Option(
+            parser=quantities.dollars, metavar="USD", help="The most that the requests may cost in a month."
+        ),
     ] = None,
-    requests: Annotated[float | None, typer.Option(help="Requests a day. [default: the rules']")] = None,
+    requests: Annotated[
+        float | None, typer.Option(parser=quantities.number, help="Requests a day. [default: the rules']")
+    ] = None,
     workload: Annotated[
         str | None, typer.Option(metavar="NAME", help="blend, output-heavy or agentic. [default: the rules']")
     ] = None,
@@ -35,7 +41,9 @@ def advise(
         str | None, typer.Option(metavar="DEVICE:N", help="It must fit there, as `lichen fits` counts.")
     ] = None,
     quant: Annotated[str | None, typer.Option(metavar="NAME", help="Storage of the weights there.")] = None,
-    context: Annotated[int | None, typer.Option(metavar="TOKENS", help="It must read as many.")] = None,
+    context: Annotated[
+        int | None, typer.Option(parser=quantities.count, metavar="TOKENS", help="It must read as many.")
+    ] = None,
     license: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Any of these, or `permissive`; may be repeated.")
     ] = None,
@@ -64,7 +72,7 @@ def advise(
     if scenario is None:
         raise LichenError(f"--for is missing: one of {', '.join(known_rules.scenarios)}")
     given = _constraints(
-        budget,
+        budget=budget,
         requests_per_day=requests,
         workload=workload,
         hardware=hardware,
@@ -82,7 +90,7 @@ def advise(
     _print(advice, facts, Console(highlight=False, soft_wrap=True))
 
 
-def _constraints(budget: str | None, **given: object) -> Constraints:
+def _constraints(**given: object) -> Constraints:
     """What was said; None for what was not.
 
     Raises LichenError, with the option, for a value that makes no sense.
@@ -93,8 +101,6 @@ def _constraints(budget: str | None, **given: object) -> Constraints:
     from lichen.errors import LichenError
 
     said = {name: value for name, value in given.items() if value is not None}
-    if budget is not None:
-        said["budget"] = _dollars(budget)
     try:
         return Constraints.model_validate(said)
     except ValidationError as error:
@@ -102,15 +108,6 @@ def _constraints(budget: str | None, **given: object) -> Constraints:
         option = str(first["loc"][0]).removesuffix("_per_day")
         problem = first["msg"][:1].lower() + first["msg"][1:]
         raise LichenError(f"--{option} {first['input']}: {problem}") from None
-
-
-def _dollars(text: str) -> float:
-    from lichen.errors import LichenError
-
-    number = re.fullmatch(r"(?:USD|\$)?\s*(-?\d[\d,]*\.?\d*)\s*(?:USD|\$)?", text.strip(), re.IGNORECASE)
-    if number is None:
-        raise LichenError(f"--budget {text!r} is not an amount of US dollars, in which prices are: write 500")
-    return float(number[1].replace(",", ""))
 
 
 def _json(advice: Advice) -> dict[str, Any]:

@@ -8,19 +8,26 @@ from typing import Annotated
 
 import typer
 
+from lichen.cli import quantities
+
 
 def cost(
     model: Annotated[
         str,
         typer.Argument(metavar="MODEL", help="A model of the atlas, a config.json, or a folder with one."),
     ],
-    tokens: Annotated[str, typer.Option(help="Tokens of the run: 15T, 500B, or a number.")],
+    tokens: Annotated[
+        int, typer.Option(parser=quantities.count, help="Tokens of the run: 15T, 500B, or a number.")
+    ],
     gpu: Annotated[str, typer.Option(help="The device, like h800.")] = "h100",
     mfu: Annotated[float, typer.Option(help="Share of the device's dense bf16 rate that is got.")] = 0.35,
     price_per_hour: Annotated[
-        float | None, typer.Option("--price-per-hour", help="USD per device and hour. [default: unknown]")
+        float | None,
+        typer.Option(
+            "--price-per-hour", parser=quantities.dollars, help="USD per device and hour. [default: unknown]"
+        ),
     ] = None,
-    seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 4096,
+    seq_len: Annotated[int, typer.Option(parser=quantities.count, help="Tokens per sequence.")] = 4096,
     as_of: Annotated[
         str | None, typer.Option("--as-of", metavar="DATE", help="What was out then. [default: today]")
     ] = None,
@@ -36,13 +43,12 @@ def cost(
         NOT_COUNTED,
         calibrate,
         estimate,
-        parse_tokens,
     )
 
     day = parse_as_of(as_of)
     machine = parse(gpu, day)
     device = machine.device
-    found = estimate(spec_of(model, day), parse_tokens(tokens), device, mfu, price_per_hour, seq_len)
+    found = estimate(spec_of(model, day), tokens, device, mfu, price_per_hour, seq_len)
     check = calibrate()
     days = found.gpu_hours / machine.count / 24 if machine.count > 1 else None
     if as_json:

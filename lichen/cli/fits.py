@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lichen.cli import quantities
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -30,8 +32,8 @@ def fits(
         str | None,
         typer.Option(help="Storage of the weights: bf16, fp8, int4, q4, q6, ... [default: as published]"),
     ] = None,
-    context: Annotated[int, typer.Option(help="Tokens of each sequence.")] = 8192,
-    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    context: Annotated[int, typer.Option(parser=quantities.count, help="Tokens of each sequence.")] = 8192,
+    batch: Annotated[int, typer.Option(parser=quantities.count, help="Sequences at once.")] = 1,
     as_of: Annotated[
         str | None, typer.Option("--as-of", metavar="DATE", help="What was out then. [default: today]")
     ] = None,

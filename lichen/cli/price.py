@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lichen.cli import quantities
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -30,15 +32,18 @@ def price(
         str | None, typer.Option(metavar="NAME", help="Only this one: blend, output-heavy or agentic.")
     ] = None,
     input_tokens: Annotated[
-        int | None, typer.Option("--input", min=0, help="Prompt tokens of a request: your own workload.")
+        int | None,
+        typer.Option(
+            "--input", parser=quantities.count, help="Prompt tokens of a request: your own workload."
+        ),
     ] = None,
     output_tokens: Annotated[
-        int | None, typer.Option("--output", min=0, help="Output tokens of a request.")
+        int | None, typer.Option("--output", parser=quantities.count, help="Output tokens of a request.")
     ] = None,
     cached: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of the prompt read from the cache.")
     ] = None,
-    requests: Annotated[float, typer.Option(min=0, max=1e12, help="Requests a day.")] = 1000,
+    requests: Annotated[float, typer.Option(parser=quantities.number, help="Requests a day.")] = 1000,
     hours: Annotated[
         str | None,
         typer.Option(metavar="8-18,20", help="UTC hours over which they spread evenly. [default: now]"),

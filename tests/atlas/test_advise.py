@@ -139,7 +139,7 @@ def test_a_license_and_a_context_cut() -> None:
     [
         ({"budget": 0.01}, "budget of $0.01 a month", "deepseek-v3"),
         ({"context": 5_000_000}, "context of 5,000,000 tokens", "deepseek-v3"),
-        ({"license": ["GPL-3.0"]}, "license GPL-3.0", "deepseek-v3"),
+        ({"license": ["closed"]}, "license closed", "deepseek-v3"),
         # Either would leave somebody; the second to cut is the one that took the last.
         ({"license": ["Apache-2.0"], "context": 1_000_000}, "context of 1,000,000 tokens", "gemma-4-31b"),
     ],
@@ -180,6 +180,11 @@ def test_rules_of_ones_own(tmp_path) -> None:
         (("within: 25%", "within: x%"), "criteria.1.within: 'x%' is not a margin: write 5%"),
         (("even: 2", "evne: 2"), "criteria.0.evne: there is no such field"),
         (("require: [open_weights, price]", "require: [free]"), "scenarios.agent.require.0"),
+        (
+            ('hardware: "rtx5090:1"', "hardware: rtx9090"),
+            "scenarios.local.assume.hardware: no device 'rtx9090'",
+        ),
+        (("quant: q4", "quant: q5"), "scenarios.local.assume.quant: weights cannot be stored as 'q5'"),
     ],
 )
 def test_a_mistake_in_the_rules_is_named_with_its_line(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lichen.atlas.devices import load
-from lichen.atlas.training_cost import CALIBRATION, calibrate, estimate, parse_tokens
+from lichen.atlas.training_cost import CALIBRATION, calibrate, estimate
 from lichen.errors import LichenError
 from lichen.spec.families import load_spec
 
@@ -34,20 +34,6 @@ def test_hours_go_with_tokens_and_against_utilisation() -> None:
     assert one.gpu_hours == pytest.approx(two.gpu_hours)
     assert two.flops == 2 * one.flops
     assert one.usd is None
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [("15T", 15 * 10**12), ("14.8 t", 14.8 * 10**12), ("500b", 5 * 10**11), ("1000", 1000)],
-)
-def test_tokens_as_people_write_them(text: str, tokens: float) -> None:
-    assert parse_tokens(text) == tokens
-
-
-@pytest.mark.parametrize("text", ["", "T", "-15T", "15X", "0", "0T", "nan", "inf", "1e9", "15 T T", "1,000"])
-def test_tokens_that_are_none(text: str) -> None:
-    with pytest.raises(LichenError, match="write a number above 0, with a unit"):
-        parse_tokens(text)
 
 
 @pytest.mark.parametrize(

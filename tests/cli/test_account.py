@@ -95,8 +95,8 @@ def test_weights_that_do_not_fit_are_told_by_how_much() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["kimi-k2.6", "--memory", "much"], "memory is much; write a number with a unit"),
-        (["kimi-k2.6", "--memory", "-80G"], "memory is -80G; write a number"),
+        (["kimi-k2.6", "--memory", "much"], "'--memory': 'much' is not a size"),
+        (["kimi-k2.6", "--memory", "-80G"], "memory is -80000000000 bytes; at least 1"),
         (["kimi-k2.6", "--memory", "0"], "memory is 0 bytes; at least 1"),
         (
             ["kimi-k2.6", "--cache", "mixed"],
