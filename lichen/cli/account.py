@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lichen.cli import quantities
+from lichen.cli.tables import print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +68,7 @@ def account(
     console.print(f"{model}: {total} parameters, {active} active per token", style="bold", markup=False)
     if source:
         console.print(f"config: {source}", markup=False, soft_wrap=True)
-    console.print(_table(result))
+    print_table(console, _table(result))
     for note in result.not_carried:
         console.print(f"Not carried: {note}", markup=False, soft_wrap=True)
 

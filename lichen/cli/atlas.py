@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lichen.cli.atlas_page import build, serve
+from lichen.cli.tables import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +54,7 @@ def list_models(as_of: AsOf = None, as_json: AsJson = False) -> None:
     for name, cells in sorted(rows.items(), key=lambda item: item[1]["release"].text):
         table.add_row(name, *(cell.text for cell in cells.values()))
     console = Console(highlight=False, markup=False)
-    console.print(table)
+    print_table(console, table)
     console.print(f"As known on {catalogue.as_of}; `lichen atlas show MODEL` gives every source.")
 
 

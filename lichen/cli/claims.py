@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lichen.cli.tables import print_table
+
 if TYPE_CHECKING:
     from datetime import date
 
@@ -60,7 +62,8 @@ def claims(
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(f"{claim_set.title} ({claim_set.source}, {claim_set.date})", style="bold", markup=False)
+    title = f"{claim_set.title} ({claim_set.source}, {claim_set.date})"
+    console.print(title, style="bold", markup=False, soft_wrap=True)
     if evidence:
         _print_evidence(verdicts, console)
     else:
@@ -117,7 +120,7 @@ def _print_table(verdicts: dict[date, list[Checked]], console: Console) -> None:
     for row in zip(*verdicts.values(), strict=True):
         cells = [Text(each.verdict, style=STYLE[each.verdict]) for each in row]
         table.add_row(Text(row[0].claim.statement), *cells, row[-1].how)
-    console.print(table)
+    print_table(console, table)
     console.print("What each verdict rests on: --evidence.")
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lichen.cli.tables import print_table
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -55,7 +57,7 @@ def compare(
         from rich.console import Console
 
         console = Console(highlight=False, markup=False)
-        console.print(_table(rows, titles, notes))
+        print_table(console, _table(rows, titles, notes))
         for text, number in notes.items():
             console.print(f"[{number}] {text}", soft_wrap=True)
         name, newest = table()
@@ -74,7 +76,7 @@ def _table(rows: list[Row], titles: dict[str, str], notes: dict[str, int]) -> Ta
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="bold")
     table.add_column("", min_width=16, ratio=2)
     for title in titles.values():
-        table.add_column(title, ratio=3, overflow="fold")
+        table.add_column(title, ratio=3)
     section = ""
     for row in rows:
         if row.section != section:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lichen.cli import quantities
+from lichen.cli.tables import print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,7 +80,7 @@ def fits(
         style="bold",
         markup=False,
     )
-    console.print(_table(found, context))
+    print_table(console, _table(found, context))
     if spec.engram:
         tables = words.gib(engram_bytes(spec))
         console.print(f"Beside it {tables} of n-gram tables, which engines keep outside the device.")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lichen.cli.tables import print_table
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -187,9 +189,9 @@ def _print_risk(graph: Graph, as_json: bool) -> None:
     console.print(
         "\nWhat models rest on (with evidence in code; by what their makers say alone)", style="bold"
     )
-    console.print(_roots(found))
+    print_table(console, _roots(found))
     console.print("\nHow alike the techniques of a year's models are (mean Jaccard similarity)", style="bold")
-    console.print(_similarity(found))
+    print_table(console, _similarity(found))
     console.print("\nWhere techniques come from", style="bold")
     _print_exchange(found, console)
     _print_obligations(found, console)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lichen.cli import quantities
+from lichen.cli.tables import print_table
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -124,12 +125,12 @@ def _show(
 
     console = Console(highlight=False, markup=False)
     console.print(f"USD per million tokens on {when:%Y-%m-%d}", style="bold")
-    console.print(_rates(offers, when))
+    print_table(console, _rates(offers, when))
     spread = any(workload.hours is not None for workload in workloads.values())
     moment = f"spread over the day {when:%Y-%m-%d}" if spread else f"at {when:%Y-%m-%d %H:%M} UTC"
     against = f", and against {reference.name}" if reference else ""
     console.print(f"\nCost {moment}: of a request, of a day{against}", style="bold")
-    console.print(_costs(offers, workloads, bool(reference)))
+    print_table(console, _costs(offers, workloads, bool(reference)))
     for name, workload in workloads.items():
         console.print(f"{name}: {words.workload(workload)}")
     unknown = list(dict.fromkeys(offer.model.name for offer in offers if not offer.prices))
@@ -149,7 +150,7 @@ def _rates(offers: list[Offer], when: datetime) -> Table:
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", "in", "out", "cached", "since"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading)
     table.add_column("when")
     for offer in offers:
         for index, price in enumerate(offer.prices):
@@ -174,7 +175,7 @@ def _costs(offers: list[Offer], workloads: dict[str, Workload], compared: bool) 
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", *workloads):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading)
     for offer in offers:
         cells = []
         for name, cost in offer.costs.items():
