@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from datetime import UTC, date, datetime
 
 import pytest
 
-from lichen.atlas import advise, catalogue, devices, fits, lineage, risk, workloads
+from lichen.atlas import advise, catalogue, compare, devices, fits, lineage, prices, risk, workloads
 from lichen.atlas.page import build
 from lichen.cli.atlas_page import build as write_page
 from lichen.cli.atlas_page import page_server
@@ -182,6 +183,26 @@ def test_table_sorts_and_says_what_is_unknown(browser):
     assert (billions(down), down[-1]) == (sorted(billions(down), reverse=True), "unknown")
     browser.evaluate("document.querySelector('#table td button').click()")
     assert browser.evaluate("document.querySelectorAll('#table .readout a').length") > 0
+
+
+@in_a_browser
+def test_the_table_can_be_taken_along_as_a_file(browser, tmp_path):
+    browser.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+
+    def saved(ending):
+        browser.evaluate(f"document.querySelector('[data-save={ending}]').click()")
+        file = tmp_path / f"lichen-atlas-{DAY}.{ending}"
+        until = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        return file.read_text(encoding="utf-8")
+
+    known, moment = catalogue.load(as_of=DAY), prices.moment(DAY, None)
+    rows = compare.compare(list(known.models.values()), known, moment)
+    titles = {model.name: model.title for model in known.models.values()}
+    assert saved("csv") == compare.to_csv(rows, titles, with_sources=True) + "\n"
+    assert json.loads(saved("json")) == json.loads(compare.to_json(rows, titles, moment))
+    assert browser.complaints == []
 
 
 @in_a_browser

@@ -2,19 +2,16 @@
 
 function advice() {
   const answer = h('div', { 'aria-live': 'polite' });
-  const redraw = () => draw();
   const root = h(
     'div',
     {},
-    h(
-      'div',
-      { class: 'controls' },
+    controls(
       buttons(
         'What it is for',
         'for',
         data.advice[0].name,
         data.advice.map(({ name, title }) => [name, title]),
-        redraw,
+        draw,
       ),
     ),
     answer,

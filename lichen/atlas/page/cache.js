@@ -11,13 +11,10 @@ function cache() {
   }
   const figure = h('div'),
     ranking = h('div', { 'aria-live': 'polite' });
-  const redraw = () => draw();
   const root = h(
     'div',
     {},
-    h(
-      'div',
-      { class: 'controls' },
+    controls(
       buttons(
         'Bytes',
         'bytes',
@@ -26,7 +23,7 @@ function cache() {
           ['ideal', 'ideal'],
           ['reserved', 'reserved by an engine'],
         ],
-        redraw,
+        draw,
       ),
       slider(
         'At a context of',
@@ -34,7 +31,7 @@ function cache() {
         7,
         { min: 0, max: data.contexts.length - 1, step: 1 },
         (i) => `${data.contexts[i].toLocaleString('en')} tokens`,
-        redraw,
+        draw,
       ),
     ),
     legend(),

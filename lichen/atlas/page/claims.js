@@ -8,20 +8,17 @@ function claims() {
     `verdict ${{ supported: 'supported', contradicted: 'contradicted', 'partly supported': 'partly' }[verdict] ?? 'open'}`;
   const count = (kind) => latest.checked.filter(({ verdict }) => verdict === kind).length;
   const list = h('ul', { class: 'claims', 'aria-live': 'polite' });
-  const redraw = () => draw();
   const root = h(
     'div',
     {},
     h('p', { class: 'note' }, `${title}, ${data.claims.date}, `, source(data.claims.source)),
-    h(
-      'div',
-      { class: 'controls' },
+    controls(
       buttons(
         'Show',
         'verdict',
         'all',
         [['all', `all ${all.length}`], ...kinds.map((kind) => [kind, `${kind} ${count(kind)}`])],
-        redraw,
+        draw,
       ),
     ),
     list,

@@ -35,7 +35,7 @@ def data(as_of: date) -> dict[str, Any]:
     graph = lineage.load(as_of)
     return {
         "as_of": str(as_of),
-        "hour": at.hour,
+        "at": at.isoformat(),
         "price_table": {"name": name, "newest": str(newest)},
         "reference": REFERENCE,
         "workloads": {name: asdict(workload) for name, workload in STANDARD.items()},

@@ -20,6 +20,19 @@ const h = (name, attributes = {}, ...children) => build(document.createElement(n
 const svg = (name, attributes = {}, ...children) =>
   build(document.createElementNS('http://www.w3.org/2000/svg', name), attributes, children);
 
+// What is wider than the page scrolls in itself, by keyboard too.
+const scrolling = (label, ...children) =>
+  h('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': label }, children);
+
+// `headings`: texts, or cells. `kind`: null, or a class of the style sheet.
+function grid(label, kind, headings, rows) {
+  const cells = headings.map((each) => (each instanceof Node ? each : h('th', { scope: 'col' }, each)));
+  return scrolling(
+    label,
+    h('table', { class: kind }, h('thead', {}, h('tr', {}, cells)), h('tbody', {}, rows)),
+  );
+}
+
 const UNKNOWN = 'unknown';
 const unknown = () => h('span', { class: 'unknown' }, UNKNOWN);
 const digits = (value, count = 3) =>

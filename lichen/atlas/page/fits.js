@@ -5,35 +5,32 @@ function fits() {
   const columns = [8192, 32768, 131072, 262144, 1048576].map((context) => data.contexts.indexOf(context));
   const figure = h('div', { 'aria-live': 'polite' }),
     facts = h('p', { class: 'note' });
-  const redraw = () => draw();
   const counts = [1, 2, 4, 8, 16].map((count) => [count, count]);
   const root = h(
     'div',
     {},
-    h(
-      'div',
-      { class: 'controls' },
+    controls(
       dropdown(
         'Device',
         'device',
         'h200',
         data.devices.map(({ name, title }) => [name, title]),
-        redraw,
+        draw,
       ),
-      dropdown('How many', 'devices', 8, counts, redraw),
+      dropdown('How many', 'devices', 8, counts, draw),
       dropdown(
         'Model',
         'fit',
         'all',
         [['all', 'all, weights as released'], ...models.map(({ name, title }) => [name, title])],
-        redraw,
+        draw,
       ),
       dropdown(
         'Sequences at once',
         'sequences',
         1,
         [1, 2, 4, 8, 16, 32, 64, 128].map((n) => [n, n]),
-        redraw,
+        draw,
       ),
     ),
     figure,
@@ -91,31 +88,8 @@ function fits() {
           ),
         )
       : models.map((each) => row(each.title, each.memory, each.memory.weights[0], machine, wanted));
-    fill(
-      figure,
-      h(
-        'div',
-        { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'What fits' },
-        h(
-          'table',
-          { class: 'matrix' },
-          h(
-            'thead',
-            {},
-            h(
-              'tr',
-              {},
-              [
-                model ? model.title : 'Model',
-                'weights',
-                ...columns.map((at) => `${tokens(data.contexts[at])} tokens`),
-              ].map((text) => h('th', { scope: 'col' }, text)),
-            ),
-          ),
-          h('tbody', {}, rows),
-        ),
-      ),
-    );
+    const contexts = columns.map((at) => `${tokens(data.contexts[at])} tokens`);
+    fill(figure, grid('What fits', 'matrix', [model ? model.title : 'Model', 'weights', ...contexts], rows));
     fill(
       facts,
       `${digits(machine / 1e9, 4)} GB of ${value(root, 'devices')} × ${device.title} are there for weights and cache: ${Math.round(device.share * 100)} % of the memory. A cell says how many sequences of that length fit beside the weights, with the cache as an engine reserves it; ✓ where that is at least ${wanted}. Device: `,

@@ -7,17 +7,14 @@ function lineage() {
   const techniques = nodes.filter(({ kind }) => kind === 'technique').map(({ name, title }) => [name, title]);
   const grades = ['config', 'code', 'report', 'claim'].map((grade) => [grade, grade]);
   const byName = new Map(nodes.map((node) => [node.name, node]));
-  const figure = h('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'The lineage graph' });
+  const figure = scrolling('The lineage graph');
   const readout = h('div', { class: 'readout', 'aria-live': 'polite' });
-  const redraw = () => draw();
   const root = h(
     'div',
     {},
-    h(
-      'div',
-      { class: 'controls' },
-      dropdown('Technique', 'technique', 'all', [['all', 'all'], ...techniques], redraw),
-      dropdown('Evidence', 'grade', 'all', [['all', 'any grade'], ...grades], redraw),
+    controls(
+      dropdown('Technique', 'technique', 'all', [['all', 'all'], ...techniques], draw),
+      dropdown('Evidence', 'grade', 'all', [['all', 'any grade'], ...grades], draw),
     ),
     figure,
     readout,

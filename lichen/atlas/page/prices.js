@@ -14,13 +14,10 @@ function prices() {
   const figure = h('div'),
     seller = h('div'),
     rows = h('div');
-  const redraw = () => draw();
   const root = h(
     'div',
     {},
-    h(
-      'div',
-      { class: 'controls' },
+    controls(
       dropdown(
         'Model',
         'price',
@@ -50,7 +47,7 @@ function prices() {
         'provider',
         model().provider ?? sellers(model())[0],
         sellers(model()).map((name) => [name, name]),
-        redraw,
+        draw,
       ),
     );
   sell();
@@ -135,49 +132,29 @@ function prices() {
         'details',
         {},
         h('summary', {}, 'As a table, with sources'),
-        h(
-          'div',
-          { class: 'scroll', tabindex: 0 },
-          h(
-            'table',
-            {},
+        grid(
+          'Prices',
+          null,
+          ['since', 'until', 'input', 'output', 'cached', 'holds', 'source'],
+          offered.map((price) =>
             h(
-              'thead',
+              'tr',
               {},
-              h(
-                'tr',
-                {},
-                ['since', 'until', 'input', 'output', 'cached', 'holds', 'source'].map((text) =>
-                  h('th', { scope: 'col' }, text),
-                ),
-              ),
-            ),
-            h(
-              'tbody',
-              {},
-              offered.map((price) =>
-                h(
-                  'tr',
-                  {},
-                  [
-                    price.since,
-                    price.until ?? '',
-                    usd(price.input),
-                    usd(price.output),
-                    usd(price.cache_read),
-                    [
-                      price.hours
-                        ? price.hours.map(([from, to]) => `${from}–${to} h UTC`).join(', ')
-                        : 'all day',
-                      price.weekdays ? 'Mon–Fri' : '',
-                      price.above ? `prompts above ${price.above.toLocaleString('en')}` : '',
-                    ]
-                      .filter(Boolean)
-                      .join(', '),
-                    source(price.source),
-                  ].map((cell) => h('td', {}, cell)),
-                ),
-              ),
+              [
+                price.since,
+                price.until ?? '',
+                usd(price.input),
+                usd(price.output),
+                usd(price.cache_read),
+                [
+                  price.hours ? price.hours.map(([from, to]) => `${from}–${to} h UTC`).join(', ') : 'all day',
+                  price.weekdays ? 'Mon–Fri' : '',
+                  price.above ? `prompts above ${price.above.toLocaleString('en')}` : '',
+                ]
+                  .filter(Boolean)
+                  .join(', '),
+                source(price.source),
+              ].map((cell) => h('td', {}, cell)),
             ),
           ),
         ),

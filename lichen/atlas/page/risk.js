@@ -19,25 +19,6 @@ function risk() {
     ['within_countries', 'of one country'],
     ['across_countries', 'of two countries'],
   ];
-  const headed = (headings, rows) =>
-    h(
-      'div',
-      { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': headings.find(Boolean) },
-      h(
-        'table',
-        { class: 'wide' },
-        h(
-          'thead',
-          {},
-          h(
-            'tr',
-            {},
-            headings.map((text) => h('th', { scope: 'col' }, text)),
-          ),
-        ),
-        h('tbody', {}, rows),
-      ),
-    );
   const number = (value) => (value === null ? unknown() : value.toFixed(2));
   const most = (origins) =>
     Object.entries(origins)
@@ -48,7 +29,9 @@ function risk() {
     'div',
     {},
     h('h3', {}, `Dependency: which of ${models} open models rest on one root`),
-    headed(
+    grid(
+      'Roots',
+      'wide',
       ['Root', 'Lab', 'Rest on it', '', 'Would be without it, should its next release be closed'],
       roots.map((each) =>
         h(
@@ -80,7 +63,9 @@ function risk() {
       'Mean Jaccard similarity of the technique sets of two models, over the pairs of models of the twelve months before: 0 is nothing in common, 1 the same set.',
     ),
     h('h3', {}, 'Concentration: where techniques come from'),
-    headed(
+    grid(
+      'Where techniques come from',
+      'wide',
       ['', ...exchange.map((each) => each.title)],
       [
         ['models, labs', (each) => `${each.models}, ${each.labs}`],

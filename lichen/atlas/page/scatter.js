@@ -50,19 +50,16 @@ function scatter() {
     ['day', 'average of the day'],
     ...[...Array(24).keys()].map((hour) => [hour, `${String(hour).padStart(2, '0')}:00 UTC`]),
   ];
-  const redraw = () => draw();
   const root = h(
     'div',
     {},
-    h(
-      'div',
-      { class: 'controls' },
+    controls(
       dropdown(
         'Test, with its version',
         'index',
         index[0][0],
         index.map(([key, models]) => [key, `${key.replace(/ \[(.*)\]$/, ', $1')} (${models.size} models)`]),
-        redraw,
+        draw,
       ),
       dropdown(
         'Sold by',
@@ -72,22 +69,20 @@ function scatter() {
           ['first', "the catalogue's first provider"],
           ['cheapest', 'the cheapest provider'],
         ],
-        redraw,
+        draw,
       ),
-      dropdown('Hour', 'hour', 'day', hours, redraw),
+      dropdown('Hour', 'hour', 'day', hours, draw),
     ),
-    h(
-      'div',
-      { class: 'controls' },
+    controls(
       h('fieldset', { class: 'control' }, h('legend', {}, 'Workload'), standard),
-      slider('Tokens in : out', 'ratio', '1.58', { min: -4, max: 6, step: 0.01 }, ratioWords, redraw),
+      slider('Tokens in : out', 'ratio', '1.58', { min: -4, max: 6, step: 0.01 }, ratioWords, draw),
       slider(
         'Prompt read from the cache',
         'cached',
         '0',
         { min: 0, max: 95, step: 1 },
         (share) => `${share} %`,
-        redraw,
+        draw,
       ),
     ),
     legend(),

@@ -77,6 +77,8 @@ function slider(label, name, usual, { min, max, step }, words, changed) {
   return h('label', { class: 'control', for: input.id }, h('span', {}, label, ' ', output), input);
 }
 
+const controls = (...each) => h('div', { class: 'controls' }, each);
+
 // What a control says now.
 const value = (root, name) =>
   root.querySelector(`[name="${name}"]`)?.value ??
