@@ -36,7 +36,8 @@ class Fit:
     """Bytes, tokens and tokens per second, those of `decode` for all sequences together.
 
     None: the contexts where the weights alone do not fit, the speeds where the whole does not; `prefill` also
-    where the device's rate is not published, and then `decode` is bounded by bytes alone.
+    where the device's rate is not published, and then `decode` is bounded by bytes alone. The USD are of a
+    million tokens at these speeds, the least that they can be; None also where no price is given.
     """
 
     fits: bool
@@ -48,6 +49,8 @@ class Fit:
     most_sequences: int | None
     decode: float | None
     prefill: float | None
+    decode_usd: float | None
+    prefill_usd: float | None
 
     @property
     def left(self) -> int:
@@ -55,17 +58,27 @@ class Fit:
         return self.memory - self.weight_bytes
 
 
-def fits(spec: ModelSpec, machine: Machine, quant: str | None, context: int, batch: int = 1) -> Fit:
+def fits(
+    spec: ModelSpec,
+    machine: Machine,
+    quant: str | None,
+    context: int,
+    batch: int = 1,
+    price_per_hour: float | None = None,
+) -> Fit:
     """`batch` sequences of `context` tokens on `machine`, the weights as `quant` (None: as released).
 
     quant: fp32, bf16, fp8, int4, fp4, mxfp4 as checkpoints have them, or q4, q6, q8 as GGUF files do.
-    Raises LichenError for a context the model does not have, and for a storage that it cannot have.
+    price_per_hour: USD per device and hour.
+    Raises LichenError for a context the model does not have, a storage that it cannot have, a negative price.
     """
     stored = storage(spec, quant)
     if not 1 <= context <= spec.max_position_embeddings:
         raise LichenError(f"context is {context}; this model has 1 to {spec.max_position_embeddings} tokens")
     if batch < 1:
         raise LichenError(f"batch is {batch}; at least 1 sequence is needed")
+    if price_per_hour is not None and price_per_hour < 0:
+        raise LichenError(f"the price per hour is {price_per_hour:g}; it cannot be negative")
     held = bytes_of(weights(spec), stored)
     cached = cache_bytes(spec, context, sequences=batch)
     left = machine.memory - held
@@ -86,7 +99,15 @@ def fits(spec: ModelSpec, machine: Machine, quant: str | None, context: int, bat
         most_sequences=most_sequences(spec, left, context) if left > 0 else None,
         decode=decode,
         prefill=prefill,
+        decode_usd=_usd(decode, machine, price_per_hour),
+        prefill_usd=_usd(prefill, machine, price_per_hour),
     )
+
+
+def _usd(rate: float | None, machine: Machine, price_per_hour: float | None) -> float | None:
+    if rate is None or price_per_hour is None:
+        return None
+    return machine.count * price_per_hour / 3600 / rate * 1e6
 
 
 def check_quant(quant: str | None) -> str | None:

@@ -35,6 +35,15 @@ def fits(
     ] = None,
     context: Annotated[int, typer.Option(parser=quantities.count, help="Tokens of each sequence.")] = 8192,
     batch: Annotated[int, typer.Option(parser=quantities.count, help="Sequences at once.")] = 1,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(
+            "--price-per-hour",
+            parser=quantities.dollars,
+            metavar="USD",
+            help="Rent of one device; adds what a million tokens costs.",
+        ),
+    ] = None,
     as_of: Annotated[
         str | None, typer.Option("--as-of", metavar="DATE", help="What was out then. [default: today]")
     ] = None,
@@ -54,7 +63,7 @@ def fits(
     if not machines:
         raise LichenError(f"no device is known whose figures were published by {day}")
     spec = spec_of(model, day)
-    found = [(machine, fit(spec, machine, quant, context, batch)) for machine in machines]
+    found = [(machine, fit(spec, machine, quant, context, batch, price_per_hour)) for machine in machines]
     if as_json:
         content = {
             "model": model,
@@ -80,11 +89,12 @@ def fits(
         style="bold",
         markup=False,
     )
-    print_table(console, _table(found, context))
+    print_table(console, _table(found, context, priced=price_per_hour is not None))
     if spec.engram:
         tables = words.gib(engram_bytes(spec))
         console.print(f"Beside it {tables} of n-gram tables, which engines keep outside the device.")
-    console.print("\nThe speeds are estimates, bounds that nobody reaches:")
+    bounds = "speeds are estimates" if price_per_hour is None else "speeds and costs are estimates"
+    console.print(f"\nThe {bounds}, bounds that nobody reaches:")
     for text in ASSUMPTIONS:
         console.print(f"- {text}", markup=False, soft_wrap=True)
     console.print("Figures:")
@@ -99,7 +109,7 @@ def _as_dict(machine: Machine, fit: Fit) -> dict[str, object]:
     }
 
 
-def _table(found: list[tuple[Machine, Fit]], context: int) -> Table:
+def _table(found: list[tuple[Machine, Fit]], context: int, priced: bool) -> Table:
     from rich.table import Table
 
     from lichen.atlas import words
@@ -114,11 +124,13 @@ def _table(found: list[tuple[Machine, Fit]], context: int) -> Table:
         f"x {context:,}",
         "decode tok/s",
         "prefill tok/s",
+        *(("USD/M out", "USD/M in") if priced else ()),
     )
     for heading in headings:
         table.add_column(heading, justify="right")
     for machine, fit in found:
         unknown = words.UNKNOWN if fit.fits else "-"
+        rates = [fit.decode, fit.prefill, *((fit.decode_usd, fit.prefill_usd) if priced else ())]
         table.add_row(
             machine.name,
             "[green]yes[/green]" if fit.fits else "[red]no[/red]",
@@ -126,13 +138,12 @@ def _table(found: list[tuple[Machine, Fit]], context: int) -> Table:
             f"{fit.left / 2**30:,.1f}",
             f"{fit.longest_context:,}" if fit.longest_context else "-",
             f"{fit.most_sequences:,}" if fit.most_sequences else "-",
-            unknown if fit.decode is None else _speed(fit.decode),
-            unknown if fit.prefill is None else _speed(fit.prefill),
+            *(unknown if rate is None else _rough(rate) for rate in rates),
         )
     return table
 
 
-def _speed(rate: float) -> str:
+def _rough(rate: float) -> str:
     """Two digits: an estimate has no more."""
     return f"{float(f'{rate:.2g}'):,g}"
 

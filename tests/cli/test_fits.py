@@ -35,6 +35,16 @@ def test_fits_without_a_machine_shows_all(run) -> None:
     assert eight["left"] == eight["memory"] - eight["weight_bytes"]
 
 
+def test_the_rent_of_a_machine_over_its_speed_is_the_least_price(run) -> None:
+    """Eight devices at 3 USD an hour are 24 USD for 3,600 seconds of the speed that is shown."""
+    arguments = ("fits", "kimi-k2.6", "--gpu", "h200:8", "--batch", "64")
+    (machine,) = json.loads(run(*arguments, "--price-per-hour", "$3", "--json").out)["machines"]
+    assert machine["decode_usd"] == pytest.approx(24 / (3600 * machine["decode"]) * 1e6)
+    assert machine["prefill_usd"] == pytest.approx(24 / (3600 * machine["prefill"]) * 1e6)
+    assert "USD/M" in run(*arguments, "--price-per-hour", "3").out
+    assert "USD/M" not in run(*arguments).out
+
+
 def test_tables_of_n_grams_are_beside_the_weights(run) -> None:
     """196 billion numbers in fp8, with their scales."""
     out = run("fits", "deepseek-v4.1-flash", "--gpu", "h200:8").out
@@ -59,6 +69,7 @@ def test_tables_of_n_grams_are_beside_the_weights(run) -> None:
         ),
         (["gpt-5.5"], "what gpt-5.5 holds and takes cannot be computed: it is closed"),
         (["kimi-k2.6", "--gpu", "h2000"], "no device 'h2000'; did you mean h200"),
+        (["kimi-k2.6", "--price-per-hour", "-3"], "the price per hour is -3; it cannot be negative"),
         (["kimi-k2.6", "--batch", "-1"], "batch is -1; at least 1 sequence is needed"),
         (["kimi-k2.6", "--context", "-5"], "context is -5; this model has 1 to 262144 tokens"),
         (["kimi-k2.6", "--quant", "q5"], "weights cannot be stored as 'q5'"),
