@@ -8,9 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from lichen.files import atomic_write, write_text
@@ -27,6 +25,7 @@ from lichen.study.results import (
 )
 from lichen.train.draw import draw
 from lichen.train.plots import chart
+from lichen.train.report import filled
 from lichen.train.run import Run
 
 COLOURS = ["#6b7770", "#3f7d58", "#d9772b", "#3b6ea5", "#8a4f9e", "#b33a3a", "#a08a1f", "#2a9d8f"]
@@ -48,8 +47,8 @@ def write_report(study: Study, runs: Sequence[tuple[Point, Run]], folder: Path) 
     for name, (_, png) in zip(charts, drawn, strict=True):
         with atomic_write(folder / "plots" / f"{name}.png") as file:
             file.write(png)
-    template = Template((files("lichen.study") / "report_page.html").read_text(encoding="utf-8"))
-    page = template.substitute(
+    page = filled(
+        "lichen.study",
         name=escape(folder.resolve().name),
         summary=escape(_summary(results, study, goal)),
         plots="".join(f"<figure>{svg}</figure>" for svg, _ in drawn),

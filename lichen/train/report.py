@@ -30,8 +30,8 @@ def write_report(run: Run) -> None:
         with atomic_write(run.folder / "plots" / f"{chart.name}.png") as file:
             file.write(png)
     sampled = [m for m in metrics if m.samples][-1:]
-    template = Template((files("lichen.train") / "report_page.html").read_text(encoding="utf-8"))
-    page = template.substitute(
+    page = filled(
+        "lichen.train",
         name=escape(run.folder.resolve().name),
         summary=escape(_summary(run, metrics)),
         cards="".join(_card(label, value) for label, value in _figures(metrics)),
@@ -42,6 +42,12 @@ def write_report(run: Run) -> None:
         recipe=escape((run.folder / "recipe.toml").read_text(encoding="utf-8")),
     )
     write_text(run.folder / "report.html", page)
+
+
+def filled(package: str, **parts: object) -> str:
+    """The report_page.html of `package` below the head that all reports have, `parts` in their places."""
+    found = (files("lichen.train") / "report_head.html", files(package) / "report_page.html")
+    return Template("".join(each.read_text(encoding="utf-8") for each in found)).substitute(parts)
 
 
 # ------------------------------------------------------------------------------------------ what is in it
