@@ -23,9 +23,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lichen.atlas.facts import Fact, Past, Record, known, today
+from lichen.atlas.facts import Fact, Past, Record, known, named, today
 from lichen.atlas.yaml_file import field_error, parse, read_yaml, replaced
-from lichen.errors import LichenError, did_you_mean
+from lichen.errors import LichenError
 from lichen.files import write_text
 from lichen.spec.families import load_spec
 from lichen.spec.model import ModelSpec
@@ -176,12 +176,7 @@ class Catalogue:
 
     def get(self, name: str) -> Model:
         """The model called `name`. Raises LichenError with the nearest names."""
-        if name in self.models:
-            return self.models[name]
-        if name in self.later:
-            raise LichenError(f"{name} came out on {self.later[name]}, which is after {self.as_of}")
-        hint = did_you_mean(name, self.models, "`lichen atlas list` names them all")
-        raise LichenError(f"no model {name!r} in the catalogue on {self.as_of}; {hint}")
+        return named(name, self.models, self.later, self.as_of, "model", "catalogue", "lichen atlas list")
 
 
 def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:

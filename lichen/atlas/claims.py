@@ -11,6 +11,7 @@ from datetime import UTC, datetime, time
 from typing import Literal
 
 from lichen.atlas import claim_kinds as kinds
+from lichen.atlas import words
 from lichen.atlas.advise import advise
 from lichen.atlas.catalogue import Catalogue, Model
 from lichen.atlas.claim_kinds import Check, Claim, ClaimSet, Verdict, named
@@ -120,10 +121,10 @@ def _parameters(check: kinds.Parameters, catalogue: Catalogue) -> list[Answer]:
     if model.spec_name:
         spec = load_spec(model.spec_name)
         count = (active_parameters if check.active else total_parameters)(spec)
-        found.append(Answer(check.holds(count), f"{_billions(count)} counted from its config"))
+        found.append(Answer(check.holds(count), f"{words.count(count)} parameters counted from its config"))
     published = known(model.active_parameters if check.active else model.total_parameters, catalogue.as_of)
     if published and published.value is not None:
-        text = f"{_billions(published.value)} published ({published.source}, {published.date})"
+        text = f"{words.count(published.value)} parameters published ({published.source}, {published.date})"
         found.append(Answer(check.holds(published.value), text))
     return found
 
@@ -199,7 +200,7 @@ def _cache_ratio(check: kinds.CacheRatio, catalogue: Catalogue) -> list[Answer]:
         sizes.append(cache_bytes(load_spec(spec_name), check.context).ideal)
     ours, theirs = sizes
     text = (
-        f"{ours / 2**30:.2f} GiB at {check.context:,} tokens, against {theirs / 2**30:.2f} GiB of "
+        f"{words.gib(ours)} at {check.context:,} tokens, against {words.gib(theirs)} of "
         f"{check.reference}: {ours / theirs:.3f} of it"
     )
     return [Answer(check.holds(ours / theirs), text)]
@@ -212,8 +213,8 @@ def _optimizer_bytes(check: kinds.OptimizerBytes, catalogue: Catalogue) -> list[
     state = account(load_spec(spec_name)).bytes_of_model
     share = state.muon_state / state.adamw_state
     text = (
-        f"{state.muon_state / 1e12:.2f} TB of Muon's state, AdamW for the rest, against "
-        f"{state.adamw_state / 1e12:.2f} TB of AdamW's: {share:.3f} of it"
+        f"{words.size(state.muon_state)} of Muon's state, AdamW for the rest, against "
+        f"{words.size(state.adamw_state)} of AdamW's: {share:.3f} of it"
     )
     return [Answer(check.holds(share), text)]
 
@@ -333,13 +334,7 @@ def _fits(check: kinds.Fits, catalogue: Catalogue) -> list[Answer]:
     if spec_name is None:
         return []
     found = fits(load_spec(spec_name), parse_machine(check.hardware), check.quant, check.context)
-    weights, cache, memory = (
-        f"{size / 1e9:,.1f} GB" for size in (found.weight_bytes, found.cache_bytes, found.memory)
-    )
-    text = (
-        f"{weights} of weights ({found.quant}) and {cache} of cache for {check.context:,} tokens, "
-        f"in {memory} of {check.hardware}"
-    )
+    text = f"{words.needs(found)} of {check.hardware}, at {check.context:,} tokens"
     return [Answer(found.fits, text)]
 
 
@@ -357,7 +352,3 @@ def _recommended(check: kinds.Recommended, catalogue: Catalogue, at: datetime) -
         f"; {check.model}: {out.constraint}: {out.why}" for out in given.excluded if out.model == check.model
     ]
     return [Answer(first.model == check.model, "".join([text, *reasons]))]
-
-
-def _billions(count: int) -> str:
-    return f"{count / 1e9:,.1f} B parameters"

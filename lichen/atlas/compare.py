@@ -154,7 +154,7 @@ def _released(spec: ModelSpec) -> tuple[str, Any]:
     size, dtype = released_bytes(spec), released_dtype(spec)
     if size is None:
         return "unknown", None
-    return f"{size / 1e9:,.0f} GB ({dtype})", {"bytes": size, "dtype": dtype}
+    return f"{words.size(size)} ({dtype})", {"bytes": size, "dtype": dtype}
 
 
 def _cache(spec: ModelSpec, context: int) -> tuple[str, Any]:

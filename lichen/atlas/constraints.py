@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lichen.atlas import words
 from lichen.atlas.catalogue import Model
 from lichen.atlas.devices import parse
 from lichen.atlas.facts import Record, known
@@ -139,18 +140,18 @@ def _closed(model: Model, day: date) -> str | None:
 
 
 def _allowed(
-    words: Sequence[str], licenses: Mapping[str, Sequence[str]], models: Iterable[Model]
+    names: Sequence[str], licenses: Mapping[str, Sequence[str]], models: Iterable[Model]
 ) -> set[str]:
-    """The licenses that `words` mean, in lower case."""
+    """The licenses that `names` mean, in lower case."""
     held = {fact.value for model in models for fact in model.license if fact.value}
     held.update(*licenses.values())
     meant: dict[str, Sequence[str]] = {name.lower(): [name] for name in held}
     meant |= {word.lower(): group for word, group in licenses.items()}
-    for word in words:
-        if word.lower() not in meant:
+    for name in names:
+        if name.lower() not in meant:
             there_are = ", ".join(sorted({*held, *licenses}, key=str.lower))
-            raise LichenError(f"no model has the license {word!r}; there are {there_are}")
-    return {name.lower() for word in words for name in meant[word.lower()]}
+            raise LichenError(f"no model has the license {name!r}; there are {there_are}")
+    return {each.lower() for name in names for each in meant[name.lower()]}
 
 
 def _license(model: Model, allowed: set[str], day: date) -> str | None:
@@ -191,8 +192,7 @@ def _too_big(model: Model, wanted: Constraints) -> str | None:
         return str(error)
     if fit is None:
         return "its config is not public"
-    needs = f"{fit.weight_bytes / 1e9:,.1f} GB of weights and {fit.cache_bytes / 1e9:,.2f} GB of cache"
-    return None if fit.fits else f"{needs} in {fit.memory / 1e9:,.1f} GB"
+    return None if fit.fits else words.needs(fit)
 
 
 def _unsold(model: Model, wanted: Constraints, at: datetime) -> str | None:

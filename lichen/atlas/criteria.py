@@ -21,7 +21,7 @@ from lichen.atlas.facts import Record, known
 from lichen.atlas.prices import price_of, providers
 from lichen.atlas.ranking import Margin
 from lichen.atlas.scores import Benchmark, comparable, led
-from lichen.atlas.words import obligation
+from lichen.atlas.words import needs, obligation
 from lichen.atlas.workloads import cheapest, over_the_day
 
 
@@ -172,11 +172,8 @@ def _speed(model: Model, wanted: Constraints) -> Answer:
     fit = fit_of(model, wanted)
     if fit is None or fit.decode is None:
         return UNKNOWN
-    held = (
-        f"{fit.weight_bytes / 1e9:,.1f} GB of weights ({fit.quant}), {fit.cache_bytes / 1e9:,.2f} GB of cache"
-    )
     text = f"at best {fit.decode:,.0f} tokens a second"
-    return Answer(fit.decode, text, (f"{held} in {fit.memory / 1e9:,.1f} GB of {wanted.hardware}",))
+    return Answer(fit.decode, text, (f"{needs(fit)} of {wanted.hardware}",))
 
 
 def _releases(model: Model, catalogue: Catalogue) -> Answer:

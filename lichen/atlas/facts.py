@@ -6,13 +6,13 @@ changed, or that sources disagree: all are kept and shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Annotated, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from lichen.errors import LichenError
+from lichen.errors import LichenError, did_you_mean
 
 T = TypeVar("T")
 
@@ -57,6 +57,28 @@ def known(field: Sequence[Fact[T]], as_of: date) -> Fact[T] | None:
     """
     told = [fact for fact in field if fact.date <= as_of]
     return max(told, key=lambda fact: (not fact.secondary, fact.date), default=None)
+
+
+def named(
+    name: str,
+    found: Mapping[str, T],
+    later: Mapping[str, date],
+    as_of: date,
+    what: str,
+    where: str,
+    verb: str,
+) -> T:
+    """What is called `name` among those `found` on the day `as_of`.
+
+    Raises LichenError with the day of what came `later`, or with the nearest names: there is no such `what`
+    in the `where`, which the command `verb` lists.
+    """
+    if name in found:
+        return found[name]
+    if name in later:
+        raise LichenError(f"{name} came out on {later[name]}, which is after {as_of}")
+    hint = did_you_mean(name, found, f"`{verb}` names them all")
+    raise LichenError(f"no {what} {name!r} in the {where} on {as_of}; {hint}")
 
 
 def parse_as_of(text: str | None) -> date:

@@ -17,9 +17,8 @@ from pydantic import Field, model_validator
 
 from lichen.atlas import catalogue
 from lichen.atlas.catalogue import Catalogue, Model, Source
-from lichen.atlas.facts import Record, known, today
+from lichen.atlas.facts import Record, known, named, today
 from lichen.atlas.yaml_file import field_error, parse, read_yaml
-from lichen.errors import LichenError, did_you_mean
 from lichen.spec.named import named_models
 
 SHIPPED = Path(__file__).parent / "lineage.yaml"
@@ -143,12 +142,8 @@ class Graph:
 
     def get(self, name: str) -> Node:
         """The node called `name`. Raises LichenError with the nearest names."""
-        if name in self.nodes:
-            return self.nodes[name]
-        if name in self.later:
-            raise LichenError(f"{name} came out on {self.later[name]}, which is after {self.as_of}")
-        hint = did_you_mean(name, self.nodes, "`lichen lineage` names them all")
-        raise LichenError(f"no model or technique {name!r} in the lineage on {self.as_of}; {hint}")
+        what = "model or technique"
+        return named(name, self.nodes, self.later, self.as_of, what, "lineage", "lichen lineage")
 
     def descendants(self, name: str, grades: tuple[Evidence, ...] = GRADES) -> set[str]:
         """What rests on `name` by evidence of these `grades`, directly or not.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lichen.atlas.catalogue import Obligation, Score
 from lichen.atlas.facts import Fact
 from lichen.atlas.prices import Price
 from lichen.atlas.workloads import Workload
+
+if TYPE_CHECKING:
+    from lichen.atlas.fits import Fit
 
 UNKNOWN = "unknown"
 COUNTS = ("total_parameters", "active_parameters", "tokens_trained", "training_gpu_hours")
@@ -39,10 +42,27 @@ def value(field: str, content: Any) -> str:
 
 def count(number: float) -> str:
     """Four digits and a unit: 37.6 B, 1.026 T."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if number >= size:
-            return f"{float(f'{number / size:.4g}'):g} {unit}"
-    return f"{number:,.0f}"
+    return _scaled(number, ("T", "B", "M"), "")
+
+
+def size(number: float) -> str:
+    """Bytes, in powers of 1000, with four digits: 594.2 GB, 1.026 TB."""
+    return _scaled(number, ("TB", "GB", "MB"), " B")
+
+
+def _scaled(number: float, units: tuple[str, str, str], plain: str) -> str:
+    for unit, power in zip(units, (1e12, 1e9, 1e6), strict=True):
+        if number >= power:
+            return f"{float(f'{number / power:.4g}'):g} {unit}"
+    return f"{number:,.0f}{plain}"
+
+
+def needs(fit: Fit) -> str:
+    """What a model takes on a machine, and what is there."""
+    return (
+        f"{size(fit.weight_bytes)} of weights ({fit.quant}) and {size(fit.cache_bytes)} of cache "
+        f"in {size(fit.memory)}"
+    )
 
 
 def gib(number: int) -> str:

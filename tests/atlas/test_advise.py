@@ -114,7 +114,7 @@ def test_the_hardware_cuts_and_decides() -> None:
         "gemma-4-31b",
     ]  # what a card of 32 GB holds
     out = {excluded.model: excluded.why for excluded in ask("agent", hardware="h200:8").excluded}
-    assert out["kimi-k2"].startswith("1,029.2 GB of weights and")
+    assert out["kimi-k2"].startswith("1.029 TB of weights (fp8) and")
     assert "kimi-k2.6" not in out
     with pytest.raises(LichenError, match="weights cannot be stored as 'q5'"):
         ask("local", quant="q5")

@@ -30,7 +30,7 @@ def test_the_article_is_judged_on_its_day_and_today(run) -> None:
 
 def test_evidence_is_printed_once_where_it_did_not_change(run) -> None:
     done = run("claims", "--evidence")
-    assert done.out.count("1,026.4 B parameters counted from its config") == 1
+    assert done.out.count("1.026 T parameters counted from its config") == 1
     assert "1.6 trillion are DeepSeek-V4-Pro's." in done.out
 
 
