@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,7 +34,8 @@ def run_study(
     """Run all `points`, then the further seeds of each arm's best; what has finished or diverged is skipped.
 
     Returns every run, in order. Raises LichenError when another process is at work in `folder`, or it holds
-    a run of another recipe.
+    a run of another recipe. Ctrl-C, SIGTERM and SIGHUP are passed on to the runs at work, which finish their
+    step and save; then the process exits with 128 + the signal.
     """
     with _locked(folder) as lock:
         runs = [(each, start_run(each.recipe, folder / "runs" / each.folder_name)) for each in points]
@@ -60,15 +62,18 @@ def _train(runs: Sequence[tuple[Point, Run]], study: Study, lock: int, tell: Cal
         tell(f"{skipped} of {len(runs)} runs are finished already")
     running: dict[str, tuple[Run, subprocess.Popen[bytes]]] = {}
     try:
-        while waiting or running:
-            while waiting and len(running) < study.jobs:
-                each, run = waiting.pop(0)
-                running[f"{each.label}, seed {each.seed}"] = (run, _start(run, study.threads, lock))
-            for name, (run, process) in list(running.items()):
-                if process.poll() is not None:
-                    del running[name]
-                    tell(f"{name}: {_outcome(run)} ({len(waiting) + len(running)} to go)")
-            time.sleep(PAUSE)
+        with _signals() as came:
+            while waiting or running:
+                if came:
+                    sys.exit(128 + came[0])
+                while waiting and len(running) < study.jobs:
+                    each, run = waiting.pop(0)
+                    running[f"{each.label}, seed {each.seed}"] = (run, _start(run, study.threads, lock))
+                for name, (run, process) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[name]
+                        tell(f"{name}: {_outcome(run)} ({len(waiting) + len(running)} to go)")
+                time.sleep(PAUSE)
     except BaseException:
         for _, process in running.values():
             process.terminate()
@@ -77,6 +82,22 @@ def _train(runs: Sequence[tuple[Point, Run]], study: Study, lock: int, tell: Cal
     finally:
         for _, process in running.values():
             process.wait()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Those that ask for an end, as they come; an exception at that moment could lose sight of a run that is
+    just being started. What is ignored stays ignored, as under `nohup`."""
+    came: list[int] = []
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in wanted}
+    for number in (number for number in wanted if before[number] is not signal.SIG_IGN):
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start(run: Run, threads: int, lock: int) -> subprocess.Popen[bytes]:

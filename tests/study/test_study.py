@@ -87,24 +87,27 @@ def test_a_killed_study_and_a_run_that_diverges(study_file: Path, tmp_path: Path
     assert diverged["final_loss"] == ""
 
 
-def test_ctrl_c_saves_the_runs(study_file: Path, tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_asks_for_an_end_saves_the_runs(
+    study_file: Path, tmp_path: Path, number: signal.Signals
+):
     base = tmp_path / "base.toml"
     base.write_text(base.read_text().replace("steps = 20", "steps = 5000"))
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "lichen", "study", str(study_file), "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     try:
         _wait(lambda: len(list(out.glob("runs/*/metrics.jsonl"))) == 2)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
     finally:
         process.kill()  # should it go on
-    assert process.returncode == 130
-    assert "Traceback" not in said
+    assert process.returncode == 128 + number
+    assert said.splitlines() == ["stopping: the runs finish their step and save"]
     assert len(list(out.glob("runs/*/checkpoints/step-*"))) == 2
 
 
