@@ -31,6 +31,7 @@ from lichen.errors import LichenError
 from lichen.files import atomic_write, disk_errors, sync_folder, write_text
 from lichen.nn.implemented import require_implemented
 from lichen.nn.roles import Role
+from lichen.nn.transformer import Transformer
 from lichen.ops.ceiling import machine
 from lichen.optim import recipes
 from lichen.optim.recipes import OptimizerRecipe
@@ -142,10 +143,12 @@ def resolve(recipe: Recipe) -> tuple[Recipe, ModelSpec, TokenDataset]:
     """Make a recipe independent of the current folder and of Lichen's defaults; its model and its data.
 
     The special tokens of the model are those of the data. Raises LichenError when the model and the data do
-    not fit together.
+    not fit together, and for an override of the optimizer that does not fit the model's parameters.
     """
     config, weights, rule = recipe.model.config, recipe.model.weights, optimizer_recipe(recipe)
     spec = model_spec(recipe)
+    with torch.device("meta"):
+        optimizer_table(Transformer(spec), recipe)
     dataset = TokenDataset.open(Path(recipe.data.path))
     if isinstance(config, str) and config not in named_models():
         config = str(Path(config).resolve())

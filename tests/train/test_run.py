@@ -121,6 +121,8 @@ def test_overrides_of_a_run_are_kept_unless_it_depends_on_the_old_value(make_rec
         ("model.config.model_type=gpt2", "model_type"),
         ("model.config=no-such-model", "no-such-model"),
         ("data.path=/no/such/folder", "/no/such/folder"),
+        ('optimizer.overrides=[{pattern="*q_bproj*"}]', r"no parameter is left for the override \*q_bproj\*"),
+        ('optimizer.overrides=[{pattern="*norm*", role="matrix"}]', "cannot be a matrix"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_a_folder_is_made(
