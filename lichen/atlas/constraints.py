@@ -85,9 +85,11 @@ def cuts(
         found.append(Cut(name, lambda model: _license(model, allowed, day)))
     if (tokens := wanted.context) is not None:
         found.append(Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens, day)))
+    stored = check_quant(wanted.quant) or "as released"
+    if wanted.hardware is None and wanted.quant is not None:
+        raise LichenError(f"weights as {stored} are stored on something: name the hardware too")
     if wanted.hardware is not None:
-        parse(wanted.hardware)  # a device or storage that nobody has is refused before any model is asked
-        stored = check_quant(wanted.quant) or "as released"
+        parse(wanted.hardware)  # a device that nobody has is refused before any model is asked
         name = f"hardware {wanted.hardware}, weights {stored}"
         found.append(Cut(name, lambda model: _too_big(model, wanted)))
     if "price" in require:

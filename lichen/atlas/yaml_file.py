@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 PACKAGE = Path(__file__).parent
+LONGEST = 2**22  # characters
 DEEPEST = 100  # levels of lists and mappings in each other
 
 M = TypeVar("M", bound=BaseModel)
@@ -33,8 +34,9 @@ class _Loader(BaseLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)
-        except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
-            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+        except (ArithmeticError, AttributeError, LookupError, ValueError):
+            problem = f"{str(node.value)[:40]!r} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
@@ -52,7 +54,10 @@ class _Loader(BaseLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the YAML file `path`. Raises LichenError, with the line, for anything else."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise LichenError(f"{path} has more than {LONGEST:,} characters, as no file of the atlas does")
         if PACKAGE not in path.parents:
             _refuse_depth(text, path)
         content = yaml.load(text, _Loader)
@@ -68,7 +73,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
         raise LichenError(f"{where}: not valid YAML: {problem}") from None
     if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
+        found = (
+            "nothing" if content is None else "a list" if isinstance(content, list) else repr(content)[:40]
+        )
         raise LichenError(f"{path}: expected `field: value` lines, found {found}")
     return content
 

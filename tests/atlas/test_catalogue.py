@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from lichen.atlas.catalogue import FACT_FIELDS, SHIPPED, add, load, read_model, user_folder
+from lichen.atlas.catalogue import FACT_FIELDS, SHIPPED, add, load, read_model, spec_of, user_folder
 from lichen.atlas.facts import Fact, Record, known, parse_as_of, today
 from lichen.atlas.prices import check_references
 from lichen.atlas.yaml_file import parse
@@ -207,7 +207,7 @@ def test_a_good_file_becomes_a_model(file):
         ("input: 1", "input: 1, hours: [[3, 3]]", r":13: prices.0: a span of hours .* is empty"),
         ("input: 1", "input: 1, until: 2026-09-01", r":13: prices.0: it holds .* which is never"),
         ("provider: me", "provider: ''", r":13: prices.0.provider: .*at least 1 character"),
-        ("{value: 2026-10-01", "{value: 2026-13-01", r":9: not valid YAML: month must be in 1..12"),
+        ("{value: 2026-10-01", "{value: 2026-13-01", r":9: not valid YAML: '2026-13-01' is no timestamp"),
         ("MIT, source: card", "MIT, source: [card]", r":11: license.0.source: \['card'\] is not among"),
         (
             "license:\n",
@@ -267,6 +267,20 @@ def test_nesting_without_end_is_refused_and_ends_no_process(tmp_path, level):
     path.write_text("title: fine\nscores:\n  " + level * 300_000)
     with pytest.raises(LichenError, match=r"deep\.yaml:3: nested deeper than 100 levels$"):
         read_model(path)
+
+
+def test_a_file_without_end_is_refused():
+    with pytest.raises(LichenError, match=r"/dev/zero has more than 4,194,304 characters"):
+        read_model(Path("/dev/zero"))
+
+
+def test_a_loop_of_links_is_named(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(LichenError, match="loop: Too many levels of symbolic links"):
+        read_model(loop)
+    with pytest.raises(LichenError, match="loop"):
+        spec_of(str(loop))
 
 
 def test_a_name_that_is_taken_is_refused(file):

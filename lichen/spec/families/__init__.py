@@ -119,7 +119,7 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
             path = path / "config.json"
             if not path.exists():
                 raise SpecError(f"{path.parent} is a folder without a config.json")
-        elif not path.exists():
+        elif not path.exists() and not path.is_symlink():
             raise SpecError(_unknown(str(name_or_path), others))
         elif not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
             raise SpecError(f"{path} is not a config.json: a regular file of at most 16 MiB is needed")
