@@ -65,6 +65,8 @@ def test_the_rules_are_printed_as_they_are_and_can_be_changed(run, refusal, tmp_
         (["--for", "cost", "--requests", "-1"], "--requests -1.0: input should be greater than 0"),
         (["--for", "cost", "--workload", "chat"], "--workload chat: input should be 'blend', 'output-heavy'"),
         (["--for", "cost", "--license", "closed"], "'license closed' took the last"),
+        (["--for", "cost", "--quant", "q5"], "weights cannot be stored as 'q5'"),
+        (["--for", "cost", "--quant", "q4"], "weights as q4 are stored on something: name the hardware too"),
         (["--for", "cost", "--as-of", "2999-01-01"], "--as-of 2999-01-01 is in the future"),
         (["--for", "cost", "--rules-file", "none.yaml"], "there is no file none.yaml"),
     ],
