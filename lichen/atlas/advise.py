@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import cache
 from pathlib import Path
 
 from pydantic import Field
@@ -69,9 +70,8 @@ class Advice:
     alternatives: tuple[str, ...]
 
 
-def load_rules(path: Path | None = None) -> Rules:
-    """The shipped rules, or those in `path`. Raises LichenError naming file, line and field."""
-    path = path or SHIPPED_RULES
+def load_rules(path: Path) -> Rules:
+    """The rules in `path`. Raises LichenError naming file, line and field."""
     rules = parse(Rules, read_yaml(path), path)
     for name, scenario in rules.scenarios.items():
         for field, check in (("hardware", parse_machine), ("quant", check_quant)):
@@ -83,6 +83,12 @@ def load_rules(path: Path | None = None) -> Rules:
     return rules
 
 
+@cache
+def shipped_rules() -> Rules:
+    """Those that hold where a person brings none."""
+    return load_rules(SHIPPED_RULES)
+
+
 def advise(
     scenario: str, constraints: Constraints, catalogue: Catalogue, at: datetime, rules: Rules | None = None
 ) -> Advice:
@@ -91,7 +97,7 @@ def advise(
     Raises LichenError for an unknown scenario or license word, and when no model is left: it says which
     constraint emptied the list.
     """
-    rules = rules or load_rules()
+    rules = rules or shipped_rules()
     if scenario not in rules.scenarios:
         raise LichenError(f"no scenario {scenario!r} in the rules; there are {', '.join(rules.scenarios)}")
     chosen = rules.scenarios[scenario]

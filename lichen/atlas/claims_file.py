@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lichen.atlas import claim_kinds as kinds
 from lichen.atlas import devices
-from lichen.atlas.advise import load_rules
+from lichen.atlas.advise import shipped_rules
 from lichen.atlas.catalogue import Catalogue
 from lichen.atlas.claim_kinds import Check, ClaimSet, named
 from lichen.atlas.fits import fits
@@ -68,7 +68,7 @@ def _problems(check: Check, catalogue: Catalogue) -> Iterator[tuple[Location, st
             except LichenError as error:
                 yield [], str(error)
         case kinds.Recommended():
-            scenarios = load_rules().scenarios
+            scenarios = shipped_rules().scenarios
             if check.scenario not in scenarios:
                 yield (
                     ["scenario"],

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pydantic import model_validator
 
@@ -62,11 +63,11 @@ class Result:
 
     scores: tuple[Score, ...]  # one per reporter
 
-    @property
+    @cached_property
     def low(self) -> float:
         return min(score.value for score in self.scores)
 
-    @property
+    @cached_property
     def high(self) -> float:
         return max(score.value for score in self.scores)
 

@@ -65,7 +65,7 @@ def advise(
     from lichen.atlas.prices import moment
     from lichen.errors import LichenError
 
-    known_rules = load_rules(rules_file)
+    known_rules = load_rules(rules_file or SHIPPED_RULES)
     if rules:
         print((rules_file or SHIPPED_RULES).read_text(encoding="utf-8"), end="")
         return

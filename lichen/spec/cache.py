@@ -110,9 +110,11 @@ def most_sequences(spec: ModelSpec, budget_bytes: int, context: int, *, layout: 
 
 
 def _layout(spec: ModelSpec, layout: str | None) -> Layout:
+    if layout is None:
+        return native_layout(spec)
     supported = layouts(spec)
     for name in supported:
-        if name == (native_layout(spec) if layout is None else layout):
+        if name == layout:
             return name
     raise SpecError(f"cache layout is {layout}; supported for this model: {', '.join(supported)}")
 
