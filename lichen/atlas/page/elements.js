@@ -24,7 +24,7 @@ const svg = (name, attributes = {}, ...children) =>
 const scrolling = (label, ...children) =>
   h('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': label }, children);
 
-// `headings`: texts, or cells. `kind`: null, or a class of the style sheet.
+// `headings`: texts, or cells. `kind`: a class of the style sheet.
 function grid(label, kind, headings, rows) {
   const cells = headings.map((each) => (each instanceof Node ? each : h('th', { scope: 'col' }, each)));
   return scrolling(
@@ -37,7 +37,12 @@ const UNKNOWN = 'unknown';
 const unknown = () => h('span', { class: 'unknown' }, UNKNOWN);
 const digits = (value, count = 3) =>
   Number(value.toPrecision(count)).toLocaleString('en', { maximumSignificantDigits: count });
-const usd = (value) => (value === null ? UNKNOWN : `$${value >= 1 ? value.toFixed(2) : digits(value)}`);
+// Cents, and for less than a dollar three digits where they say more.
+function usd(value) {
+  if (value === null) return UNKNOWN;
+  const cents = value.toFixed(2);
+  return `$${value >= 1 || Number(cents) === Number(value.toPrecision(3)) ? cents : digits(value)}`;
+}
 const gib = (bytes) => `${digits(bytes / 2 ** 30)} GiB`;
 const tokens = (count) =>
   count >= 2 ** 20 ? `${digits(count / 2 ** 20)}M` : count >= 1024 ? `${digits(count / 1024)}K` : `${count}`;

@@ -134,7 +134,7 @@ function prices() {
         h('summary', {}, 'As a table, with sources'),
         grid(
           'Prices',
-          null,
+          'dated',
           ['since', 'until', 'input', 'output', 'cached', 'holds', 'source'],
           offered.map((price) =>
             h(
