@@ -22,7 +22,8 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str, cutoff: floa
 
     `cutoff`: how like it they must be, from 0 to 1.
     """
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=cutoff)
+    low = name.lower()
+    near = [low] if low in known else difflib.get_close_matches(low, known, n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 

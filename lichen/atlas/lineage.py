@@ -6,7 +6,6 @@ have come later; its license is the one that what was taken had on that day.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -19,6 +18,7 @@ from lichen.atlas import catalogue
 from lichen.atlas.catalogue import Catalogue, Model, Source
 from lichen.atlas.facts import Record, known, named, today
 from lichen.atlas.yaml_file import field_error, parse, read_yaml
+from lichen.errors import did_you_mean
 from lichen.spec.named import named_models
 
 SHIPPED = Path(__file__).parent / "lineage.yaml"
@@ -302,9 +302,8 @@ def _check_names(content: _File, models: Catalogue, path: Path) -> None:
         known_names = content.models if place[-1] == "from" else content.techniques
         for ancestor, ground in grounds.items():
             if ancestor not in known_names:
-                near = difflib.get_close_matches(ancestor, known_names, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise field_error(path, [*place, ancestor], f"{ancestor!r} is not described here{hint}")
+                hint = did_you_mean(ancestor, known_names, "describe it too")
+                raise field_error(path, [*place, ancestor], f"{ancestor!r} is not described here; {hint}")
             for source in (ground.report, ground.claim, "transformers" if ground.code else None):
                 if source is not None and source not in content.sources:
                     raise field_error(path, [*place, ancestor], f"{source!r} is not among the file's sources")

@@ -8,7 +8,6 @@ for one thing: an hourly price that follows a dated one holds from that date on,
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from lichen.atlas.catalogue import EnteredPrice, Model, PriceRef
 from lichen.atlas.facts import known, today
-from lichen.errors import LichenError
+from lichen.errors import LichenError, did_you_mean
 
 if TYPE_CHECKING:
     from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, TieredPrices
@@ -123,9 +122,8 @@ def check_references(model: Model) -> None:
     for reference in model.price_refs:
         key = (reference.provider, reference.model_id)
         if key not in _models():
-            near = difflib.get_close_matches("/".join(key), map("/".join, _models()), n=3)
-            hint = f"; near it are {', '.join(near)}" if near else ""
-            raise LichenError(f"{model.name}: {table()[0]} has no model {'/'.join(key)}{hint}")
+            hint = did_you_mean("/".join(key), list(map("/".join, _models())), "no name is near it")
+            raise LichenError(f"{model.name}: {table()[0]} has no model {'/'.join(key)}; {hint}")
 
 
 def history(model: Model) -> tuple[Price, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lichen.errors import LichenError
+from lichen.errors import LichenError, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -112,13 +111,12 @@ def parse(model: type[M], content: dict[str, Any], path: Path) -> M:
 def _problem(error: ErrorDetails, model: type[BaseModel]) -> str:
     """pydantic's finding in the words of someone who writes YAML."""
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), model.model_fields, n=1)
-        return f"there is no such field{f'; did you mean {near[0]}?' if near else ''}"
+        hint = did_you_mean(str(error["loc"][-1]), model.model_fields, "", cutoff=0.6)
+        return "; ".join(filter(None, ("there is no such field", hint)))
     discriminator = str(error.get("ctx", {}).get("discriminator", "")).strip("'")
     if error["type"] == "union_tag_invalid":
         kind, kinds = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "").split(", ")
-        near = difflib.get_close_matches(kind, kinds, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
+        hint = did_you_mean(kind, kinds, f"there are {', '.join(kinds)}", cutoff=0.6)
         return f"no {discriminator} {kind!r}; {hint}"
     if error["type"] == "union_tag_not_found":
         return f"the field {discriminator!r} is missing"

@@ -191,7 +191,11 @@ def test_a_good_file_becomes_a_model(file):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("license:", "licence:", r"model.yaml:10: licence: there is no such field; did you mean license\?"),
+        (
+            "license:",
+            "licence:",
+            r"model.yaml:10: licence: there is no such field; did you mean license or license_url\?",
+        ),
         ("MIT, source: card", "MIT, source: kard", r":11: license.0.source: 'kard' is not among .* \(card\)"),
         (
             "MIT, source",

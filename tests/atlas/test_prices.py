@@ -77,7 +77,7 @@ def test_a_reference_that_is_not_in_the_table_is_refused_with_the_nearest():
     model = CATALOGUE.get("kimi-k2.6")
     wrong = model.price_refs[0].model_copy(update={"model_id": "kimi-k2.66"})
     with pytest.raises(
-        LichenError, match=r"no model moonshotai/kimi-k2.66; near it are .*moonshotai/kimi-k2.6"
+        LichenError, match=r"no model moonshotai/kimi-k2.66; did you mean .*moonshotai/kimi-k2.6"
     ):
         check_references(model.model_copy(update={"price_refs": (wrong,)}))
 

@@ -119,7 +119,7 @@ def test_a_bad_file_is_refused_in_a_sentence(refusal, tmp_path):
     assert f"{file}:4: land: there is no such field" in refusal("atlas", "check", file)
     assert f"{file}:4: land: there is no such field" in refusal("atlas", "add", file)
     file.write_text(FILE + "price_refs:\n  - {provider: moonshotai, model_id: kimi-k2.66}\n")
-    assert "near it are" in refusal("atlas", "check", file)
+    assert "did you mean" in refusal("atlas", "check", file)
     assert "there is no file" in refusal("atlas", "check", tmp_path / "none.yaml")
 
 

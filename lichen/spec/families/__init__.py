@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -10,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lichen.errors import SpecError
+from lichen.errors import SpecError, did_you_mean
 from lichen.spec.families import (
     deepseek_v3,
     deepseek_v4,
@@ -157,6 +156,5 @@ def _refuse_constant(name: str) -> None:
 def _unknown(name: str, others: Iterable[str]) -> str:
     """Nothing has this name. Kimi-K2.6 and moonshotai/Kimi-K2.6 lead to kimi-k2.6."""
     names = sorted({*named_models(), *others})
-    nearest = difflib.get_close_matches(name.rpartition("/")[2].lower(), names, n=1)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
-    return f"{name}: no such file, folder or model; {hint}models by name: {', '.join(names)}"
+    hint = did_you_mean(name.rpartition("/")[2], names, f"models by name: {', '.join(names)}", cutoff=0.6)
+    return f"{name}: no such file, folder or model; {hint}"
