@@ -9,8 +9,9 @@ model that has the same weights, and the gradients are added at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from copy import deepcopy
+from threading import Event
 from typing import TypeVar
 
 import torch
@@ -43,29 +44,47 @@ class Replicas:
         """`work(model, *rows)` on all of `columns`, one micro-batch of their rows after another; in order.
 
         Gradients that the work leaves on its replica are added to the model's, always in the same order:
-        the sum depends on the number of threads and on nothing else.
+        the sum depends on the number of replicas and on nothing else.
+
+        Raises what the work raises, and KeyboardInterrupt, once every thread has ended the micro-batch that
+        it is at; then no gradients are left.
         """
-
-        def share(model: Transformer, *columns: Tensor) -> list[T]:
-            parts = zip(*(column.split(self._rows) for column in columns), strict=True)
-            return [work(model, *(part.to(self._device) for part in rows)) for rows in parts]
-
-        if len(self._models) == 1:
-            return share(self._models[0], *columns)
-        shares = zip(*(column.tensor_split(len(self._models)) for column in columns), strict=True)
-        torch.set_num_threads(self._each)  # some libraries have one number for the whole process
         try:
-            futures = [
-                self._pool.submit(share, model, *rows)
-                for model, rows in zip(self._models, shares, strict=True)
-                if len(rows[0])
-            ]
-            results = [result for future in futures for result in future.result()]
-        finally:
-            torch.set_num_threads(self._threads)
+            if len(self._models) == 1:
+                return self._share(Event(), work, self._models[0], columns)
+            results = self._all_shares(work, columns)
+        except BaseException:
+            for model in self._models:
+                model.zero_grad()
+            raise
         for replica in self._models[1:]:
             _hand_over_gradients(replica, self._models[0])
         return results
+
+    def _share(self, stop: Event, work: Work[T], model: Transformer, columns: Sequence[Tensor]) -> list[T]:
+        """The work on `columns`, until `stop`."""
+        micro_batches = zip(*(column.split(self._rows) for column in columns), strict=True)
+        return [
+            work(model, *(part.to(self._device) for part in rows))
+            for rows in micro_batches
+            if not stop.is_set()
+        ]
+
+    def _all_shares(self, work: Work[T], columns: Sequence[Tensor]) -> list[T]:
+        shares = zip(*(column.tensor_split(len(self._models)) for column in columns), strict=True)
+        stop = Event()
+        futures: list[Future[list[T]]] = []
+        torch.set_num_threads(self._each)  # some libraries have one number for the whole process
+        try:
+            for model, rows in zip(self._models, shares, strict=True):
+                if len(rows[0]):
+                    futures.append(self._pool.submit(self._share, stop, work, model, rows))
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+            wait(futures)
+            torch.set_num_threads(self._threads)
+        return [result for future in futures for result in future.result()]
 
 
 def _replica(model: Transformer) -> Transformer:

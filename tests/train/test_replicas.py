@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -69,7 +70,7 @@ def test_replicas_see_what_happens_to_the_model(threads: int) -> None:
             assert counts[0] == counts.sum() // ROUTER.num_experts_per_tok
 
 
-def test_rows_come_in_micro_batches_in_order_and_failures_arrive(threads: int) -> None:
+def test_rows_come_in_micro_batches_in_order(threads: int) -> None:
     model = make_model(LLAMA)
 
     def look(_: Transformer, rows: Tensor) -> list[int]:
@@ -81,9 +82,21 @@ def test_rows_come_in_micro_batches_in_order_and_failures_arrive(threads: int) -
     assert max(len(rows) for rows in found) <= 4 // threads
     assert torch.get_num_threads() == threads
 
-    def fail(_: Transformer, rows: Tensor) -> None:
-        raise ValueError(f"row {int(rows[-1])}")
 
-    with pytest.raises(ValueError, match="row"):
-        Replicas(model, micro_batch=4).map(fail, [torch.arange(9)])
+def test_a_failure_ends_all_shares_and_leaves_no_gradients(threads: int) -> None:
+    model, tokens = make_model(LLAMA), random_tokens(60, 24)
+    replicas = Replicas(model, micro_batch=threads)
+    done: list[Tensor] = []
+
+    def fail(model: Transformer, tokens: Tensor, targets: Tensor) -> None:
+        done.append(tokens)
+        if len(done) > 4:
+            raise ValueError("the fifth")
+        differentiate(model, tokens, targets)
+        time.sleep(0.02)
+
+    with pytest.raises(ValueError, match="the fifth"):
+        replicas.map(fail, (tokens, next_tokens(tokens)))
+    assert len(done) < 60 // threads
     assert torch.get_num_threads() == threads
+    assert not any(gradients(replica) for replica in replicas._models)
