@@ -29,7 +29,7 @@ _WINDOW = 1024
 class Batch:
     """`tokens`, `targets` (B, T) int64, `segment_ids` (B, T) int32.
 
-    Tokens attend only within their segment; padding is a segment of its own. A target is -100 where there
+    Tokens attend only within their segment; padding is segment -1. A target is -100 where there
     is nothing to predict. `n_bytes`: the UTF-8 bytes that the targets stand for (special tokens: none).
     """
 
@@ -157,7 +157,7 @@ class Loader:
         shape = (len(rows), self._seq_len)
         tokens = np.full(shape, self._pad, dtype=np.int64)
         targets = np.full(shape, IGNORE, dtype=np.int64)
-        segment_ids = np.zeros(shape, dtype=np.int32)
+        segment_ids = np.full(shape, -1, dtype=np.int32)
         n_bytes = 0
         for index, row in enumerate(rows):
             at = 0
@@ -169,7 +169,6 @@ class Loader:
                 segment_ids[index, at:end] = segment
                 n_bytes += int(self._token_bytes[read[1:]].sum())
                 at = end
-            segment_ids[index, at:] = len(row)
         return Batch(
             torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(segment_ids), n_bytes
         )

@@ -53,7 +53,7 @@ class DecoderLayer(nn.Module):
         normed = self.post_attention_layernorm(x_BTH)
         if isinstance(self.mlp, MLP):
             return x_BTH + self.mlp(normed), LayerStats(None, largest)
-        y, routing = self.mlp(normed, with_balance=self.training)
+        y, routing = self.mlp(normed, mask.padding_BT, with_balance=self.training)
         return x_BTH + y, LayerStats(routing, largest)
 
     def extend(self, x_BTH: Tensor, turn: Tensor, cache: Cache, layer: int, positions_BT: Tensor) -> Tensor:

@@ -28,7 +28,10 @@ from lichen.spec.model import MoE, Router
 
 @dataclass(frozen=True)
 class Routing:
-    """What the router did: token copies per expert (E,) int64, and each row's balance loss (B,) fp32."""
+    """What the router did: token copies per expert (E,) int64, and each row's balance loss (B,) fp32.
+
+    Padding counts in neither: its tokens are all alike and would make their few experts look crowded.
+    """
 
     counts: Tensor
     balance: Tensor | None
@@ -108,30 +111,33 @@ class MoELayer(nn.Module):
         shared = spec.n_shared_experts * spec.moe_intermediate_size
         self.shared_experts = MLP(hidden_size, shared) if shared else None
 
-    def forward(self, x_BTH: Tensor, with_balance: bool = False) -> tuple[Tensor, Routing]:
+    def forward(
+        self, x_BTH: Tensor, padding_BT: Tensor | None = None, with_balance: bool = False
+    ) -> tuple[Tensor, Routing]:
         x_NH = x_BTH.flatten(0, 1)
         scores_NE, experts_Nk, weights_Nk = self.gate(x_NH)
-        y_NH, counts_E = routed_experts(
-            x_NH, experts_Nk, weights_Nk, self.experts.gate_up_proj, self.experts.down_proj
-        )
+        y_NH = routed_experts(x_NH, experts_Nk, weights_Nk, self.experts.gate_up_proj, self.experts.down_proj)
         if self.shared_experts is not None:
             y_NH = y_NH + self.shared_experts(x_NH)
+        batch, router = x_BTH.shape[:2], self.spec.router
+        real_BT = experts_Nk.new_ones(batch) if padding_BT is None else (~padding_BT).to(experts_Nk.dtype)
+        copies_BE = experts_Nk.new_zeros(batch[0], router.n_routed_experts).scatter_add_(
+            1, experts_Nk.view(batch[0], -1), real_BT.repeat_interleave(router.num_experts_per_tok, 1)
+        )
         balance_B = None
-        if with_balance and self.spec.router.aux_loss_alpha > 0:
-            rows = x_BTH.shape[0]
-            balance_B = self._balance(scores_NE.unflatten(0, (rows, -1)), experts_Nk.unflatten(0, (rows, -1)))
-        return y_NH.view_as(x_BTH), Routing(counts_E, balance_B)
+        if with_balance and router.aux_loss_alpha > 0:
+            balance_B = self._balance(scores_NE.unflatten(0, batch), copies_BE, real_BT)
+        return y_NH.view_as(x_BTH), Routing(copies_BE.sum(0), balance_B)
 
-    def _balance(self, scores_BTE: Tensor, experts_BTk: Tensor) -> Tensor:
+    def _balance(self, scores_BTE: Tensor, copies_BE: Tensor, real_BT: Tensor) -> Tensor:
         """DeepSeek-V3's sequence-wise loss (equations 17-20): alpha * sum_i f_i P_i for every row, (B,).
 
-        f_i = E / (k T) * copies of the row sent to i; P_i = mean over the row of i's share of the scores.
+        f_i = E / (k T) * copies of the row sent to i; P_i = mean over the row of i's share of the scores;
+        T tokens of the row are real.
         """
         router = self.spec.router
-        length = scores_BTE.shape[1]
-        copies_BE = torch.zeros_like(scores_BTE[:, 0]).scatter_add_(
-            1, experts_BTk.flatten(1), torch.ones_like(experts_BTk.flatten(1), dtype=scores_BTE.dtype)
-        )
-        share_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True)).mean(1)
-        fraction_BE = copies_BE * (router.n_routed_experts / (router.num_experts_per_tok * length))
+        length_B1 = real_BT.sum(1, keepdim=True).clamp_min(1)
+        shares_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True)
+        share_BE = torch.bmm((real_BT / length_B1).unsqueeze(1), shares_BTE).squeeze(1)
+        fraction_BE = copies_BE * (router.n_routed_experts / router.num_experts_per_tok) / length_B1
         return router.aux_loss_alpha * (fraction_BE * share_BE).sum(-1)

@@ -32,8 +32,9 @@ class LossOutput:
     """`loss` is the scalar to differentiate; the rest is detached and for the record.
 
     cross_entropy and mtp are in nats per target, balance is the summed sequence-wise loss, all divided by
-    the same normalizer as `loss`. routing: MoE module name -> token copies per expert (E,) int64.
-    max_logits: attention module name -> largest attention logit per head (heads,) fp32; empty unless asked.
+    the same normalizer as `loss`. routing: MoE module name -> token copies per expert, without padding, (E,)
+    int64. max_logits: attention module name -> largest attention logit per head (heads,) fp32; empty unless
+    asked.
     """
 
     loss: Tensor
@@ -163,7 +164,8 @@ class Transformer(nn.Module):
         sequence-wise balance loss of the MoE layers.
 
         tokens (B, T) int64; targets (B, T) int64, the token that should follow, -100 where nothing should;
-        segment_ids (B, T) integer, the document of each token, contiguous within a row. Sums are divided by
+        segment_ids (B, T) integer, the document of each token, contiguous within a row; negative ones are
+        padding, which counts neither as routed nor in the balance loss. Sums are divided by
         `normalizer`, by default this batch's number of targets; pass the whole step's number when
         accumulating gradients. A row's balance loss counts in proportion to its targets.
         """

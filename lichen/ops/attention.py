@@ -66,10 +66,12 @@ class CausalMask:
         device: torch.device | None = None,
         block: int = BLOCK,
     ) -> None:
-        """segment_ids_BT (B, T): the document of each token, constant over a document's contiguous run.
+        """segment_ids_BT (B, T): the document of each token, constant over a document's contiguous run,
+        and negative where there is only padding; `padding_BT` (B, T) bool, or None, marks it.
         device: where the attention will be computed, if not where segment_ids_BT is."""
         self.length = length
         self.segment_ids_BT = segment_ids_BT
+        self.padding_BT = None if segment_ids_BT is None else segment_ids_BT < 0
         self.device = device if segment_ids_BT is None else segment_ids_BT.device
         position = torch.arange(length, device=self.device)
         later = position[:block] > position[:block, None]

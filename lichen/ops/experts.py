@@ -171,16 +171,15 @@ def _for_few(
 
 def routed_experts(
     x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What `experts_reference` computes, fast.
+) -> Tensor:
+    """What `experts_reference` computes, fast: (N, H) in x's dtype.
 
     x (N, H) in the compute dtype, experts (N, k) int64, weights (N, k) fp32, gate_up (E, 2I, H) with the
-    gate's rows first, down (E, H, I). Returns the output (N, H) and the token copies per expert (E,) int64.
+    gate's rows first, down (E, H, I).
     """
     on_cpu = x_NH.device.type == "cpu"
     if on_cpu and len(x_NH) <= FEW_TOKENS and not torch.is_grad_enabled():
-        counts_E = torch.bincount(experts_Nk.flatten(), minlength=len(down_EHI))
-        return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI), counts_E
+        return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     groups = Groups(experts_Nk, gate_up_E2IH.shape[0], equal_groups=on_cpu)
     apply = _RoutedExperts.apply if on_cpu else _grouped
-    return apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups), groups.counts_E
+    return apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)

@@ -64,8 +64,9 @@ def test_a_segment_is_one_stretch_of_one_document_and_padding_is_apart(dataset: 
     )
     for batch in islice(Loader(dataset, "train", 4, 128, seed=3).batches(), 10):
         for tokens, targets, segments in zip(batch.tokens, batch.targets, batch.segment_ids, strict=True):
-            assert (segments.diff() >= 0).all()
+            assert torch.equal(segments == -1, targets == -100)
             assert ((targets == -100).long().diff() >= 0).all()  # padding is at the end
+            assert (segments[targets != -100].diff() >= 0).all()
             for segment in segments.unique():
                 inside = segments == segment
                 padding = targets[inside] == -100

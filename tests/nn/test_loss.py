@@ -270,6 +270,30 @@ def test_balance_loss_of_a_layer(scoring_func: str) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+def test_padding_counts_in_no_statistics() -> None:
+    """A row with padding behind it is to the routers what it is without; one of padding alone is nothing."""
+    layer = make_model(DEEPSEEK).get_submodule("model.layers.1.mlp")
+    x = torch.randn(3, 15, 16, generator=torch.Generator().manual_seed(0))
+    padding = torch.arange(15) >= torch.tensor([[15], [9], [0]])
+    _, routing = layer(x, padding, with_balance=True)
+    alone = [layer(row, with_balance=True)[1] for row in (x[:1], x[1:2, :9])]
+    torch.testing.assert_close(routing.balance, torch.cat([*(one.balance for one in alone), torch.zeros(1)]))
+    assert torch.equal(routing.counts, alone[0].counts + alone[1].counts)
+    assert routing.counts.sum() == 24 * ROUTER.num_experts_per_tok
+
+    model, tokens = make_model(DEEPSEEK), random_tokens(1, 20)
+    tokens[0, 12:14] = tokens[0, :2]  # what its two MTP layers see ahead of the end of the short row
+    targets = next_tokens(tokens)
+    targets[0, 11:] = -100
+    segments = torch.zeros(1, 20, dtype=torch.int32)
+    segments[0, 12:] = -1
+    whole = model.loss(tokens, targets, segments, mtp_weight=0.3)
+    short = model.loss(tokens[:, :12], targets[:, :12], mtp_weight=0.3)
+    torch.testing.assert_close(whole.loss, short.loss)
+    for name, counts in short.routing.items():
+        assert torch.equal(whole.routing[name], counts)
+
+
 def test_balance_loss_of_a_batch() -> None:
     """Every layer's, a row in proportion to its targets, per target; it is part of the loss in training."""
     model, tokens = make_model(replace(DEEPSEEK, mtp=())), random_tokens(2, 20)
