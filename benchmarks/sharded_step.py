@@ -5,12 +5,17 @@
 A small mixture of experts on CPU processes (gloo) or GPUs (NCCL). The bytes of FSDP2 itself are computed:
 it gathers every parameter before the forward and before the backward pass and scatters the sums of the
 gradients, all fp32 here, each time (ranks - 1) times the model. What the optimizer sends is counted.
+
+A last line is about overlap: the model in small waves, so that there are several as in a large model, with
+exchanges under way while matrices are computed, and, in turn, with every exchange waited for at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from statistics import median
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -18,7 +23,7 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from lichen.nn.transformer import Transformer
-from lichen.optim import Muon, OptimizerRecipe, parameter_table, recipes
+from lichen.optim import Muon, OptimizerRecipe, parameter_table, recipes, sharded
 from lichen.spec.model import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
 
 ATTENTION = MLA(4, q_lora_rank=64, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32)
@@ -33,6 +38,18 @@ SPEC = ModelSpec(
 )
 
 
+WAVE_ENTRIES = 1 << 15
+
+
+class WaitedFor(sharded.Transfer):
+    """An exchange that is over before anything else begins."""
+
+    def __init__(self, outgoing: sharded.Messages, incoming: sharded.Messages) -> None:
+        super().__init__(outgoing, incoming)
+        self.finish()
+        self.work = []
+
+
 def sharded_model(device: torch.device) -> Transformer:
     """The model, each layer's parameters cut over all ranks; it knows nothing of it."""
     model = Transformer(SPEC)
@@ -45,20 +62,31 @@ def sharded_model(device: torch.device) -> Transformer:
     return model
 
 
+def now(device: torch.device) -> float:
+    """Milliseconds, once the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return 1e3 * time.perf_counter()
+
+
+def train_step(model: Transformer, optimizer: Muon, generator: torch.Generator) -> float:
+    """One step on a batch of this rank's own; returns the optimizer's milliseconds."""
+    device = next(model.parameters()).device
+    tokens = torch.randint(SPEC.vocab_size, (2, 128), generator=generator).to(device)
+    optimizer.zero_grad()
+    loss: Tensor = model.loss(tokens, tokens).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    start = now(device)
+    optimizer.step()
+    return now(device) - start
+
+
 def measure(recipe: OptimizerRecipe, device: torch.device, steps: int) -> None:
     model = sharded_model(device)
     optimizer = Muon(parameter_table(model), recipe)
     generator = torch.Generator().manual_seed(dist.get_rank())
-    seconds = []
-    for _ in range(steps + 1):
-        tokens = torch.randint(SPEC.vocab_size, (2, 128), generator=generator).to(device)
-        optimizer.zero_grad()
-        loss: Tensor = model.loss(tokens, tokens).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        start = time.perf_counter()
-        optimizer.step()
-        seconds.append(time.perf_counter() - start)
+    times = [train_step(model, optimizer, generator) for _ in range(steps + 1)]
     totals = torch.tensor([optimizer.sent_bytes, optimizer.state_bytes()], device=device)
     dist.all_reduce(totals)
     sent, state = totals.tolist()
@@ -68,7 +96,24 @@ def measure(recipe: OptimizerRecipe, device: torch.device, steps: int) -> None:
         print(
             f"{recipe.name:13} {parameters:,} parameters   FSDP2 {fsdp / 1e6:.2f} MB a step   optimizer "
             f"{sent / 1e6:.2f} MB (+{100 * sent / max(fsdp, 1):.1f} %)   state {state / 1e6:.2f} MB   "
-            f"optimizer step {1e3 * sorted(seconds[1:])[steps // 2]:.1f} ms"
+            f"optimizer step {median(times[1:]):.1f} ms"
+        )
+
+
+def measure_overlap(recipe: OptimizerRecipe, device: torch.device, steps: int) -> None:
+    model = sharded_model(device)
+    optimizer = Muon(parameter_table(model), recipe)
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    times: dict[type[sharded.Transfer], list[float]] = {sharded.Transfer: [], WaitedFor: []}
+    for _ in range(steps + 1):
+        for transfer in times:
+            with patch.multiple(sharded, Transfer=transfer, WAVE_ENTRIES=WAVE_ENTRIES):
+                times[transfer].append(train_step(model, optimizer, generator))
+    overlapped, apart = (median(each[1:]) for each in times.values())
+    if dist.get_rank() == 0:
+        print(
+            f"{recipe.name} in waves of {WAVE_ENTRIES:,} entries: optimizer step {overlapped:.1f} ms, "
+            f"each exchange waited for at once {apart:.1f} ms"
         )
 
 
@@ -84,6 +129,7 @@ def main() -> None:
         torch.accelerator.set_device_index(device.index)
     for recipe in (recipes.adamw, recipes.moonlight, recipes.deepseek_v4_1):
         measure(recipe, device, steps)
+    measure_overlap(recipes.moonlight, device, steps)
     dist.destroy_process_group()
 
 
