@@ -8,7 +8,7 @@ A step does, for every matrix W with gradient G (Keller Jordan, 2024; Moonlight,
 
 where a parameter may hold many matrices (`lichen.nn.roles.Role`). Matrices of one shape, wherever they
 come from, go through Newton-Schulz as one batch. A sharded parameter (a DTensor) that holds no whole
-matrices has them computed by owners (`lichen.optim.sharded`); the bits of the result are the same.
+matrices has them computed by owners (`lichen.optim.sharded`).
 """
 
 from __future__ import annotations
@@ -381,7 +381,9 @@ def muon_update(
 def muon_steps(
     directions: Iterable[Tensor], like: Sequence[Tensor], recipe: OptimizerRecipe, lr: float
 ) -> Sequence[Tensor]:
-    """-lr scale O of matrices of one shape, orthogonalised as one batch, which does not change their bits.
+    """-lr scale O of matrices of one shape, orthogonalised as one batch.
+
+    With one CPU thread their bits do not depend on the batch.
 
     directions: G + momentum M or M, each (matrices, rows, columns), shaped like the tensors in `like`.
     """

@@ -16,8 +16,11 @@ replicated, R = 1: plainly sharded), summed over the ranks, where the owner's ow
     4 (n - s)        directions to the owner, in fp32, so that it computes what one process would
     b (R n - s)      updates to everybody else; b = 2 where Newton-Schulz runs in bf16, 4 in fp32
 
-The matrices are cut into waves: while the owners compute one, the next one's directions and the last
-one's updates are under way. Messages go from rank to rank (`torch.distributed.batch_isend_irecv`).
+The matrices are cut into waves: while the owners compute one, the next one's directions and the updates of
+those before are under way. Messages go from rank to rank (`torch.distributed.batch_isend_irecv`).
+
+With one CPU thread a process the result has the bits of a single process's step. More threads, or a GPU, may
+split the sums of a product otherwise for another batch, and an owner's batches are others (docs/sharded.md).
 """
 
 from __future__ import annotations
@@ -274,7 +277,7 @@ def updates_by_owners(
 
 
 def _waves(matrices: Iterable[Matrix], jobs: Sequence[Job]) -> list[list[Matrix]]:
-    """Cut so that no owner has more than `WAVE_ENTRIES` entries in a wave, or one matrix; meshes apart."""
+    """Cut so that no owner has more than `WAVE_ENTRIES` entries and one matrix in a wave; meshes apart."""
     waves: dict[tuple[DeviceMesh, int], list[Matrix]] = defaultdict(list)
     before: dict[tuple[DeviceMesh, int], int] = defaultdict(int)
     for matrix in matrices:
