@@ -28,7 +28,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {path}; nothing that was there before is "
                 "lost. Free some space and run the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
             raise LichenError(f"cannot write {path}: {error.strerror}") from error
         raise
 

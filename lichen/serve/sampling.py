@@ -36,6 +36,8 @@ class SamplingParams:
             raise LichenError(f"top_p is {self.top_p}; it must be greater than 0 and at most 1")
         if self.top_k < 0:
             raise LichenError(f"top_k is {self.top_k}; it must be 0 (off) or greater")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise LichenError(f"seed is {self.seed}; it must be a number of 64 bits")
         if self.max_tokens < 1:
             raise LichenError(f"max_tokens is {self.max_tokens}; it must be at least 1")
         if "" in self.stop:

@@ -130,13 +130,17 @@ def _report(run: Run) -> str:
 def _explained(error: Exception, run: Run, step: int, checkpoint: Path | None) -> Exception:
     """Add to a failure what the person needs to go on: the last good checkpoint, and what to lower."""
     good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-    resume = f"lichen train {run.folder}"
     if is_out_of_memory(error):
         train = run.recipe.train
         return LichenError(
             f"out of memory in step {step + 1} with train.micro_batch = {train.micro_batch} sequences of "
-            f"{train.seq_len} tokens; {good}. Lower it, the result does not depend on it: "
-            f"{resume} train.micro_batch={max(1, train.micro_batch // 2)}"
+            f"{train.seq_len} tokens; {good}. "
+            + (
+                "Lower it, the result does not depend on it: "
+                f"lichen train {run.folder} train.micro_batch={train.micro_batch // 2}"
+                if train.micro_batch > 1
+                else "It cannot be lower: start a new run of a smaller model or with a smaller train.seq_len"
+            )
         )
     if isinstance(error, LichenError):
         return LichenError(f"{error}; {good}")

@@ -87,9 +87,13 @@ class TrainSection(Section):
     tokens_per_step: int = Field(gt=0, description="tokens of one optimizer step, a multiple of seq_len")
     seq_len: int = Field(gt=1, description="tokens of one sequence")
     micro_batch: int = Field(
-        gt=0, description="sequences in memory at once; the result does not depend on it"
+        gt=0,
+        description="sequences in memory at once, shared by as many threads as there are on CPU, each with a "
+        "gradient of its own; the result does not depend on it",
     )
-    seed: int = Field(default=0, ge=0, description="of the initial weights and the order of the data")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="of the initial weights and the order of the data"
+    )
     dtype: Literal["auto", "bf16", "fp32"] = Field(
         default="auto",
         description="of matrix products; auto is bf16 where the machine multiplies it natively",
@@ -119,7 +123,7 @@ class SampleSection(Section):
     prompts: list[str] = Field(default=[], description="texts to continue")
     max_tokens: int = Field(default=64, gt=0, description="length of each continuation")
     temperature: float = Field(default=0.8, ge=0, description="0 takes the likeliest token")
-    seed: int = Field(default=0, ge=0, description="of the sampling")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the sampling")
 
 
 class CheckpointSection(Section):

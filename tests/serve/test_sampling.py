@@ -89,6 +89,7 @@ def test_logits_that_are_no_numbers_are_refused(value, temperature):
         ("top_p", float("nan")),
         ("top_k", -1),
         ("max_tokens", 0),
+        ("seed", 2**64),
         ("stop", ("",)),
     ],
 )

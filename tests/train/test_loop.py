@@ -236,14 +236,20 @@ def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(run: Run, consol
     assert train(run, console) is None
 
 
-def test_out_of_memory_says_what_to_lower(run: Run, console: Console, monkeypatch):
+@pytest.mark.parametrize(
+    ("micro_batch", "remedy"), [(2, "train.micro_batch=1"), (1, "a smaller train.seq_len")]
+)
+def test_out_of_memory_says_what_to_lower(
+    micro_batch: int, remedy: str, make_recipe, tmp_path: Path, console: Console, monkeypatch
+):
     def exhaust(trainer: Trainer) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     at_step(monkeypatch, 1, exhaust)
+    run = start_run(make_recipe(f"train.micro_batch={micro_batch}"), tmp_path / "run")
     with pytest.raises(LichenError) as stop:
         train(run, console)
-    for words in ("step 1", "train.micro_batch = 2", "no checkpoint yet", "train.micro_batch=1"):
+    for words in ("step 1", f"train.micro_batch = {micro_batch}", "no checkpoint yet", remedy):
         assert words in str(stop.value)
 
 

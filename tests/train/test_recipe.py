@@ -77,6 +77,7 @@ def test_overrides_follow_toml(file: Path, override: str, section: str, key: str
         ("train.steps=2.5", ["train.steps is 2.5", "valid integer"]),
         ("train.steps=true", ["train.steps is true", "valid integer"]),
         ("train.steps=0", ["train.steps is 0", "greater than 0"]),
+        ("train.seed=9223372036854775808", ["train.seed is 9223372036854775808", "less than"]),
         ("optimizer.lr=nan", ["optimizer.lr", "finite number"]),
         ("optimizer.recipe=sgd", ['optimizer.recipe is "sgd"', "'adamw'", "'muonclip'"]),
         ("model.config=3", ["model.config is 3", "a string or a table"]),
