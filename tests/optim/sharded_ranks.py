@@ -8,9 +8,10 @@ import json
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -282,6 +283,7 @@ def cases(world: int, folder: Path) -> dict[str, Callable[[], list[str]]]:
         "bf16 parameters": lambda: step_case(rows, RECIPE, torch.bfloat16),
         "bytes": lambda: bytes_case(line),
         "owners": lambda: owners_case(line),
+        "overlap": lambda: overlap_case(line),
         "model": model_case,
         "state of one process": lambda: whole_state_case(mixed),
     }
@@ -322,6 +324,34 @@ def owners_case(mesh: DeviceMesh) -> list[str]:
     bound = max(largest, 4 / 3 * sum(load) / mesh.size())  # Graham, 1969, for this way of assigning
     found = [] if torch.equal(mine, first) else ["owners differ between ranks"]
     return found if max(load) <= bound else [*found, f"unequal: {load}"]
+
+
+def overlap_case(mesh: DeviceMesh) -> list[str]:
+    """While a wave is computed, the next one's directions and the updates of those before are under way."""
+    events: list[str] = []
+
+    class Recorded(sharded.Transfer):
+        def __init__(self, outgoing: sharded.Messages, incoming: sharded.Messages) -> None:
+            super().__init__(outgoing, incoming)
+            events.append("begun")
+
+        def finish(self) -> None:
+            events.append("finished")
+            super().finish()
+
+    def compute(owned: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+        under_way.append(events.count("begun") - events.count("finished"))
+        return [whole for _, whole in owned]
+
+    under_way: list[int] = []
+    place = placed(mesh, Shard(0))
+    matrices = [place("", random((60, 60), number)) for number in range(5 * mesh.size())]
+    jobs = [sharded.Job(matrix, matrix.to_local(), True, torch.float32, 1.0) for matrix in matrices]
+    with patch.object(sharded, "Transfer", Recorded):
+        updates, _ = sharded.updates_by_owners(jobs, compute)  # five of 3600 entries an owner: four waves
+    found = [] if under_way == [1 + 0, 1 + 1, 1 + 2, 0 + 3] else [f"under way: {under_way}"]
+    same = all(torch.equal(update, job.direction) for update, job in zip(updates, jobs, strict=True))
+    return found if same else [*found, "updates"]
 
 
 def tensor_parallel_case(mesh: DeviceMesh) -> list[str]:
