@@ -88,7 +88,7 @@ def _summary(results: Sequence[Result], study: Study, goal: float | None) -> str
 
 
 def _charts(study: Study, results: Sequence[Result], curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
-    """The best label of every arm as curves, and every label as a point."""
+    """The best label of every arm as curves, without the steep first tenth, and every label as a point."""
     arms = list(dict.fromkeys(each.arm for each in results))
     best = set(best_labels(results, study.seeds).values())
     shown = [line for line in curves if line.label in best]
@@ -102,7 +102,7 @@ def _charts(study: Study, results: Sequence[Result], curves: Sequence[Curve]) ->
         points = [
             {"x": x, "value": loss, "arm": line.arm, "seed": line.seed}
             for line in shown
-            for x, loss in list(zip(x_of(line), line.loss, strict=True))[WINDOW:]
+            for x, loss in list(zip(x_of(line), line.loss, strict=True))[max(WINDOW, len(line.loss) // 10) :]
         ]
         mark = {"type": "line", "strokeWidth": 1.5, "opacity": 0.8}
         charts[name] = _chart(
