@@ -103,9 +103,10 @@ def test_a_signal_that_asks_for_an_end_saves_the_runs(
     try:
         _wait(lambda: len(list(out.glob("runs/*/metrics.jsonl"))) == 2)
         process.send_signal(number)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=180)
     finally:
-        process.kill()  # should it go on
+        process.terminate()  # should it go on: its runs end with it, which SIGKILL would leave behind
+        process.wait(60)
     assert process.returncode == 128 + number
     assert said.splitlines() == ["stopping: the runs finish their step and save"]
     assert len(list(out.glob("runs/*/checkpoints/step-*"))) == 2
