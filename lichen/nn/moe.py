@@ -138,6 +138,6 @@ class MoELayer(nn.Module):
         router = self.spec.router
         length_B1 = real_BT.sum(1, keepdim=True).clamp_min(1)
         shares_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True)
-        share_BE = torch.bmm((real_BT / length_B1).unsqueeze(1), shares_BTE).squeeze(1)
+        share_BE = torch.bmm((real_BT / length_B1).to(shares_BTE.dtype).unsqueeze(1), shares_BTE).squeeze(1)
         fraction_BE = copies_BE * (router.n_routed_experts / router.num_experts_per_tok) / length_B1
         return router.aux_loss_alpha * (fraction_BE * share_BE).sum(-1)

@@ -99,6 +99,7 @@ def test_a_signal_that_asks_for_an_end_saves_the_runs(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # also where the tests run under nohup
     )
     try:
         _wait(lambda: len(list(out.glob("runs/*/metrics.jsonl"))) == 2)
