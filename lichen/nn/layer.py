@@ -60,5 +60,5 @@ class DecoderLayer(nn.Module):
         """The same for new tokens only, with the earlier ones in `cache`."""
         x_BTH = x_BTH + self.self_attn.extend(self.input_layernorm(x_BTH), turn, cache, layer, positions_BT)
         normed = self.post_attention_layernorm(x_BTH)
-        y = self.mlp(normed) if isinstance(self.mlp, MLP) else self.mlp(normed)[0]
+        y = self.mlp(normed) if isinstance(self.mlp, MLP) else self.mlp.extend(normed)
         return x_BTH + y

@@ -114,11 +114,8 @@ class MoELayer(nn.Module):
     def forward(
         self, x_BTH: Tensor, padding_BT: Tensor | None = None, with_balance: bool = False
     ) -> tuple[Tensor, Routing]:
-        x_NH = x_BTH.flatten(0, 1)
-        scores_NE, experts_Nk, weights_Nk = self.gate(x_NH)
-        y_NH = routed_experts(x_NH, experts_Nk, weights_Nk, self.experts.gate_up_proj, self.experts.down_proj)
-        if self.shared_experts is not None:
-            y_NH = y_NH + self.shared_experts(x_NH)
+        """The output (B, T, H) and what the router did; padding_BT (B, T) bool marks padding."""
+        y_BTH, scores_NE, experts_Nk = self._mix(x_BTH)
         batch, router = x_BTH.shape[:2], self.spec.router
         real_BT = experts_Nk.new_ones(batch) if padding_BT is None else (~padding_BT).to(experts_Nk.dtype)
         copies_BE = experts_Nk.new_zeros(batch[0], router.n_routed_experts).scatter_add_(
@@ -127,7 +124,20 @@ class MoELayer(nn.Module):
         balance_B = None
         if with_balance and router.aux_loss_alpha > 0:
             balance_B = self._balance(scores_NE.unflatten(0, batch), copies_BE, real_BT)
-        return y_NH.view_as(x_BTH), Routing(copies_BE.sum(0), balance_B)
+        return y_BTH, Routing(copies_BE.sum(0), balance_B)
+
+    def extend(self, x_BTH: Tensor) -> Tensor:
+        """The output alone: at inference nobody counts."""
+        return self._mix(x_BTH)[0]
+
+    def _mix(self, x_BTH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The output (B, T, H), and of the N = B T tokens the scores (N, E) and the chosen experts (N, k)."""
+        x_NH = x_BTH.flatten(0, 1)
+        scores_NE, experts_Nk, weights_Nk = self.gate(x_NH)
+        y_NH = routed_experts(x_NH, experts_Nk, weights_Nk, self.experts.gate_up_proj, self.experts.down_proj)
+        if self.shared_experts is not None:
+            y_NH = y_NH + self.shared_experts(x_NH)
+        return y_NH.view_as(x_BTH), scores_NE, experts_Nk
 
     def _balance(self, scores_BTE: Tensor, copies_BE: Tensor, real_BT: Tensor) -> Tensor:
         """DeepSeek-V3's sequence-wise loss (equations 17-20): alpha * sum_i f_i P_i for every row, (B,).
