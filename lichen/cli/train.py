@@ -85,11 +85,6 @@ def _print_keys() -> None:
 
 def _print_optimizer(recipe: Recipe) -> None:
     """One line per parameter: what updates it, learning rate, weight decay and the matrices it holds."""
-    import torch
+    from lichen.train.run import model_spec, optimizer_recipe, planned_table
 
-    from lichen.nn.transformer import Transformer
-    from lichen.train.run import model_spec, optimizer_recipe, optimizer_table
-
-    with torch.device("meta"):
-        model = Transformer(model_spec(recipe))
-    print(optimizer_table(model, recipe).describe(optimizer_recipe(recipe)))
+    print(planned_table(model_spec(recipe), recipe).describe(optimizer_recipe(recipe)))

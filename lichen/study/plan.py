@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from lichen.errors import LichenError
-from lichen.train.recipe import Recipe, Section, read_recipe
+from lichen.train.recipe import Recipe, Section, read_recipe, read_toml
 
 Scalar = str | int | float | bool
 
@@ -65,13 +64,7 @@ def read_study(path: Path) -> tuple[Study, list[Point]]:
     Raises LichenError for an unreadable file, an unknown key here or in the recipe, and wrong types.
     """
     try:
-        study = Study.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise LichenError(f"there is no study {path}") from None
-    except OSError as error:
-        raise LichenError(f"cannot read the study {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LichenError(f"{path} is not valid TOML: {error}") from error
+        study = Study.model_validate(read_toml(path, "study"))
     except ValidationError as error:
         raise LichenError(f"study {path}: {_sentence(error)}") from None
     names = [arm.name for arm in study.arm]

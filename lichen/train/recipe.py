@@ -163,19 +163,24 @@ FIXED = (
 )
 
 
+def read_toml(path: Path, kind: str) -> dict[str, Any]:
+    """The content of `path`, a file of that kind. Raises LichenError where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LichenError(f"there is no {kind} {path}") from None
+    except OSError as error:
+        raise LichenError(f"cannot read the {kind} {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LichenError(f"{path} is not valid TOML: {error}") from error
+
+
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe file; `overrides` are `section.key=value` strings that win over the file.
 
     Raises LichenError for an unreadable file, an unknown key, a wrong type or numbers that disagree.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LichenError(f"there is no recipe {path}") from None
-    except OSError as error:
-        raise LichenError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LichenError(f"{path} is not valid TOML: {error}") from error
+    values = read_toml(path, "recipe")
     for override in overrides:
         _apply(values, override)
     try:

@@ -147,8 +147,7 @@ def resolve(recipe: Recipe) -> tuple[Recipe, ModelSpec, TokenDataset]:
     """
     config, weights, rule = recipe.model.config, recipe.model.weights, optimizer_recipe(recipe)
     spec = model_spec(recipe)
-    with torch.device("meta"):
-        optimizer_table(Transformer(spec), recipe)
+    planned_table(spec, recipe)
     dataset = TokenDataset.open(Path(recipe.data.path))
     if isinstance(config, str) and config not in named_models():
         config = str(Path(config).resolve())
@@ -200,6 +199,12 @@ def optimizer_table(model: nn.Module, recipe: Recipe) -> ParameterTable:
         model,
         [Override(row.pattern, row.role and Role(row.role), row.lr_scale, row.weight_decay) for row in rows],
     )
+
+
+def planned_table(spec: ModelSpec, recipe: Recipe) -> ParameterTable:
+    """The same table before there is a model. Raises LichenError for overrides that do not fit it."""
+    with torch.device("meta"):
+        return optimizer_table(Transformer(spec), recipe)
 
 
 def default_device() -> torch.device:
