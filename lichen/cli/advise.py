@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lichen.cli import quantities
+from lichen.cli.options import AsOf
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,9 +48,7 @@ def advise(
     license: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Any of these, or `permissive`; may be repeated.")
     ] = None,
-    as_of: Annotated[
-        str | None, typer.Option("--as-of", metavar="DATE", help="What was known then. [default: today]")
-    ] = None,
+    as_of: AsOf = None,
     facts: Annotated[bool, typer.Option("--facts", help="The facts behind every answer.")] = False,
     rules: Annotated[bool, typer.Option("--rules", help="Print the rules instead.")] = False,
     rules_file: Annotated[

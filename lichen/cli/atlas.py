@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lichen.cli.atlas_page import build, serve
+from lichen.cli.options import AsOf
 from lichen.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ atlas = typer.Typer(
     name="atlas", help="Real models: facts with sources, scores, prices.", no_args_is_help=True
 )
 
-AsOf = Annotated[
-    str | None, typer.Option("--as-of", metavar="DATE", help="What was known then. [default: today]")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lichen.cli.options import AsOf
+
 if TYPE_CHECKING:
     from http.server import ThreadingHTTPServer
-
-AsOf = Annotated[
-    str | None, typer.Option("--as-of", metavar="DATE", help="What was known then. [default: today]")
-]
 
 
 def build(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lichen.cli.options import AsOf
 from lichen.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 def compare(
     names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models of `lichen atlas list`.")],
     sources: Annotated[bool, typer.Option("--sources", help="Say where each cell comes from.")] = False,
-    as_of: Annotated[
-        str | None, typer.Option("--as-of", metavar="DATE", help="What was known then. [default: today]")
-    ] = None,
+    as_of: AsOf = None,
     at: Annotated[
         str | None, typer.Option("--at", metavar="HH:MM", help="Time of day of the prices, UTC.")
     ] = None,

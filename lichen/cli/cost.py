@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lichen.cli import quantities
+from lichen.cli.options import AsOf
 
 
 def cost(
@@ -28,9 +29,7 @@ def cost(
         ),
     ] = None,
     seq_len: Annotated[int, typer.Option(parser=quantities.count, help="Tokens per sequence.")] = 4096,
-    as_of: Annotated[
-        str | None, typer.Option("--as-of", metavar="DATE", help="What was out then. [default: today]")
-    ] = None,
+    as_of: AsOf = None,
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON.")] = False,
 ) -> None:
     """Estimate the FLOPs, GPU hours and money of a training run, next to one whose hours are published."""

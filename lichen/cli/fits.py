@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lichen.cli import quantities
+from lichen.cli.options import AsOf
 from lichen.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ def fits(
             help="Rent of one device; adds what a million tokens costs.",
         ),
     ] = None,
-    as_of: Annotated[
-        str | None, typer.Option("--as-of", metavar="DATE", help="What was out then. [default: today]")
-    ] = None,
+    as_of: AsOf = None,
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON, with sources.")] = False,
 ) -> None:
     """Does a model fit, what is left for its cache, and an estimate of its speed."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lichen.cli.options import AsOf
 from lichen.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ def lineage(
     ] = None,
     risk: Annotated[bool, typer.Option("--risk", help="What rests on whom, in numbers.")] = False,
     sources: Annotated[bool, typer.Option("--sources", help="Say where each edge is from.")] = False,
-    as_of: Annotated[
-        str | None, typer.Option("--as-of", metavar="DATE", help="What was there then. [default: today]")
-    ] = None,
+    as_of: AsOf = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, always with sources.")] = False,
     as_graphml: Annotated[bool, typer.Option("--graphml", help="GraphML, for Gephi or networkx.")] = False,
     as_mermaid: Annotated[bool, typer.Option("--mermaid", help="A Mermaid flowchart.")] = False,
