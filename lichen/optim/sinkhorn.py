@@ -16,13 +16,14 @@ SMALLEST_ROW = 1e-3  # rows of the momentum shorter than this have seen nothing 
 
 
 def sinkhorn_balanced(momentum: Tensor) -> Tensor:
-    """A balanced copy of `momentum` (rows, columns), an exponential moving average of gradients, fp32.
+    """A balanced copy of `momentum` (..., columns), an exponential moving average of gradients, fp32.
 
     Entries of the rows that move have a root mean square of 1; the other rows are zero.
     """
-    moves = torch.linalg.vector_norm(momentum, dim=1, keepdim=True) >= SMALLEST_ROW
-    x = momentum.where(moves, 0.0)
+    rows = momentum.reshape(-1, momentum.size(-1))
+    moves = torch.linalg.vector_norm(rows, dim=1, keepdim=True) >= SMALLEST_ROW
+    x = rows.where(moves, 0.0)
     for iteration in range(ITERATIONS):
         length = torch.linalg.vector_norm(x, dim=1 - iteration % 2, keepdim=True)
         x = x / length.where(length > 0, 1.0)
-    return x * x.size(1) ** 0.5
+    return (x * x.size(1) ** 0.5).view_as(momentum)

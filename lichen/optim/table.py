@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from math import isfinite
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lichen.errors import LichenError
-from lichen.nn.roles import Role
+from lichen.nn.roles import Kind, Layout, Role
 from lichen.optim.infer import infer_roles
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.sharded import holds_whole_matrices, local
+
+# What modules that wrap another one add to the names of its parameters.
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +38,30 @@ class Row:
 
     def __post_init__(self) -> None:
         role, shape = self.role, tuple(self.parameter.shape)
+        for field, known in (("kind", get_args(Kind)), ("layout", get_args(Layout))):
+            if (value := getattr(role, field)) not in known:
+                raise LichenError(
+                    f"optimizer table: {self.name} has a role of {field} {value!r}; choose one of "
+                    f"{', '.join(known)}"
+                )
+        if not (isfinite(self.lr_scale) and self.lr_scale >= 0):
+            raise LichenError(
+                f"optimizer table: {self.name} has lr_scale {self.lr_scale}; it must be 0 or more"
+            )
+        if self.weight_decay not in (None, True, False):
+            raise LichenError(
+                f"optimizer table: {self.name} has weight_decay {self.weight_decay}; it only switches the "
+                "recipe's weight decay on (True) or off (False)"
+            )
         if role.kind != "matrix":
             return
-        if len(shape) < 2:
+        if len(shape) < 2 or 0 in shape:
             raise LichenError(f"optimizer table: {self.name} of shape {shape} cannot be a matrix")
+        if role.heads < 1 or any(rows < 1 for rows in role.splits):
+            raise LichenError(
+                f"optimizer table: {self.name} has splits {role.splits} and {role.heads} heads; all of these "
+                "must be 1 or more"
+            )
         rows = {"rows": shape[-2], "columns": shape[-1], "kernel": shape[0]}[role.layout]
         if role.splits and role.heads > 1:
             raise LichenError(f"optimizer table: {self.name} has both splits and heads; give it one of them")
@@ -175,6 +200,8 @@ def _matrices(row: Row, *, per_head: bool) -> str:
     if row.role.kind != "matrix":
         return ""
     shapes = row.matrix_shapes(per_head=per_head)
+    if len(shapes) > 4 and len(set(shapes)) == 1:  # a convolution of many groups
+        shapes = [(len(shapes) * shapes[0][0], *shapes[0][1:])]
     return " + ".join(f"{count} x ({rows}, {columns})" for count, rows, columns in shapes)
 
 
@@ -191,51 +218,80 @@ def parameter_table(
 ) -> ParameterTable:
     """The table of every parameter of `model` that requires a gradient.
 
-    Tied parameters appear once, under their first name. Of several overrides that match a parameter the
-    first one counts. Raises LichenError, listing them, for parameters that the model's own
-    `parameter_roles()` does not cover, for roles of parameters that do not exist, and for overrides that
-    decide nothing.
+    Tied parameters appear once, under their first name. Names are those of the plain model, without what
+    `torch.compile`, data parallelism or activation checkpointing wrap around it. Of several overrides that
+    match a parameter the first one counts. Raises LichenError, listing them, for parameters that the
+    model's own `parameter_roles()` does not cover, for roles of parameters that do not exist, and for
+    overrides that decide nothing.
     """
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = _unwrapped(model)
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(_uncompiled(name))
+        names.setdefault(parameter, []).append(_plain(name))
     roles = _stated_roles(model, names.values())
 
-    changes = [Override(*override) for override in overrides]
-    unused = {change.pattern for change in changes}
+    changes = [_change(override) for override in overrides]
+    unused = dict(enumerate(change.pattern for change in changes))
     rows = []
     for parameter, aliases in names.items():
-        matching = (c for c in changes if any(fnmatchcase(name, c.pattern) for name in aliases))
-        change = next(matching, Override(""))
-        unused.discard(change.pattern)
+        matching = (
+            (number, change)
+            for number, change in enumerate(changes)
+            if any(fnmatchcase(name, change.pattern) for name in aliases)
+        )
+        number, change = next(matching, (-1, Override("")))
+        unused.pop(number, None)
         if parameter.requires_grad:
             role = change.role or roles[aliases[0]]
             rows.append(Row(aliases[0], parameter, role, change.lr_scale, change.weight_decay))
     if unused:
         raise LichenError(
-            f"optimizer table: no parameter is left for the override {_listed(unused)}; a pattern must match "
-            "a whole name (* is any text), and the first pattern that matches counts"
+            f"optimizer table: no parameter is left for the override {_listed(unused.values())}; a pattern "
+            "must match a whole name (* is any text), and the first pattern that matches counts"
         )
     return ParameterTable(tuple(rows))
 
 
-def _uncompiled(name: str) -> str:
-    """The name without the marks of modules that are compiled one by one."""
-    return name.replace("_orig_mod.", "")
+def _change(override: Any) -> Override:
+    if isinstance(override, tuple) and len(override) in (2, 3, 4):
+        change = Override(*override)
+        if isinstance(change.pattern, str) and isinstance(change.role, Role | None):
+            return change
+    raise LichenError(
+        f"optimizer table: {override!r} is no override; give a list of (pattern, Role(...)) tuples or "
+        "Override(...)s"
+    )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of `torch.compile` and data parallelism."""
+    while True:
+        if isinstance(model, nn.DataParallel | DistributedDataParallel):
+            model = model.module
+        elif (compiled := getattr(model, "_orig_mod", None)) is not None:
+            model = compiled
+        else:
+            return model
+
+
+def _plain(name: str) -> str:
+    """The name without the marks of wrappers inside the model."""
+    for mark in WRAPPERS:
+        name = name.replace(mark, "")
+    return name
 
 
 def _stated_roles(model: nn.Module, names: Iterable[list[str]]) -> Mapping[str, Role]:
     """First name of every parameter -> role."""
     parameter_roles: Callable[[], Mapping[str, Role]] | None = getattr(model, "parameter_roles", None)
     given = infer_roles(model) if parameter_roles is None else parameter_roles()
-    stated = {_uncompiled(name): role for name, role in given.items()}
+    stated = {_plain(name): role for name, role in given.items()}
     roles: dict[str, Role] = {}
     missing: list[str] = []
     for aliases in names:
         known = [stated[name] for name in aliases if name in stated]
-        if known:
-            roles[aliases[0]] = known[0]
+        if known:  # a weight that is tied to an embedding is one, whatever it is called first
+            roles[aliases[0]] = next((role for role in known if role.kind == "embedding"), known[0])
         else:
             missing.append(aliases[0])
     if missing:

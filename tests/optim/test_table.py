@@ -1,11 +1,18 @@
 """Which matrices the parameters of a model hold: ours, transformers', and plain PyTorch modules."""
 
+import re
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils.parametrizations import weight_norm
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    DeepseekV4Config,
+    DeepseekV4ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GptOssConfig,
@@ -14,8 +21,14 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     Phi3Config,
     Phi3ForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+    VitDetConfig,
+    VitDetModel,
 )
 
 from lichen.errors import LichenError
@@ -46,6 +59,12 @@ def shapes(table: ParameterTable, name: str, per_head: bool = False) -> list[tup
 
 def kinds(table: ParameterTable) -> dict[str, str]:
     return {row.name: row.role.kind for row in table}
+
+
+def tiny_llama(**changes: Any) -> LlamaForCausalLM:
+    sizes: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, num_hidden_layers=1, **changes))
 
 
 def test_stated_roles_cover_every_parameter_once() -> None:
@@ -86,13 +105,35 @@ def test_overrides_first_match_counts() -> None:
         "2.weight": (1.5e-4, 0.0),
         "2.bias": (3e-4, 0.1),
     }
-    with pytest.raises(LichenError, match=r"no parameter is left for the override 2\.\*"):
-        parameter_table(model, [("*", Role("vector")), ("2.*", Role("vector"))])
+    for pattern in ("2.*", "*"):
+        with pytest.raises(LichenError, match=f"no parameter is left for the override {re.escape(pattern)}"):
+            parameter_table(model, [("*", Role("vector")), (pattern, Role("matrix"))])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([("up.weight", "vector")], r"\('up\.weight', 'vector'\) is no override"),
+        ([Role("vector")], "is no override"),
+        (("up.weight", Role("vector")), "'up.weight' is no override"),
+        ({"up.weight": Role("vector")}, "'up.weight' is no override"),
+        ([Override("up.weight", lr_scale=-1.0)], r"up\.weight has lr_scale -1\.0; it must be 0 or more"),
+        ([Override("up.weight", weight_decay=0.5)], r"weight_decay 0\.5; it only switches"),
+    ],
+)
+def test_what_is_no_override_is_refused(overrides: Any, words: str) -> None:
+    model = Tagged({"up.weight": Role("matrix"), "down.weight": Role("matrix")})
+    with pytest.raises(LichenError, match=words):
+        parameter_table(model, overrides)
 
 
 @pytest.mark.parametrize(
     ("role", "words"),
     [
+        (Role("matrices"), r"kind 'matrices'; choose one of matrix, embedding"),  # type: ignore[arg-type]
+        (Role("matrix", layout="cols"), "layout 'cols'; choose one of rows, columns"),  # type: ignore[arg-type]
+        (Role("matrix", heads=0), r"splits \(\) and 0 heads; all of these must be 1 or more"),
+        (Role("matrix", splits=(0, 6)), r"splits \(0, 6\)"),
         (Role("matrix", splits=(4, 4)), r"has 6 rows, but its splits \(4, 4\) add up to 8"),
         (Role("matrix", heads=4), "has 6 rows, which 4 heads cannot share"),
         (Role("matrix", splits=(3, 3), heads=2), "both splits and heads"),
@@ -113,15 +154,7 @@ def test_a_vector_cannot_be_a_matrix() -> None:
 
 
 def test_frozen_parameters_are_left_out_and_tied_ones_appear_once() -> None:
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
+    model = tiny_llama(tie_word_embeddings=True)
     model.model.norm.weight.requires_grad_(False)
     found = kinds(parameter_table(model))
     assert found["model.embed_tokens.weight"] == "embedding"
@@ -129,6 +162,12 @@ def test_frozen_parameters_are_left_out_and_tied_ones_appear_once() -> None:
     assert "model.norm.weight" not in found
     tied = parameter_table(model, [("lm_head.weight", Role("head"))])
     assert kinds(tied)["model.embed_tokens.weight"] == "head"
+
+
+def test_a_weight_that_is_tied_to_an_embedding_is_one() -> None:
+    model = nn.ModuleDict({"up": nn.Linear(4, 10), "down": nn.Linear(10, 4), "embed": nn.Embedding(10, 4)})
+    model["embed"].weight = model["up"].weight
+    assert kinds(parameter_table(model))["up.weight"] == "embedding"
 
 
 def test_deepseek_v3_of_transformers() -> None:
@@ -255,28 +294,110 @@ def test_entrywise_factors_are_no_matrices() -> None:
 
 def test_convolutions() -> None:
     model = nn.Sequential(
+        nn.Conv2d(1, 3, 3),
         nn.Conv2d(3, 8, 3),
         nn.BatchNorm2d(8),
         nn.Conv2d(8, 8, 3, groups=8),
-        nn.Conv1d(8, 6, 5, groups=2),
+        nn.ConvTranspose2d(8, 8, 2),
+        nn.ConvTranspose2d(8, 16, 2, groups=8),
+        nn.Conv1d(16, 6, 5, groups=2),
+        nn.Conv1d(6, 1, 5),
         nn.Flatten(),
         nn.Linear(6, 4),
     )
     table = parameter_table(model)
-    assert shapes(table, "0.weight") == [(1, 8, 27)]
-    assert shapes(table, "3.weight") == [(1, 3, 20), (1, 3, 20)]
-    assert kinds(table) == {
+    assert shapes(table, "0.weight") == [(1, 3, 9)]
+    assert shapes(table, "1.weight") == [(1, 8, 27)]
+    assert shapes(table, "4.weight") == [(1, 8, 32)]
+    assert shapes(table, "6.weight") == [(1, 3, 40), (1, 3, 40)]
+    assert {name: kind for name, kind in kinds(table).items() if kind != "bias"} == {
         "0.weight": "matrix",
-        "0.bias": "bias",
-        "1.weight": "norm",
-        "1.bias": "bias",
-        "2.weight": "vector",
-        "2.bias": "bias",
-        "3.weight": "matrix",
-        "3.bias": "bias",
-        "5.weight": "head",
-        "5.bias": "bias",
+        "1.weight": "matrix",
+        "2.weight": "norm",
+        "3.weight": "vector",
+        "4.weight": "matrix",
+        "5.weight": "vector",
+        "6.weight": "matrix",
+        "7.weight": "vector",
+        "9.weight": "head",
     }
+    grouped = parameter_table(nn.Conv2d(64, 64, 3, groups=32, bias=False))
+    assert str(grouped).splitlines()[1].endswith("32 x (2, 18)")
+
+
+def test_a_weight_norms_parts_are_those_of_its_layer() -> None:
+    model = nn.ModuleDict({"conv": weight_norm(nn.Conv1d(4, 8, 3)), "qkv": weight_norm(nn.Linear(8, 24))})
+    model["out"] = weight_norm(nn.Linear(8, 5))
+    table = parameter_table(model)
+    found = kinds(table)
+    assert {kind for name, kind in found.items() if name.endswith("original0")} == {"vector"}
+    assert shapes(table, "conv.parametrizations.weight.original1") == [(1, 8, 12)]
+    assert shapes(table, "qkv.parametrizations.weight.original1") == [(1, 8, 8)] * 3
+    assert found["out.parametrizations.weight.original1"] == "head"
+
+
+def test_gates_of_recurrent_layers_are_matrices_of_their_own() -> None:
+    lstm = parameter_table(nn.LSTM(3, 8, proj_size=4))
+    assert shapes(lstm, "weight_ih_l0") == [(1, 8, 3)] * 4
+    assert shapes(lstm, "weight_hh_l0") == [(1, 8, 4)] * 4
+    assert shapes(lstm, "weight_hr_l0") == [(1, 4, 8)]
+    assert shapes(parameter_table(nn.GRUCell(3, 8)), "weight_hh") == [(1, 8, 8)] * 3
+    assert shapes(parameter_table(nn.RNN(3, 8)), "weight_hh_l0") == [(1, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("model", "heads"),
+    [
+        (nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3), nn.LogSoftmax(-1)), {"1.weight"}),
+        (nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.Dropout(), nn.Linear(6, 3))), {"1.1.weight"}),
+        (nn.ModuleDict({"net": nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))}), {"net.1.weight"}),
+        (nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6)), set()),
+        (nn.TransformerEncoderLayer(8, 2), set()),
+        (nn.Linear(4, 6), set()),
+    ],
+)
+def test_the_linear_layer_that_comes_last_is_the_output_layer(model: nn.Module, heads: set[str]) -> None:
+    assert {name for name, kind in kinds(parameter_table(model)).items() if kind == "head"} == heads
+
+
+def test_more_models_of_transformers() -> None:
+    small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    special: dict[str, Any] = {
+        "pad_token_id": 0,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    grouped: dict[str, Any] = {
+        "head_dim": 8,
+        "o_groups": 2,
+        "o_lora_rank": 8,
+        "q_lora_rank": 16,
+        "n_routed_experts": 4,
+    }
+    with torch.device("meta"):
+        bert = ModernBertForMaskedLM(
+            ModernBertConfig(**small, **special, vocab_size=64, intermediate_size=48)
+        )
+        resnet = ResNetForImageClassification(ResNetConfig(depths=[1], hidden_sizes=[8], embedding_size=4))
+        vit = VitDetModel(VitDetConfig(**small, image_size=32, use_relative_position_embeddings=True))
+        v4 = DeepseekV4ForCausalLM(DeepseekV4Config(**small, **grouped, vocab_size=64))
+    assert shapes(parameter_table(bert), "model.layers.0.mlp.Wi.weight") == [(1, 48, 32)] * 2
+    assert kinds(parameter_table(resnet))["classifier.1.weight"] == "head"
+    assert kinds(parameter_table(vit))["encoder.layer.0.attention.rel_pos_h"] == "embedding"
+    assert shapes(parameter_table(v4), "model.layers.0.self_attn.o_a_proj.weight") == [(1, 8, 16)] * 2
+
+
+def test_weights_without_a_shape_are_refused() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(LichenError, match=r"0\.weight has no shape before the model's first forward pass"):
+        parameter_table(model)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[1].weight = nn.Parameter(torch.zeros(8))  # as FullyShardedDataParallel leaves it
+    with pytest.raises(LichenError, match=r"1\.weight has been flattened to shape \(8,\)"):
+        parameter_table(model)
+    assert kinds(parameter_table(nn.Linear(0, 4)))["weight"] == "vector"
 
 
 def test_memory_that_cannot_be_viewed_is_refused() -> None:
@@ -294,12 +415,40 @@ def test_heads_are_split_on_demand() -> None:
     assert shapes(table, "up.weight", per_head=True) == [(3, 2, 4)]
 
 
-def test_names_do_not_know_about_compilation() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+def test_heads_of_transformers_models() -> None:
+    attention = "model.layers.0.self_attn"
+    table = parameter_table(tiny_llama())
+    assert shapes(table, f"{attention}.q_proj.weight", per_head=True) == [(4, 4, 16)]
+    assert shapes(table, f"{attention}.k_proj.weight", per_head=True) == [(2, 4, 16)]
+    assert shapes(table, f"{attention}.o_proj.weight", per_head=True) == [(1, 16, 16)]
+
+
+def test_names_do_not_know_about_wrappers() -> None:
+    """Nor do roles: the output layer is found behind them too."""
+    model = tiny_llama()
     plain = str(parameter_table(model))
     assert str(parameter_table(torch.compile(model))) == plain
-    model[0] = torch.compile(model[0])
+    assert str(parameter_table(torch.compile(nn.DataParallel(model)))) == plain
+    assert str(parameter_table(checkpoint_wrapper(model))) == plain
+    model.model.layers[0] = checkpoint_wrapper(torch.compile(model.model.layers[0]))
     assert str(parameter_table(model)) == plain
+
+
+def test_models_inside_of_other_modules() -> None:
+    """As in a Lightning module: names are longer, roles the same, and those of Lichen's parts their own."""
+    model = tiny_llama()
+    inside = parameter_table(
+        nn.ModuleDict({"loss": nn.CrossEntropyLoss(), "net": model, "aux": nn.Linear(16, 1)})
+    )
+    assert kinds(inside)["net.lm_head.weight"] == "head"
+    layer = LayerSpec(MLA(2, 16, 8, 8, 4, 8), MoE(Router(4, 2), 8, n_shared_experts=1))
+    ours = Transformer(
+        ModelSpec(
+            "deepseek_v3", 64, 32, (layer,), rope=Rope(1e4, interleaved=True), max_position_embeddings=64
+        )
+    )
+    inside = parameter_table(nn.ModuleDict({"net": ours}))
+    assert {row.name.removeprefix("net."): row.role for row in inside} == ours.parameter_roles()
 
 
 def test_printed_table() -> None:
