@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lichen.errors import LichenError
 from lichen.optim.sharded import local, max_over_ranks, row_range
+from lichen.optim.table import plain_name, unwrapped
 from lichen.spec.model import GQA, MLA
 
 
@@ -30,7 +31,7 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
     """
     if not tau > 0:
         raise LichenError(f"QK-clip: tau is {tau}; it must be greater than 0")
-    modules = dict(model.named_modules())
+    modules = {plain_name(name): module for name, module in unwrapped(model).named_modules()}
     largest = {}
     for name, logits in max_logits.items():
         spec = getattr(modules.get(name), "spec", None)

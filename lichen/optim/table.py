@@ -23,7 +23,7 @@ from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.sharded import holds_whole_matrices, local
 
 # What modules that wrap another one add to the names of its parameters.
-WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,10 +224,10 @@ def parameter_table(
     model's own `parameter_roles()` does not cover, for roles of parameters that do not exist, and for
     overrides that decide nothing.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(_plain(name))
+        names.setdefault(parameter, []).append(plain_name(name))
     roles = _stated_roles(model, names.values())
 
     changes = [_change(override) for override in overrides]
@@ -263,7 +263,7 @@ def _change(override: Any) -> Override:
     )
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside of `torch.compile` and data parallelism."""
     while True:
         if isinstance(model, nn.DataParallel | DistributedDataParallel):
@@ -274,7 +274,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """The name without the marks of wrappers inside the model."""
     for mark in WRAPPERS:
         name = name.replace(mark, "")
@@ -285,7 +285,7 @@ def _stated_roles(model: nn.Module, names: Iterable[list[str]]) -> Mapping[str, 
     """First name of every parameter -> role."""
     parameter_roles: Callable[[], Mapping[str, Role]] | None = getattr(model, "parameter_roles", None)
     given = infer_roles(model) if parameter_roles is None else parameter_roles()
-    stated = {_plain(name): role for name, role in given.items()}
+    stated = {plain_name(name): role for name, role in given.items()}
     roles: dict[str, Role] = {}
     missing: list[str] = []
     for aliases in names:

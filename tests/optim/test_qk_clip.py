@@ -108,6 +108,13 @@ def test_a_clipped_step_ends_near_tau() -> None:
     torch.testing.assert_close(largest_logits(model)[NAME], torch.full((HEADS,), 5.0), rtol=0.01, atol=0)
 
 
+def test_a_compiled_model_is_clipped_by_its_plain_names() -> None:
+    model = build(ATTENTION["mla"])
+    model.model.layers[0] = torch.compile(model.model.layers[0], backend="eager")
+    logits = {NAME: torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    assert qk_clip(torch.compile(model, backend="eager"), logits, tau=2.0) == {NAME: 2}
+
+
 @pytest.mark.parametrize(
     ("name", "logits", "tau", "words"),
     [
