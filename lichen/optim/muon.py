@@ -113,7 +113,8 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        self.sent_bytes = 0
+        if self.sent_bytes:  # torch.compile of PyTorch 2.11 cannot set an attribute of an optimizer
+            self.sent_bytes = 0
         for group in self.param_groups:
             rows: dict[str, list[Row]] = {"muon": [], "sinkhorn": [], "adamw": []}
             for parameter in group["params"]:
