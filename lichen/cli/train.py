@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,10 +33,9 @@ def train(
 ) -> None:
     """Train a model, or continue: `lichen train recipes/demo.toml`, then `lichen train runs/demo`."""
     with _ends_at_once():
-        from rich.console import Console
-
         from lichen.errors import LichenError
         from lichen.train.loop import train as train_run
+        from lichen.train.progress import training_console
         from lichen.train.recipe import read_recipe
         from lichen.train.run import open_run, start_run
 
@@ -56,12 +55,10 @@ def train(
     else:
         raise LichenError(f"{target} is the folder of a run and is continued there; leave --out away")
 
-    console = Console(highlight=False)
-    stopped_by = train_run(run, console)
+    stopped_by = train_run(run, training_console())
     if stopped_by is not None:
-        console.print(
-            f"stopped and saved; go on with: lichen train {run.folder}", markup=False, soft_wrap=True
-        )
+        with suppress(OSError):  # a closed terminal
+            print(f"stopped and saved; go on with: lichen train {run.folder}", file=sys.stderr)
         sys.exit(128 + stopped_by)
 
 

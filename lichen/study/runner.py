@@ -8,20 +8,18 @@ What one run does wrong stays in its process. A study that was killed goes on wh
 
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lichen.errors import LichenError
 from lichen.files import disk_errors
 from lichen.study.plan import Point, Study, point
 from lichen.study.results import best_labels, is_over, result
+from lichen.train.lock import locked
+from lichen.train.loop import stop_signals
 from lichen.train.run import Run, start_run
 
 PAUSE = 0.2
@@ -37,7 +35,7 @@ def run_study(
     a run of another recipe. Ctrl-C, SIGTERM and SIGHUP are passed on to the runs at work, which finish their
     step and save; then the process exits with 128 + the signal.
     """
-    with _locked(folder) as lock:
+    with locked(folder, ", or a run that it has left behind,") as lock:
         runs = [(each, start_run(each.recipe, folder / "runs" / each.folder_name)) for each in points]
         _train(runs, study, lock, tell)
         if study.best_seeds:
@@ -61,8 +59,9 @@ def _train(runs: Sequence[tuple[Point, Run]], study: Study, lock: int, tell: Cal
     if skipped := len(runs) - len(waiting):
         tell(f"{skipped} of {len(runs)} runs are finished already")
     running: dict[str, tuple[Run, subprocess.Popen[bytes]]] = {}
+    came: list[int] = []  # an exception at that moment could lose sight of a run that is just being started
     try:
-        with _signals() as came:
+        with stop_signals(came.append):
             while waiting or running:
                 if came:
                     sys.exit(128 + came[0])
@@ -82,22 +81,6 @@ def _train(runs: Sequence[tuple[Point, Run]], study: Study, lock: int, tell: Cal
     finally:
         for _, process in running.values():
             process.wait()
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Those that ask for an end, as they come; an exception at that moment could lose sight of a run that is
-    just being started. What is ignored stays ignored, as under `nohup`."""
-    came: list[int] = []
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in wanted}
-    for number in (number for number in wanted if before[number] is not signal.SIG_IGN):
-        signal.signal(number, lambda number, _: came.append(number))
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _start(run: Run, threads: int, lock: int) -> subprocess.Popen[bytes]:
@@ -122,18 +105,3 @@ def _outcome(run: Run) -> str:
         return "finished"
     said = (run.folder / "train.log").read_text("utf-8", errors="replace").strip().splitlines()
     return f"failed: {said[-1] if said else 'without a word'}"
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("ab")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LichenError(
-                f"a study, or a run that it has left behind, is at work in {folder}; wait until it has ended"
-            ) from None
-        yield file.fileno()

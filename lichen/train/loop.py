@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
 
 from rich.console import Console
 
 from lichen.errors import LichenError, is_out_of_memory
 from lichen.files import write_text
 from lichen.train.checkpoint import newest_good, step_of
+from lichen.train.lock import locked
 from lichen.train.metrics import MetricsLog, StepMetrics
 from lichen.train.progress import Progress
 from lichen.train.report import write_report
-from lichen.train.run import Run
+from lichen.train.run import Run, open_run
 from lichen.train.trainer import Diverged, Trainer
 
 
@@ -24,66 +25,79 @@ def train(run: Run, console: Console) -> signal.Signals | None:
     """Train `run` from its newest good checkpoint, or from the beginning, to its last step; then report.
 
     Returns the signal that stopped it early, with a checkpoint saved, or None at the end. Raises LichenError
-    for a loss that is not finite, memory that does not suffice, a full disk, and checkpoints of which none
-    is good; what was saved before stays.
+    for a loss that is not finite, memory that does not suffice, a full disk, checkpoints of which none is
+    good, and a run that another process trains; what was saved before stays.
     """
-    steps = run.recipe.train.steps
-    with (
-        Progress(run.folder.resolve().name, steps, console) as progress,
-        StopRequest(progress.note) as stop,
-    ):
-        checkpoint = _last_checkpoint(run, progress)
-        trainer = Trainer(run, checkpoint)
-        run.divergence.unlink(missing_ok=True)
-        with MetricsLog(run.folder, trainer.step) as log:
-            while trainer.step < steps and stop.signal is None:
-                try:
-                    metrics = _step(trainer)
-                except Exception as error:
-                    if isinstance(error, Diverged):
-                        write_text(run.divergence, f"{error}\n")
-                    raise _explained(error, run, trainer.step, checkpoint) from error
-                log.append(metrics)
-                progress.update(metrics)
-                if _due(run.recipe.checkpoint.every, trainer.step, steps):
-                    log.sync()
-                    checkpoint = trainer.save()
-            if trainer.step > (step_of(checkpoint) if checkpoint else 0):
-                log.sync()
-                trainer.save()
-        if trainer.step < steps:
-            return stop.signal
-    console.print(_report(run), markup=False, highlight=False, soft_wrap=True)
-    return None
+    with locked(run.folder):
+        if open_run(run.folder) != run:
+            raise LichenError(f"another process has just changed {run.folder}; give the same command again")
+        stopped_by = _take_steps(run, console)
+        if stopped_by is None:
+            console.print(_report(run), markup=False, highlight=False, soft_wrap=True)
+    return stopped_by
 
 
 class StopRequest:
-    """While active, Ctrl-C and SIGTERM ask the run to finish its step and save; a second one ends it."""
+    """Takes the first signal as a request to finish the step and save; another Ctrl-C or SIGTERM ends it.
+
+    A closed terminal sends SIGHUP more than once, and a reader who has left SIGPIPE at every write.
+    """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.signal: signal.Signals | None = None
         self._tell = tell
 
-    def __enter__(self) -> StopRequest:
-        self._before = {
-            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+    def __call__(self, number: int) -> None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            self._tell("finishing this step, then saving; once more stops at once and saves nothing")
+        elif number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
-        self._tell("finishing this step, then saving; once more stops at once and saves nothing")
+
+
+@contextmanager
+def stop_signals(handler: Callable[[int], object]) -> Iterator[None]:
+    """While active, `handler` is called with what asks for an end: Ctrl-C, SIGTERM, SIGHUP of a terminal that
+    is closed, SIGPIPE of a reader who has left. What is ignored stays ignored, as under `nohup`."""
+    wanted = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    wanted = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+    wanted.append(signal.SIGPIPE)  # which Python itself ignores
+    before = {number: signal.signal(number, lambda number, _: handler(number)) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 # ------------------------------------------------------------------------------------------------ details
+
+
+def _take_steps(run: Run, console: Console) -> signal.Signals | None:
+    steps = run.recipe.train.steps
+    with Progress(run.folder.resolve().name, steps, console) as progress:
+        stop = StopRequest(progress.note)
+        with stop_signals(stop):
+            checkpoint = _last_checkpoint(run, progress)
+            trainer = Trainer(run, checkpoint)
+            run.divergence.unlink(missing_ok=True)
+            with MetricsLog(run.folder, trainer.step) as log:
+                while trainer.step < steps and stop.signal is None:
+                    try:
+                        metrics = _step(trainer)
+                    except Exception as error:
+                        if isinstance(error, Diverged):
+                            write_text(run.divergence, f"{error}\n")
+                        raise _explained(error, run, trainer.step, checkpoint) from error
+                    log.append(metrics)
+                    progress.update(metrics)
+                    if _due(run.recipe.checkpoint.every, trainer.step, steps):
+                        log.sync()
+                        checkpoint = trainer.save()
+                if trainer.step > (step_of(checkpoint) if checkpoint else 0):
+                    log.sync()
+                    trainer.save()
+    return stop.signal if trainer.step < steps else None
 
 
 def _last_checkpoint(run: Run, progress: Progress) -> Path | None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from collections.abc import Callable
+from io import TextIOWrapper
 from types import TracebackType
+from typing import IO, Any, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -132,6 +137,38 @@ class Progress:
             clipped = "" if metrics.clipped_heads is None else f", {metrics.clipped_heads} heads clipped"
             rows.append(("largest logit", f"{metrics.max_logit:.1f}{clipped}"))
         return rows
+
+
+class Output:
+    """A stream for a console that must not end a training: what `stream` cannot take any more, because its
+    reader has left, its terminal is closed or its disk is full, is dropped, and so is all that follows."""
+
+    def __init__(self, stream: TextIOWrapper) -> None:
+        stream.reconfigure(errors="backslashreplace")
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        self._attempt(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, act: Callable[..., Any], *arguments: str) -> None:
+        try:
+            act(*arguments)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        except RuntimeError:
+            pass  # what a signal handler says in the midst of a write, which nobody can enter twice
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def training_console() -> Console:
+    """On standard output, where there is one."""
+    output = Output(sys.stdout) if isinstance(sys.stdout, TextIOWrapper) else None
+    return Console(file=cast("IO[str] | None", output), highlight=False)
 
 
 def format_duration(seconds: float) -> str:

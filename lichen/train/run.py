@@ -5,6 +5,7 @@ RUN/config.json     the model                    RUN/tensorboard/    the same, f
 RUN/tokenizer.json  its tokens                   RUN/checkpoints/    see `lichen.train.checkpoint`
 RUN/data.json       the manifest of its data     RUN/report.html     written at the end
 RUN/run.json        format, machine, versions    RUN/plots/          its figures
+RUN/lock            who trains, see `lichen.train.lock`
 
 Only training itself reads the data again: what has been trained can be used and exported without them.
 """
@@ -12,8 +13,6 @@ Only training itself reads the data again: what has been trained can be used and
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,7 +27,7 @@ from lichen.data.dataset import TokenDataset
 from lichen.data.manifest import TOKENIZER_FILE, Manifest, read_json, write_json
 from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
-from lichen.files import atomic_write, disk_errors, sync_folder, write_text
+from lichen.files import atomic_write, disk_errors, write_text
 from lichen.nn.implemented import require_implemented
 from lichen.nn.roles import Role
 from lichen.nn.transformer import Transformer
@@ -41,6 +40,7 @@ from lichen.spec.families.fields import shown
 from lichen.spec.model import ModelSpec
 from lichen.spec.named import named_models
 from lichen.train.checkpoint import FORMAT_VERSION, check_format_version
+from lichen.train.lock import LOCK_FILE, locked
 from lichen.train.recipe import Recipe, differences, is_fixed, read_recipe, unknown_field, write_recipe
 
 DATA_FILE = "data.json"
@@ -73,6 +73,10 @@ class Run:
         """A sentence that tells where the run diverged; no such file unless it did."""
         return self.folder / "diverged.txt"
 
+    @property
+    def has_steps(self) -> bool:
+        return self.checkpoints.exists() or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+
 
 def is_run(folder: Path) -> bool:
     return (folder / "recipe.toml").is_file() and (folder / "run.json").is_file()
@@ -81,13 +85,12 @@ def is_run(folder: Path) -> bool:
 def start_run(recipe: Recipe, folder: Path) -> Run:
     """The run of `recipe` in `folder`: a new one, or the one already there if it is of the same recipe.
 
-    Raises LichenError when the folder holds something else (it says what differs), and when the recipe, the
-    model and the data do not fit together; then no folder is made.
+    A run that has made no step yet is begun anew, of whatever recipe it was. Raises LichenError when the
+    folder holds something else (it says what differs) or another process trains there, and when the recipe,
+    the model and the data do not fit together; then no folder is made.
     """
     recipe, spec, dataset = resolve(recipe)
-    if is_run(folder):
-        return _same_run(open_run(folder), recipe, spec)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not _is_ours(folder):
         raise LichenError(f"{folder} exists and is not a run; choose another --out")
     facts = {
         "format_version": FORMAT_VERSION,
@@ -95,26 +98,28 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(default_device()),
     }
-    # Built aside and renamed: a folder is a whole run or none.
-    aside = folder.with_name(f".{folder.name}.starting")
-    with disk_errors(folder):
-        shutil.rmtree(aside, ignore_errors=True)
-        write_text(aside / "config.json", _json(write_config(spec)))
-        write_json(aside / DATA_FILE, dataset.manifest)
-        with atomic_write(aside / TOKENIZER_FILE) as file:
+    run = Run(folder, recipe, spec, dataset.manifest, facts)
+    with locked(folder):
+        if run.has_steps:
+            return _same_run(open_run(folder), recipe, spec)
+        # The recipe goes first and comes last: a folder is a whole run or none.
+        with disk_errors(folder):
+            (folder / "recipe.toml").unlink(missing_ok=True)
+            run.divergence.unlink(missing_ok=True)
+        write_text(folder / "run.json", _json(facts))
+        write_text(folder / "config.json", _json(write_config(spec)))
+        write_json(folder / DATA_FILE, dataset.manifest)
+        with atomic_write(run.tokenizer) as file:
             file.write(dataset.tokenizer_path.read_bytes())
-        write_text(aside / "run.json", _json(facts))
-        write_recipe(recipe, aside / "recipe.toml")
-        os.rename(aside, folder)
-        sync_folder(folder.parent)
-    return Run(folder, recipe, spec, dataset.manifest, facts)
+        write_recipe(recipe, folder / "recipe.toml")
+    return run
 
 
 def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     """The run in `folder`, with `overrides` applied to its recipe and kept there.
 
     Raises LichenError for a folder that is not a run, is of a newer Lichen, or is asked to change what
-    cannot change once a run has begun.
+    cannot change once a run has begun, or while another process trains there.
     """
     if not is_run(folder):
         raise LichenError(f"{folder} is not a run; it has no recipe.toml and run.json")
@@ -125,17 +130,7 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     check_format_version(version, folder)
     spec = read_config(_read_json(folder / "config.json"))
     manifest = _read_manifest(folder)
-    recipe = read_recipe(folder / "recipe.toml")
-    if overrides:
-        changed = read_recipe(folder / "recipe.toml", overrides)
-        for key, (new, old) in differences(changed, recipe).items():
-            if is_fixed(key):
-                raise LichenError(
-                    f"{key} is {shown(old)} in the run {folder} and cannot become {shown(new)}: the run's "
-                    "weights and place in the data depend on it. Start a new run with another --out"
-                )
-        recipe = changed
-        write_recipe(recipe, folder / "recipe.toml")
+    recipe = _changed_recipe(folder, overrides) if overrides else read_recipe(folder / "recipe.toml")
     return Run(folder, recipe, spec, manifest, facts)
 
 
@@ -234,6 +229,30 @@ def _check_fit(recipe: Recipe, spec: ModelSpec, dataset: TokenDataset) -> None:
                 f"the weights in {recipe.model.weights} belong to another tokenizer than the data in "
                 f"{dataset.folder}; prepare the data with --tokenizer {tokenizer}"
             )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether `folder` is a run, the beginning of one that something cut short, or nothing yet."""
+    if is_run(folder) or not folder.exists():
+        return True
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return names <= {LOCK_FILE} or names >= {LOCK_FILE, "run.json"}
+
+
+def _changed_recipe(folder: Path, overrides: Sequence[str]) -> Recipe:
+    path = folder / "recipe.toml"
+    with locked(folder):
+        changed = read_recipe(path, overrides)
+        for key, (new, old) in differences(changed, read_recipe(path)).items():
+            if is_fixed(key):
+                raise LichenError(
+                    f"{key} is {shown(old)} in the run {folder} and cannot become {shown(new)}: the run's "
+                    "weights and place in the data depend on it. Start a new run with another --out"
+                )
+        write_recipe(changed, path)
+    return changed
 
 
 def _same_run(run: Run, recipe: Recipe, spec: ModelSpec) -> Run:

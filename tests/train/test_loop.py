@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -151,23 +152,50 @@ def test_a_run_killed_before_its_first_save_begins_again(
     assert_same_outcome(hit, calm)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Also where the tests themselves run under `nohup` or in the background of a script."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, former in before.items():
+        signal.signal(number, former)
+
+
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [signal.SIGINT],
+        [signal.SIGTERM],
+        [signal.SIGHUP, signal.SIGHUP],  # from the kernel and from the shell, as a terminal closes
+        [signal.SIGPIPE, signal.SIGPIPE],
+    ],
+)
 def test_a_signal_saves_and_the_run_goes_on_from_there(
-    make_recipe, tmp_path: Path, console: Console, monkeypatch, number: signal.Signals
+    make_recipe, tmp_path: Path, console: Console, monkeypatch, numbers: list[signal.Signals]
 ):
     calm = start_run(make_recipe(), tmp_path / "calm")
     train(calm, console)
     stopped = start_run(make_recipe(), tmp_path / "stopped")
-    handler = signal.getsignal(number)
+    handler = signal.getsignal(numbers[0])
     with monkeypatch.context() as patch:
-        at_step(patch, 3, lambda trainer: os.kill(os.getpid(), number))
-        assert train(stopped, console) == number
-    assert signal.getsignal(number) is handler
+        at_step(patch, 3, lambda trainer: [os.kill(os.getpid(), number) for number in numbers])
+        assert train(stopped, console) == numbers[0]
+    assert signal.getsignal(numbers[0]) is handler
     assert step_of(newest_good(stopped.checkpoints)[0]) == 3
     assert train(stopped, console) is None
     assert_same_outcome(stopped, calm)
 
 
+@pytest.mark.usefixtures("default_signals")
+def test_what_is_ignored_stays_ignored(run: Run, console: Console, monkeypatch):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    at_step(monkeypatch, 3, lambda trainer: os.kill(os.getpid(), signal.SIGHUP))
+    assert train(run, console) is None
+
+
+@pytest.mark.usefixtures("default_signals")
 def test_a_second_signal_stops_at_once(run: Run, console: Console, monkeypatch):
     def twice(trainer: Trainer) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -268,21 +296,58 @@ def test_a_full_disk_while_saving_keeps_the_earlier_checkpoint(run: Run, console
     assert train(run, console) is None
 
 
-def test_ctrl_c_at_the_command_line(make_recipe, tmp_path: Path):
-    run = start_run(make_recipe("train.steps=100000", "eval.every=0", "sample.every=0"), tmp_path / "run")
+@pytest.fixture
+def at_work(make_recipe, tmp_path: Path) -> Iterator[tuple[Run, subprocess.Popen[str]]]:
+    """A run and the command that trains it, which has printed its first step and saved none."""
+    never = ("eval.every=0", "sample.every=0", "checkpoint.every=0")
+    run = start_run(make_recipe("train.steps=100000", *never), tmp_path / "run")
     process = subprocess.Popen(
-        [sys.executable, "-c", "from lichen.cli.main import main; main()", "train", str(run.folder)],
+        [sys.executable, "-m", "lichen", "train", str(run.folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert process.stdout is not None
-    assert "step 1/" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert f"go on with: lichen train {run.folder}" in out
-    assert "Traceback" not in error
+    try:
+        assert process.stdout is not None
+        assert "step 1/" in process.stdout.readline()
+        yield run, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGPIPE])
+def test_ctrl_c_and_a_reader_who_leaves(at_work, number: signal.Signals):
+    run, process = at_work
+    if number == signal.SIGPIPE:
+        process.stdout.close()
+        process.stdout = None
+    else:
+        process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, error
+    assert error == f"stopped and saved; go on with: lichen train {run.folder}\n"
     checkpoint, damaged = newest_good(run.checkpoints)
     assert (step_of(checkpoint), damaged) == (read_metrics(run.metrics)[-1].step, [])
     assert json.loads((checkpoint / "state.json").read_text())["step"] == step_of(checkpoint)
+
+
+def test_a_second_process_is_refused_and_changes_nothing(at_work, console: Console):
+    run, process = at_work
+    for change in (train, lambda run, _: open_run(run.folder, ["train.steps=7"])):
+        with pytest.raises(LichenError, match=rf"process {process.pid} on .* is at work in {run.folder}"):
+            change(run, console)
+    assert process.poll() is None
+    assert open_run(run.folder) == run
+    process.kill()
+    process.wait()
+    assert open_run(run.folder, ["train.steps=7"]).recipe.train.steps == 7
+
+
+def test_a_run_that_was_begun_anew_meanwhile_is_not_trained_as_another(
+    run: Run, make_recipe, console: Console
+):
+    start_run(make_recipe("train.steps=7"), run.folder)
+    with pytest.raises(LichenError, match=f"has just changed {run.folder}"):
+        train(run, console)

@@ -1,12 +1,15 @@
 import io
 import itertools
+import os
+import signal
+import threading
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from lichen.train.metrics import Sample
-from lichen.train.progress import Progress, format_duration
+from lichen.train.progress import Output, Progress, format_duration
 
 
 def test_a_terminal_shows_everything_live(metrics_of, monkeypatch: pytest.MonkeyPatch):
@@ -46,6 +49,41 @@ def test_samples_and_notes_stay_as_they_are(metrics_of):
         progress.update(replace(metrics_of(1), samples=(Sample("def ", "f(x):\n    [/] = 1"),)))
     assert "[bold]a path that is longer than the line/x.y\n" in stream.getvalue()
     assert "def f(x):\n    [/] = 1" in stream.getvalue()
+
+
+def test_an_output_whose_disk_is_full_takes_everything():
+    with open("/dev/full", "w") as full:
+        output = Output(full)
+        for _ in range(2):
+            output.write("step 1\n")
+            output.flush()
+
+
+def test_a_signal_handler_may_write_in_the_midst_of_a_write():
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as pipe, os.fdopen(writing, "w") as stream:
+        output = Output(stream)
+        read = threading.Thread(target=lambda: [pipe.read(1 << 16) for _ in range(2)])
+
+        def note(*_: object) -> None:
+            output.write("finishing this step\n")
+            output.flush()
+            read.start()
+
+        before = signal.signal(signal.SIGALRM, note)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        output.write("x" * (2 << 16))  # blocks: no pipe takes so much, and nobody reads before the note
+        output.flush()
+        read.join()
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_output_that_knows_no_such_character_shows_its_number():
+    raw = io.BytesIO()
+    output = Output(io.TextIOWrapper(raw, "ascii"))
+    output.write("\ufffd\udc80")
+    output.flush()
+    assert raw.getvalue() == rb"\ufffd\udc80"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -6,8 +9,23 @@ import pytest
 from lichen.data.prepare import prepare
 from lichen.errors import LichenError
 from lichen.train.checkpoint import FORMAT_VERSION
-from lichen.train.recipe import read_recipe
-from lichen.train.run import is_run, open_run, start_run
+from lichen.train.lock import locked
+from lichen.train.metrics import MetricsLog, StepMetrics
+from lichen.train.recipe import Recipe, read_recipe
+from lichen.train.run import Run, is_run, open_run, start_run
+
+
+@pytest.fixture
+def begun(metrics_of: Callable[[int], StepMetrics], tmp_path: Path) -> Callable[[Recipe], Run]:
+    """The run of a recipe, with its first step made."""
+
+    def begin(recipe: Recipe) -> Run:
+        run = start_run(recipe, tmp_path / "run")
+        with MetricsLog(run.folder, 0) as log:
+            log.append(metrics_of(1))
+        return run
+
+    return begin
 
 
 def test_a_run_keeps_all_that_it_needs(make_recipe, data: Path, tmp_path: Path, monkeypatch):
@@ -24,24 +42,77 @@ def test_a_run_keeps_all_that_it_needs(make_recipe, data: Path, tmp_path: Path, 
     assert {"processor", "torch", "threads"} <= set(again.facts["machine"])
 
 
-def test_the_same_recipe_finds_its_run_again(make_recipe, tmp_path: Path):
-    run = start_run(make_recipe(), tmp_path / "run")
-    assert start_run(make_recipe(), tmp_path / "run") == run
+def test_the_same_recipe_finds_its_run_again(make_recipe, begun):
+    run = begun(make_recipe())
+    assert start_run(make_recipe(), run.folder) == run
 
 
-def test_another_recipe_is_refused_and_the_differences_named(make_recipe, tmp_path: Path):
-    start_run(make_recipe(), tmp_path / "run")
+def test_another_recipe_is_refused_and_the_differences_named(make_recipe, begun):
+    run = begun(make_recipe())
     with pytest.raises(LichenError, match=r"optimizer\.lr is 0\.01 there and 0\.02 here") as refusal:
-        start_run(make_recipe("optimizer.lr=0.02", "train.steps=7"), tmp_path / "run")
+        start_run(make_recipe("optimizer.lr=0.02", "train.steps=7"), run.folder)
     assert "train.steps is 6 there and 7 here" in str(refusal.value)
+    assert open_run(run.folder) == run
 
 
-def test_fields_of_a_described_model_are_compared_one_by_one(make_recipe, tmp_path: Path):
-    start_run(make_recipe(), tmp_path / "run")
+def test_fields_of_a_described_model_are_compared_one_by_one(make_recipe, begun):
+    run = begun(make_recipe())
     with pytest.raises(
         LichenError, match=r"model\.config\.rope_theta is 10000\.0 there and 500\.0 here\. Choose"
     ):
-        start_run(make_recipe("model.config.rope_theta=500.0"), tmp_path / "run")
+        start_run(make_recipe("model.config.rope_theta=500.0"), run.folder)
+
+
+def test_a_run_without_a_step_is_begun_anew(make_recipe, tmp_path: Path):
+    failed = start_run(make_recipe(), tmp_path / "run")
+    with MetricsLog(failed.folder, 0):
+        pass  # its first step did not fit into memory
+    failed.divergence.write_text("step 1: the loss is nan")
+    (failed.folder / "notes.txt").write_text("too wide")
+    mended = start_run(make_recipe("model.config.hidden_size=16", "train.steps=7"), failed.folder)
+    assert (mended.spec.hidden_size, mended.recipe.train.steps) == (16, 7)
+    assert open_run(failed.folder) == mended
+    assert not mended.divergence.exists()
+    assert (failed.folder / "notes.txt").read_text() == "too wide"
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json", "data.json", "tokenizer.json", "recipe.toml"])
+def test_a_start_that_was_cut_short_is_no_run_and_can_be_made_again(
+    make_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    def cut_short(source: str, target: Path) -> None:
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    start_run(make_recipe(), tmp_path / "run")
+    rename = os.replace
+    for folder in (tmp_path / "run", tmp_path / "new"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", cut_short)
+            with pytest.raises(LichenError, match="no space left on the disk"):
+                start_run(make_recipe("train.steps=7"), folder)
+        assert not is_run(folder)
+        assert start_run(make_recipe("train.steps=8"), folder) == open_run(folder)
+
+
+def test_a_run_that_lost_its_recipe_is_not_begun_anew(make_recipe, begun):
+    run = begun(make_recipe())
+    (run.folder / "recipe.toml").unlink()
+    with pytest.raises(LichenError, match="not a run"):
+        start_run(make_recipe(), run.folder)
+
+
+def test_what_another_process_holds_is_not_changed(make_recipe, tmp_path: Path):
+    run = start_run(make_recipe(), tmp_path / "run")
+    with locked(run.folder):
+        for change in (
+            lambda: start_run(make_recipe("train.steps=7"), run.folder),
+            lambda: open_run(run.folder, ["train.steps=7"]),
+        ):
+            with pytest.raises(LichenError, match="at work"):
+                change()
+        assert open_run(run.folder) == run
 
 
 def test_a_misspelt_field_of_the_model_is_refused(make_recipe, tmp_path: Path):
@@ -52,17 +123,17 @@ def test_a_misspelt_field_of_the_model_is_refused(make_recipe, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-def test_another_model_under_the_same_name_is_refused(make_recipe, tmp_path: Path):
+def test_another_model_under_the_same_name_is_refused(make_recipe, begun, tmp_path: Path):
     config = tmp_path / "config.json"
     values = make_recipe().model.config
     config.write_text(json.dumps(values))
     recipe = make_recipe().model_copy(
         update={"model": make_recipe().model.model_copy(update={"config": str(config)})}
     )
-    start_run(recipe, tmp_path / "run")
+    run = begun(recipe)
     config.write_text(json.dumps({**values, "hidden_size": 48}))
     with pytest.raises(LichenError, match="hidden_size is 32 there and 48 here"):
-        start_run(recipe, tmp_path / "run")
+        start_run(recipe, run.folder)
 
 
 def test_a_folder_that_is_not_a_run_is_left_alone(make_recipe, tmp_path: Path):

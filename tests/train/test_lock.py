@@ -1,0 +1,70 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lichen.errors import LichenError
+from lichen.train.lock import locked
+
+_HOLD = """
+import subprocess, sys
+from pathlib import Path
+from lichen.train.lock import locked
+
+with locked(Path(sys.argv[1]), ", or its child,") as lock:
+    fds = (lock,) if sys.argv[2:] else ()
+    child = subprocess.Popen(["sleep", "60"], pass_fds=fds, stdout=subprocess.DEVNULL)
+    print(child.pid, flush=True)
+    child.wait()
+"""
+
+
+def test_the_second_is_refused_until_the_first_is_killed(tmp_path: Path):
+    """Also while a child of the first lives, unless that was given the lock."""
+    for given in ([], ["given"]):
+        holder = subprocess.Popen(
+            [sys.executable, "-c", _HOLD, str(tmp_path), *given], stdout=subprocess.PIPE, text=True
+        )
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        try:
+            with (
+                pytest.raises(
+                    LichenError, match=rf"process {holder.pid} on .*, or its child, is at work in {tmp_path};"
+                ),
+                locked(tmp_path),
+            ):
+                pass
+            holder.send_signal(signal.SIGKILL)
+            holder.wait()
+            if given:
+                with pytest.raises(LichenError, match="or its child, is at work"), locked(tmp_path):
+                    pass
+            else:
+                with locked(tmp_path):
+                    pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_in_the_file_system_it_warns_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(UserWarning, match=f"{tmp_path} has no locks"), locked(tmp_path):
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(LichenError, match="inside WSL"), locked(tmp_path / "new"):
+        pass
+    assert not (tmp_path / "new").exists()
