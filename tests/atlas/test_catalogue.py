@@ -269,7 +269,9 @@ def test_what_is_no_model_file_is_refused(tmp_path, content):
 def test_nesting_without_end_is_refused_and_ends_no_process(tmp_path, level):
     path = tmp_path / "deep.yaml"
     path.write_text("title: fine\nscores:\n  " + level * 300_000)
-    with pytest.raises(LichenError, match=r"deep\.yaml:3: nested deeper than 100 levels$"):
+    # libyaml 0.2.6 has a limit of its own, and meets it first where it reads ahead.
+    refusals = r"nested deeper than 100 levels|not valid YAML: exceeded maximum nesting depth"
+    with pytest.raises(LichenError, match=rf"deep\.yaml:3: ({refusals})$"):
         read_model(path)
 
 
