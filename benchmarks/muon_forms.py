@@ -10,50 +10,77 @@ import torch
 from benchmarks.report import Report
 from lichen.ops.precision import matmul_dtype
 from lichen.optim.muon import CHUNK_ENTRIES
-from lichen.optim.newton_schulz import KELLER_JORDAN, method_for, orthogonalize
+from lichen.optim.newton_schulz import (
+    KELLER_JORDAN,
+    TOGETHER,
+    Form,
+    form_for,
+    orthogonalize,
+)
 
 SHORTER = (8, 16, 32, 64, 128, 256, 512, 1024)
 RATIOS = (1, 2, 3, 4, 8)
+TALL_RATIO = 2
 CPU = torch.device("cpu")
 
 
 def forms(report: Report, threads: int, rounds: int) -> None:
     """CPU ms of five steps on one chunk, all forms in turn; speeds over the plain form in bf16."""
-    key = f"forms, {threads} thread{'s' * (threads > 1)}"
-    report.heading(key)
     torch.set_num_threads(threads)
-    half = matmul_dtype(CPU)
+    key = f"forms, {threads} thread{'s' * (threads > 1)}"
+    dtypes = dict.fromkeys((matmul_dtype(CPU), torch.float32))
     variants = {
-        f"{str(dtype).removeprefix('torch.')} {'Gram' if gram_form else 'plain'}": (dtype, gram_form)
-        for dtype in dict.fromkeys((half, torch.float32))
-        for gram_form in (False, True)
+        f"{str(dtype).removeprefix('torch.')} {'plain' if together == 1 else 'Gram'}": Form(
+            dtype, together, transpose=False
+        )
+        for dtype in dtypes
+        for together in (1, TOGETHER[dtype])
     }
-    rows = []
-    for shorter in SHORTER[: 2 if rounds == 2 else None]:
-        for ratio in RATIOS:
-            count = max(1, CHUNK_ENTRIES["cpu"] // (shorter * shorter * ratio))
-            matrices = torch.randn(count, shorter, shorter * ratio)
-            matrices /= torch.linalg.matrix_norm(matrices, keepdim=True)
-            laps: dict[str, list[float]] = {name: [] for name in variants}
-            for _ in range(rounds):
-                for name, (dtype, gram_form) in variants.items():
-                    x = matrices.to(dtype, copy=True)
-                    start = time.process_time()
-                    orthogonalize(x, KELLER_JORDAN, gram_form=gram_form)
-                    laps[name].append(time.process_time() - start)
-            seconds = {name: median(times) for name, times in laps.items()}
-            first, *others = seconds
-            method = method_for(CPU, shorter, shorter * ratio)
-            chosen = next(name for name, variant in variants.items() if variant == method)
-            rows.append(
+    shorter_sides = SHORTER[: 2 if rounds == 2 else None]
+    report.heading(key)
+    report.table(
+        key,
+        [_row(rounds, variants, shorter, shorter * ratio) for shorter in shorter_sides for ratio in RATIOS],
+    )
+    key = f"tall matrices, {threads} thread{'s' * (threads > 1)}"
+    report.heading(key)
+    tall = [(shorter * TALL_RATIO, shorter) for shorter in shorter_sides]
+    report.table(
+        key,
+        [
+            _row(
+                rounds,
                 {
-                    "shorter side": shorter,
-                    "ratio": ratio,
-                    "matrices": count,
-                    f"{first}, ms": 1e3 * seconds[first],
-                    **{f"{name}, speed": seconds[first] / seconds[name] for name in others},
-                    "chosen": chosen,
-                    "time over the fastest's": seconds[chosen] / min(seconds.values()),
-                }
+                    name: form_for(CPU, *shape)._replace(transpose=transpose)
+                    for name, transpose in (("transposed", True), ("as they are", False))
+                },
+                *shape,
             )
-    report.table(key, rows)
+            for shape in tall
+        ],
+    )
+
+
+def _row(rounds: int, variants: dict[str, Form], rows: int, columns: int) -> dict[str, object]:
+    count = max(1, CHUNK_ENTRIES["cpu"] // (rows * columns))
+    matrices = torch.randn(count, rows, columns)
+    matrices /= torch.linalg.matrix_norm(matrices, keepdim=True)
+    laps: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, form in variants.items():
+            x = matrices.to(form.dtype, copy=True)
+            start = time.process_time()
+            orthogonalize(x, KELLER_JORDAN, together=form.together, transpose=form.transpose)
+            laps[name].append(time.process_time() - start)
+    seconds = {name: median(times) for name, times in laps.items()}
+    first, *others = seconds
+    chosen = next(name for name, form in variants.items() if form == form_for(CPU, rows, columns))
+    return {
+        "rows": rows,
+        "columns": columns,
+        "matrices": count,
+        f"{first}, ms": 1e3 * seconds[first],
+        **{f"{name}, speed": seconds[first] / seconds[name] for name in others},
+        "chosen": chosen,
+        "time over the fastest's": seconds[chosen] / min(seconds.values()),
+    }

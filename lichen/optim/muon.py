@@ -25,7 +25,7 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from lichen.errors import LichenError
 from lichen.nn.roles import Role
 from lichen.optim import recipes, sharded
-from lichen.optim.newton_schulz import EPSILON, method_for, orthogonalize, products_per_step, scaled
+from lichen.optim.newton_schulz import EPSILON, form_for, orthogonalize, products_per_step, scaled
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.sharded import Job, local
 from lichen.optim.sinkhorn import sinkhorn_balanced
@@ -150,7 +150,7 @@ class Muon(torch.optim.Optimizer):
         return local(self._state(row)["momentum_buffer"])
 
     def _muon(self, rows: list[Row], group: dict[str, Any]) -> None:
-        recipe, lr, weight_decay = self.recipe, group["lr"], group["weight_decay"]
+        recipe = self.recipe
         per_head = recipe.per_head
         here, cut = _apart(rows)
 
@@ -163,7 +163,7 @@ class Muon(torch.optim.Optimizer):
             for matrices in map(Matrices, *views):
                 batches.setdefault((row.parameter.device, matrices.parameter.shape[1:]), []).append(matrices)
         for batch in batches.values():
-            muon_update(batch, recipe, lr=lr, weight_decay=weight_decay)
+            muon_update(batch, recipe, group)
 
         def compute(owned: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
             steps = [torch.empty_like(whole, dtype=jobs[number].dtype) for number, whole in owned]
@@ -175,18 +175,16 @@ class Muon(torch.optim.Optimizer):
             for batch in batches.values():
                 for chunk in _chunks(batch):
                     directions, targets = zip(*chunk, strict=True)
-                    for target, step in zip(
-                        targets, muon_steps(directions, targets, recipe, lr), strict=True
-                    ):
+                    for target, step in zip(targets, muon_steps(directions, targets, recipe), strict=True):
                         target.copy_(step)
             return steps
 
         jobs = [self._muon_job(row) for row in cut]
-        self._by_owners(cut, jobs, compute, weight_decay=lr * weight_decay)
+        self._by_owners(cut, jobs, compute, group)
 
     def _muon_job(self, row: Row) -> Job:
         shapes = row.matrix_shapes(per_head=self.recipe.per_head)
-        dtypes = {method_for(row.parameter.device, rows, columns)[0] for _, rows, columns in shapes}
+        dtypes = {form_for(row.parameter.device, rows, columns).dtype for _, rows, columns in shapes}
         return self._job(
             row,
             stacked=row.stacked,
@@ -195,20 +193,18 @@ class Muon(torch.optim.Optimizer):
         )
 
     def _sinkhorn(self, rows: list[Row], group: dict[str, Any]) -> None:
-        recipe, lr, weight_decay = self.recipe, group["lr"], group["weight_decay"]
+        recipe = self.recipe
 
         def step(direction: Tensor) -> Tensor:
             average = direction * (1 - recipe.momentum)  # the direction is a sum of gradients
-            return sinkhorn_balanced(average).mul_(-lr * (recipe.update_rms or 1.0))
+            return sinkhorn_balanced(average).mul_(recipe.update_rms or 1.0)
 
         here, cut = _apart(rows)
         for row in here:
             direction = _advance(self._momentum(row), _gradient(row), recipe)
-            _move(local(row.parameter), step(direction), lr * weight_decay)
+            _move(local(row.parameter), step(direction), group)
         jobs = [self._job(row, stacked=False, dtype=torch.float32, work=row.parameter.numel()) for row in cut]
-        self._by_owners(
-            cut, jobs, lambda owned: [step(whole) for _, whole in owned], weight_decay=lr * weight_decay
-        )
+        self._by_owners(cut, jobs, lambda owned: [step(whole) for _, whole in owned], group)
 
     def _job(self, row: Row, *, stacked: bool, dtype: torch.dtype, work: float) -> Job:
         """Advance the momentum of a sharded parameter, whose update is for owners to compute."""
@@ -221,14 +217,13 @@ class Muon(torch.optim.Optimizer):
         rows: Sequence[Row],
         jobs: Sequence[Job],
         compute: Callable[[Sequence[tuple[int, Tensor]]], list[Tensor]],
-        *,
-        weight_decay: float,
+        group: dict[str, Any],
     ) -> None:
         if jobs:
             steps, sent = sharded.updates_by_owners(jobs, compute)
             self.sent_bytes += sent
             for row, step in zip(rows, steps, strict=True):
-                _move(local(row.parameter), step, weight_decay)
+                _move(local(row.parameter), step, group)
 
     def _adamw(self, rows: list[Row], group: dict[str, Any]) -> None:
         """Decoupled-weight-decay Adam (arXiv 1711.05101) by PyTorch's own kernels."""
@@ -368,21 +363,19 @@ def _gradient(row: Row) -> Tensor:
     return sharded.aligned(gradient, row.parameter)
 
 
-def muon_update(
-    batch: Sequence[Matrices], recipe: OptimizerRecipe, *, lr: float, weight_decay: float
-) -> None:
+def muon_update(batch: Sequence[Matrices], recipe: OptimizerRecipe, group: dict[str, Any]) -> None:
     """Update momentum and parameters of matrices that all have one shape and one device."""
     for chunk in _chunks(batch):
         directions = (_advance(momentum, gradient, recipe) for _, gradient, momentum in chunk)
         parameters = [parameter for parameter, _, _ in chunk]
-        for parameter, step in zip(parameters, muon_steps(directions, parameters, recipe, lr), strict=True):
-            _move(parameter, step, lr * weight_decay)
+        for parameter, step in zip(parameters, muon_steps(directions, parameters, recipe), strict=True):
+            _move(parameter, step, group)
 
 
 def muon_steps(
-    directions: Iterable[Tensor], like: Sequence[Tensor], recipe: OptimizerRecipe, lr: float
+    directions: Iterable[Tensor], like: Sequence[Tensor], recipe: OptimizerRecipe
 ) -> Sequence[Tensor]:
-    """-lr scale O of matrices of one shape, orthogonalised as one batch.
+    """scale O of matrices of one shape, orthogonalised as one batch.
 
     With one CPU thread their bits do not depend on the batch.
 
@@ -390,22 +383,28 @@ def muon_steps(
     """
     sizes = [matrices.size(0) for matrices in like]
     _, rows, columns = like[0].shape
-    dtype, gram_form = method_for(like[0].device, rows, columns)
-    x = torch.empty(sum(sizes), rows, columns, dtype=dtype, device=like[0].device)
+    form = form_for(like[0].device, rows, columns)
+    x = torch.empty(sum(sizes), rows, columns, dtype=form.dtype, device=like[0].device)
     for direction, slot in zip(directions, x.split(sizes), strict=True):
         direction = direction.contiguous()  # the order of a sum, so its rounding, follows the layout
         norm = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
         torch.div(direction, norm.add_(EPSILON), out=slot)
-    schedule = scaled(recipe.ns_schedule, -lr * recipe.scale(rows, columns))
-    return orthogonalize(x, schedule, gram_form=gram_form).split(sizes)
+    schedule = scaled(recipe.ns_schedule, recipe.scale(rows, columns))
+    return orthogonalize(x, schedule, together=form.together, transpose=form.transpose).split(sizes)
 
 
-def _move(parameter: Tensor, step: Tensor, weight_decay: float) -> None:
-    """parameter (1 - weight_decay) + step, in fp32, rounded once."""
-    if parameter.dtype == torch.float32:
-        torch.add(step, parameter, alpha=1 - weight_decay, out=parameter)
-    else:
-        parameter.copy_(torch.add(step.float(), parameter, alpha=1 - weight_decay))
+def _move(parameter: Tensor, step: Tensor, group: dict[str, Any]) -> None:
+    """parameter (1 - lr weight_decay) - lr step, in fp32 or better, rounded once.
+
+    The learning rate is not in `step`, whose entries fp16 can hold only while they are not small.
+    """
+    lr, weight_decay = group["lr"], group["weight_decay"]
+    wide = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+    if step.device.type == "cpu":  # where arithmetic on two formats at once is slow
+        step = step.to(wide.dtype)
+    wide.mul_(1 - lr * weight_decay).add_(step, alpha=-lr)
+    if wide is not parameter:
+        parameter.copy_(wide)
 
 
 def _advance(momentum: Tensor, gradient: Tensor, recipe: OptimizerRecipe) -> Tensor:

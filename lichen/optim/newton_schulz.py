@@ -10,7 +10,7 @@ exceeds 1 (Keller Jordan, "Muon: an optimizer for hidden layers in neural networ
 
 A matrix much longer than wide spends its time in the two products with X. Gram Newton-Schulz (Dao-AILab,
 2026) updates R itself, R <- P R P, and multiplies X by several P at once. Rounding errors in R grow with
-every such step, so R is computed anew from X after two.
+every such step, so R is computed anew from X after a few: `TOGETHER`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lichen.ops.precision import matmul_dtype
+from lichen.ops.precision import multiplies_bf16
 from lichen.optim.symmetric import symmetric_product
 
 Coefficients = tuple[float, float, float]
@@ -58,38 +58,60 @@ YOU_JIACHENG: Schedule = (
 # Added to the norm that a matrix is divided by: a matrix of zeros stays zero.
 EPSILON = 1e-7
 
+# Steps of the Gram form from one X to the next, by number format. What bf16 rounds away grows beyond bounds
+# in three steps on spectra over three decades. On the hardest spectra tried, fp16 with three ends within 7 %
+# of the exact result and fp32 with five within 1.2 %; bf16 is up to 65 % off, in the plain form.
+TOGETHER = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 5}
+
 
 class Method(NamedTuple):
-    """How matrices of one shape are orthogonalised.
+    """How matrices of one size are orthogonalised.
 
-    half: multiply in bf16 where the machine does so natively; else in fp32.
-    gram_ratio: from this ratio of longer to shorter side on, two steps share their products with X.
+    dtype: to multiply in. The iteration stays between 0 and 1, so fp16's range suffices and its three more
+    bits count: GPUs multiply fp16 and bf16 at one rate.
+    gram_ratio: from this ratio of longer to shorter side on, in the Gram form.
+    transpose: turn tall matrices into wide ones first, where reading X^T is slow.
     """
 
-    half: bool
+    dtype: torch.dtype
     gram_ratio: float
+    transpose: bool = False
 
 
-# By shorter side: (up to this one, method). For CPUs as `python -m benchmarks.muon_step --forms` found it,
-# with AMX. For other devices not measured: with half of every symmetric product left out, the Gram form
-# needs fewer operations from a ratio of 2/3 on, but more launches, and it rounds more often.
+# By shorter side: (up to this one, method). For CPUs as `python -m benchmarks.muon_step` found it, with AMX.
+# For other devices counted, not measured: with half of every symmetric product left out, three and two
+# steps together need fewer operations from a ratio of 1 on, but more launches, and they round more often.
 METHODS: dict[str, tuple[tuple[float, Method], ...]] = {
-    "cpu": (
-        (15, Method(half=False, gram_ratio=inf)),
-        (255, Method(half=True, gram_ratio=3.0)),
-        (inf, Method(half=True, gram_ratio=2.0)),
+    "cpu that multiplies bf16": (
+        (15, Method(torch.float32, 4.0)),
+        (31, Method(torch.float32, 2.0)),
+        (255, Method(torch.bfloat16, 3.0)),
+        (1023, Method(torch.bfloat16, 2.0)),
+        (inf, Method(torch.bfloat16, 2.0, transpose=True)),
     ),
-    "elsewhere": ((inf, Method(half=True, gram_ratio=2.0)),),
+    "cpu": ((15, Method(torch.float32, 4.0)), (inf, Method(torch.float32, 2.0))),
+    "elsewhere": ((inf, Method(torch.float16, 1.5)),),
 }
 
 
-def method_for(device: torch.device, rows: int, columns: int) -> tuple[torch.dtype, bool]:
-    """The number format to multiply (rows, columns) matrices in, and whether to use the Gram form."""
+class Form(NamedTuple):
+    """The method for one shape. together: steps that share two products with X; 1 is the plain form."""
+
+    dtype: torch.dtype
+    together: int
+    transpose: bool
+
+
+def form_for(device: torch.device, rows: int, columns: int) -> Form:
+    """How to orthogonalise (rows, columns) matrices on `device`."""
+    if device.type != "cpu":
+        kind = "elsewhere"
+    else:
+        kind = "cpu that multiplies bf16" if multiplies_bf16("cpu") else "cpu"
     shorter, longer = sorted((rows, columns))
-    table = METHODS.get(device.type, METHODS["elsewhere"])
-    method = next(method for largest, method in table if shorter <= largest)
-    dtype = matmul_dtype(device) if method.half else torch.float32
-    return dtype, longer >= method.gram_ratio * shorter
+    method = next(method for largest, method in METHODS[kind] if shorter <= largest)
+    together = TOGETHER[method.dtype] if longer >= method.gram_ratio * shorter else 1
+    return Form(method.dtype, together, method.transpose and rows > columns)
 
 
 def products_per_step(rows: int, columns: int) -> int:
@@ -117,60 +139,75 @@ def scaled(schedule: Schedule, factor: float) -> Schedule:
     return (*steps, (a * factor, b * factor, c * factor))
 
 
-def orthogonalize(x: Tensor, schedule: Schedule, *, gram_form: bool) -> Tensor:
+def orthogonalize(x: Tensor, schedule: Schedule, *, together: int = 1, transpose: bool = False) -> Tensor:
     """`newton_schulz` of a contiguous batch (matrices, rows, columns), fast.
 
-    gram_form: take two steps at a time; it pays for matrices much longer than wide (`method_for`).
+    together, transpose: see `Form`.
 
     Each matrix of `x` must have a Frobenius norm of at most 1. `x` serves as working memory and is
     overwritten; the rest of the working memory is one more such batch and two, in Gram form four, of
     (matrices, shorter side, shorter side).
     """
-    tall = x.size(1) > x.size(2)
-    if tall:
+    if transpose:
         x = _transposed(x)
-    count, rows, _ = x.shape
-    pairs = len(schedule) // 2 if gram_form else 0
-    square = x.new_empty(4 if pairs else 2, count, rows, rows)
+    count, rows, columns = x.shape
+    shorter = min(rows, columns)
+    square = x.new_empty(2 if together == 1 else 4, count, shorter, shorter)
     y = torch.empty_like(x)
-    for step in range(0, 2 * pairs, 2):
-        _two_steps(x, schedule[step], schedule[step + 1], square, out=y)
+    for start in range(0, len(schedule), together):
+        steps = schedule[start : start + together]
+        if len(steps) == 1:
+            _plain_step(x, steps[0], square, out=y)
+        else:
+            _gram_steps(x, steps, square, out=y)
         x, y = y, x
-    for coefficients in schedule[2 * pairs :]:
-        _one_step(x, coefficients, square, out=y)
-        x, y = y, x
-    return _transposed(x) if tall else x
+    return _transposed(x) if transpose else x
 
 
-def _one_step(x: Tensor, coefficients: Coefficients, square: Tensor, out: Tensor) -> None:
+def _plain_step(x: Tensor, coefficients: Coefficients, square: Tensor, out: Tensor) -> None:
     """P x. The term a x stays apart: folded into P, it would share P's rounding errors."""
     a, b, c = coefficients
     gram, polynomial = square[:2]
-    symmetric_product(x, x.mT, out=gram)
+    _gram(x, out=gram)
     symmetric_product(gram, gram, addend=gram, beta=b, alpha=c, out=polynomial)
-    torch.baddbmm(x, polynomial, x, beta=a, out=out)
+    torch.baddbmm(x, *_in_order(polynomial, x), beta=a, out=out)
 
 
-def _two_steps(x: Tensor, first: Coefficients, second: Coefficients, square: Tensor, out: Tensor) -> None:
-    """P' P x, where the second step's P' belongs to the Gram matrix P R P."""
+def _gram_steps(x: Tensor, steps: Schedule, square: Tensor, out: Tensor) -> None:
+    """... P'' P' P x: every step has its P from the last one's P R P."""
     gram, polynomial, product, scratch = square
-    a, b, c = first
-    symmetric_product(x, x.mT, out=gram)
-    symmetric_product(gram, gram, addend=gram, beta=b, alpha=c, out=polynomial)
-    symmetric_product(gram, polynomial, addend=gram, beta=a, out=scratch)  # R P
-    symmetric_product(polynomial, scratch, addend=scratch, beta=a, out=gram)  # P R P
-    polynomial.diagonal(dim1=1, dim2=2).add_(a)
-    a, b, c = second
-    symmetric_product(gram, gram, addend=gram, beta=b, alpha=c, out=scratch)
-    symmetric_product(polynomial, scratch, addend=polynomial, beta=a, out=product)
-    torch.bmm(product, x, out=out)
+    _gram(x, out=gram)
+    for number, (a, b, c) in enumerate(steps):
+        without_a = polynomial if number else product
+        symmetric_product(gram, gram, addend=gram, beta=b, alpha=c, out=without_a)
+        if number + 1 < len(steps):
+            symmetric_product(gram, without_a, addend=gram, beta=a, out=scratch)  # R P
+            symmetric_product(without_a, scratch, addend=scratch, beta=a, out=gram)  # P R P
+        if number:
+            symmetric_product(product, polynomial, addend=product, beta=a, out=scratch)
+            product, scratch = scratch, product
+        else:
+            product.diagonal(dim1=1, dim2=2).add_(a)
+    torch.bmm(*_in_order(product, x), out=out)
+
+
+def _gram(x: Tensor, out: Tensor) -> None:
+    """X X^T, of tall matrices X^T X."""
+    left = x.mT if _tall(x) else x
+    symmetric_product(left, left.mT, out=out)
+
+
+def _in_order(square: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of a product of x with a symmetric matrix as wide as x's shorter side."""
+    return (x, square) if _tall(x) else (square, x)
+
+
+def _tall(x: Tensor) -> bool:
+    return x.size(1) > x.size(2)
 
 
 def _transposed(x: Tensor) -> Tensor:
-    """A contiguous copy of `x.mT`."""
-    if x.device.type != "cpu":
-        return x.mT.contiguous()
-    # On CPU, PyTorch's cache-blocked transposing copy takes one matrix at a time.
+    """A contiguous copy of `x.mT`; PyTorch's cache-blocked copy takes one matrix at a time."""
     out = x.new_empty(x.size(0), x.size(2), x.size(1))
     for target, matrix in zip(out, x, strict=True):
         target.copy_(matrix.t())

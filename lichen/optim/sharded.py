@@ -14,7 +14,7 @@ Bytes per step of a matrix of n entries, cut into S shards that R groups of rank
 replicated, R = 1: plainly sharded), summed over the ranks, where the owner's own shard has s entries:
 
     4 (n - s)        directions to the owner, in fp32, so that it computes what one process would
-    b (R n - s)      updates to everybody else; b = 2 where Newton-Schulz runs in bf16, 4 in fp32
+    b (R n - s)      updates to everybody else; b = 2 where Newton-Schulz runs in 16 bits, 4 in fp32
 
 The matrices are cut into waves: while the owners compute one, the next one's directions and the updates of
 those before are under way. Messages go from rank to rank (`torch.distributed.batch_isend_irecv`).

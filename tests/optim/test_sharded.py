@@ -43,8 +43,8 @@ def test_a_matrix_has_the_same_bits_in_any_batch() -> None:
     for rows, columns in ((128, 256), (256, 128), (33, 17), (7, 40), (64, 512), (100, 300)):
         generator = torch.Generator().manual_seed(0)
         batch = torch.randn(12, rows, columns, generator=generator)
-        (together,) = muon_steps([batch], [batch], recipes.moonlight, lr=0.1)
+        (together,) = muon_steps([batch], [batch], recipes.moonlight)
         for size in (1, 2, 5):
             parts = batch.split(size)
-            alone = [muon_steps([part], [part], recipes.moonlight, lr=0.1)[0] for part in parts]
+            alone = [muon_steps([part], [part], recipes.moonlight)[0] for part in parts]
             assert torch.equal(torch.cat(alone), together), (rows, columns, size)

@@ -58,12 +58,12 @@ def test_without_a_kernel_it_is_pytorchs_product() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("gram_form", [False, True])
+@pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("shape", [(3, 300, 900), (1, 1100, 1100), (2, 640, 260)])
-def test_orthogonalisation_on_a_gpu(shape: tuple[int, int, int], gram_form: bool) -> None:
+def test_orthogonalisation_on_a_gpu(shape: tuple[int, int, int], together: int) -> None:
     assert has_kernel("cuda")
     x = matrices(*shape).cuda()
     x /= torch.linalg.matrix_norm(x, keepdim=True)
-    out = orthogonalize(x.bfloat16(), KELLER_JORDAN, gram_form=gram_form)
+    out = orthogonalize(x.half(), KELLER_JORDAN, together=together)
     expected = newton_schulz(x.double(), KELLER_JORDAN)
-    assert (out.double() - expected).norm() < 0.06 * expected.norm()
+    assert (out.double() - expected).norm() < 0.02 * expected.norm()
