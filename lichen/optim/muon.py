@@ -53,7 +53,8 @@ class Muon(torch.optim.Optimizer):
     Parameters that share a learning rate and a weight decay form a group of `param_groups`, with `lr` and
     `initial_lr`: both `torch.optim.lr_scheduler` and a trainer that writes
     `group["lr"] = group["initial_lr"] * factor` can drive it. Parameters without a gradient are left
-    alone. State is fp32; a parameter in lower precision is updated in fp32 and rounded once.
+    alone. State is fp32, for float64 parameters float64; a parameter in lower precision is updated in fp32
+    and rounded once.
 
     Parameters may be DTensors (FSDP2's `fully_shard`, tensor parallelism); their state is sharded as they
     are, and every rank calls `step`, with gradients of the same parameters. `sent_bytes` is what the last
@@ -82,8 +83,13 @@ class Muon(torch.optim.Optimizer):
 
         `lr` and `weight_decay` in the group replace the recipe's. Without a table, parameters of two or
         more dimensions are matrices and the others vectors. Raises LichenError for a parameter without a
-        name, and for one that is already here.
+        name, one that is already here, and any other option: the rest is the recipe's.
         """
+        if unknown := param_group.keys() - {"params", "lr", "weight_decay"}:
+            raise LichenError(
+                f"optimizer: a group takes lr and weight_decay, not {', '.join(sorted(unknown))}; everything "
+                "else is the recipe's"
+            )
         rows = _rows(param_group["params"])
         names = {row.name for row in self._rows.values()}
         for row in rows:
@@ -119,7 +125,7 @@ class Muon(torch.optim.Optimizer):
             rows: dict[str, list[Row]] = {"muon": [], "sinkhorn": [], "adamw": []}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    row = self._rows[parameter]
+                    row = self._row(parameter)
                     rows[self.recipe.algorithm(row.role.kind)].append(row)
             self._muon(rows["muon"], group)
             self._sinkhorn(rows["sinkhorn"], group)
@@ -135,6 +141,15 @@ class Muon(torch.optim.Optimizer):
         for row in self._rows.values():
             self._state(row)
 
+    def _row(self, parameter: Tensor) -> Row:
+        row = self._rows.get(parameter)
+        if row is None:
+            raise LichenError(
+                f"optimizer: a parameter of shape {tuple(parameter.shape)} was put in the place of one that "
+                "Muon was made with; make Muon after the model is wrapped, sharded or moved"
+            )
+        return row
+
     def _state(self, row: Row) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[row.parameter]
         if not state:
@@ -142,7 +157,7 @@ class Muon(torch.optim.Optimizer):
                 state[name] = (
                     torch.zeros((), device=row.parameter.device)
                     if name == "step"
-                    else torch.zeros_like(row.parameter, dtype=torch.float32)
+                    else torch.zeros_like(row.parameter, dtype=_wide(row.parameter.dtype))
                 )
         return state
 
@@ -263,35 +278,35 @@ class Muon(torch.optim.Optimizer):
         """Bytes of optimizer state that this process holds now (none before the first step)."""
         return sum(local(tensor).nbytes for state in self.state.values() for tensor in state.values())
 
-    def state_dict(self) -> dict[str, Any]:
-        """State by parameter name: {"state": {name: {...tensors}}, "param_groups": [...]}.
-
-        Apart from the tensors in "state" it is made of numbers and strings. The tensors are the
-        optimizer's own, not copies.
-        """
-        return {
-            "state": {row.name: dict(self.state[p]) for p, row in self._rows.items() if p in self.state},
-            "param_groups": [
-                {key: value for key, value in group.items() if key not in ("params", "param_names")}
-                | {"params": list(group["param_names"])}
-                for group in self.param_groups
-            ],
-        }
+    def named_state(self) -> dict[str, dict[str, Tensor]]:
+        """The state of every parameter that has one, by the parameter's name; not copies."""
+        return {row.name: dict(self.state[p]) for p, row in self._rows.items() if p in self.state}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of a `state_dict()` whose groups may be cut differently.
 
+        Parameters are found by name: by their group's `param_names`, or as what they are saved under.
         Learning rates and weight decays are this optimizer's own; `lr` moves to the place on its schedule
         that the saved one had reached. Raises LichenError if the saved parameters are not these.
         """
-        saved_group = {name: group for group in state_dict["param_groups"] for name in group["params"]}
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        names = {
+            key: group["param_names"][number] if isinstance(key, int) and "param_names" in group else key
+            for group in state_dict["param_groups"]
+            for number, key in enumerate(group["params"])
+        }
+        saved_group = {names[key]: group for group in state_dict["param_groups"] for key in group["params"]}
+        saved_state = {names.get(key, key): saved for key, saved in state_dict["state"].items()}
         rows = {row.name: row for row in self._rows.values()}
         if missing := rows.keys() - saved_group.keys():
             raise LichenError(f"optimizer state: nothing is saved for {', '.join(sorted(missing))}")
-        if unknown := saved_group.keys() - rows.keys():
-            raise LichenError(f"optimizer state: {', '.join(sorted(unknown))} is not in this optimizer")
-        for name, saved in state_dict["state"].items():
+        if unknown := (saved_group.keys() | saved_state.keys()) - rows.keys():
+            raise LichenError(
+                f"optimizer state: {', '.join(sorted(map(str, unknown)))} is not in this optimizer"
+            )
+        for name, saved in saved_state.items():
             row = rows[name]
             expected = _state_names(self.recipe.algorithm(row.role.kind))
             if saved.keys() != expected:
@@ -308,13 +323,15 @@ class Muon(torch.optim.Optimizer):
                     )
 
         self.state.clear()
-        for name, saved in state_dict["state"].items():
+        for name, saved in saved_state.items():
             for key, tensor in self._state(rows[name]).items():
                 tensor.copy_(saved[key] if key == "step" else sharded.place_like(saved[key], tensor))
         for group in self.param_groups:
             saved = saved_group[group["param_names"][0]]
             same = saved["initial_lr"] == group["initial_lr"] or saved["initial_lr"] == 0
             group["lr"] = saved["lr"] if same else group["initial_lr"] * (saved["lr"] / saved["initial_lr"])
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
 
 def _rows(params: ParameterTable | Iterable[tuple[str, nn.Parameter]]) -> ParameterTable:
@@ -337,13 +354,19 @@ def _state_names(algorithm: str) -> set[str]:
 
 
 def _whole_vectors(tensor: Tensor) -> Tensor:
-    """`tensor` for AdamW's kernel: fp32, and flat and padded if its length asks for it.
+    """`tensor` for AdamW's kernel: fp32 or better, and flat and padded if its length asks for it.
 
     On a CPU the kernel rounds the entries after the last whole vector register otherwise than the rest,
     and which entries these are depends on how a parameter is cut.
     """
     missing = -tensor.numel() % VECTOR_ENTRIES if tensor.device.type == "cpu" else 0
-    return nn.functional.pad(tensor.float().reshape(-1), (0, missing)) if missing else tensor.float()
+    wide = tensor.to(_wide(tensor.dtype))
+    return nn.functional.pad(wide.reshape(-1), (0, missing)) if missing else wide
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What parameters of this dtype are updated in: fp32 or better."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _apart(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
@@ -399,7 +422,7 @@ def _move(parameter: Tensor, step: Tensor, group: dict[str, Any]) -> None:
     The learning rate is not in `step`, whose entries fp16 can hold only while they are not small.
     """
     lr, weight_decay = group["lr"], group["weight_decay"]
-    wide = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+    wide = parameter.to(_wide(parameter.dtype))
     if step.device.type == "cpu":  # where arithmetic on two formats at once is slow
         step = step.to(wide.dtype)
     wide.mul_(1 - lr * weight_decay).add_(step, alpha=-lr)

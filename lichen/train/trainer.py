@@ -231,9 +231,7 @@ class Trainer:
         def write(folder: Path) -> None:
             write_text(folder / "model" / "config.json", (self.run.folder / "config.json").read_text("utf-8"))
             save_weights(self.model, folder / "model", torch.float32)
-            write_file(
-                folder / "optimizer.safetensors", _optimizer_tensors(self.optimizer.state_dict()["state"])
-            )
+            write_file(folder / "optimizer.safetensors", _optimizer_tensors(self.optimizer.named_state()))
             state = {
                 "format_version": FORMAT_VERSION,
                 "step": self.step,

@@ -217,7 +217,7 @@ def model_case() -> list[str]:
 
 
 def states(optimizer: Muon) -> dict[str, object]:
-    return {"parameters": parameters_of(optimizer), "optimizer": optimizer.state_dict()["state"]}
+    return {"parameters": parameters_of(optimizer), "optimizer": optimizer.named_state()}
 
 
 def save(optimizer: Muon, folder: Path) -> None:

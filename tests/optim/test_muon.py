@@ -199,7 +199,7 @@ def test_channels_last_kernels_are_updated_in_place() -> None:
         optimizer.load_state_dict(optimizer.state_dict())
     assert weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(-weight.detach() / recipes.moonlight.lr, 2 * expected, rtol=0.05, atol=0.05)
-    momentum = optimizer.state_dict()["state"]["weight"]["momentum_buffer"]
+    momentum = optimizer.named_state()["weight"]["momentum_buffer"]
     torch.testing.assert_close(momentum, 1.95 * gradient)
 
 
@@ -252,7 +252,7 @@ def test_parameters_without_gradient_are_left_alone() -> None:
     optimizer.step()
     changed = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
     assert changed == [True, False, False, False, False, False]
-    assert list(optimizer.state_dict()["state"]) == ["0.weight"]
+    assert list(optimizer.named_state()) == ["0.weight"]
 
 
 # ----------------------------------------------------------------------------------- low precision
@@ -271,7 +271,7 @@ def test_bf16_matrices_keep_their_momentum_in_fp32(nesterov: bool) -> None:
         reference.step()
         assert torch.equal(weight, master.bfloat16())
         master.data.copy_(weight)  # a bf16 weight remembers only what rounding leaves
-    momentum = optimizer.state_dict()["state"]["weight"]["momentum_buffer"]
+    momentum = optimizer.named_state()["weight"]["momentum_buffer"]
     assert momentum.dtype == torch.float32
     torch.testing.assert_close(momentum, 0.95 * gradients[0].float() + gradients[1].float())
 
@@ -375,7 +375,7 @@ def test_a_compiled_model_and_a_compiled_step() -> None:
     train(plain, optimizers[0], batch, 2)
     optimizers[1].step = torch.compile(optimizers[1].step, backend="eager")  # type: ignore[method-assign]
     train(compiled, optimizers[1], batch, 2)
-    assert optimizers[0].state_dict()["state"].keys() == optimizers[1].state_dict()["state"].keys()
+    assert optimizers[0].named_state().keys() == optimizers[1].named_state().keys()
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(other.get_parameter(name), parameter)
 
