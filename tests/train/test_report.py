@@ -1,11 +1,18 @@
+import json
 import re
 import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from lichen.errors import LichenError
 from lichen.train.draw import draw
 from lichen.train.metrics import MetricsLog, Sample
 from lichen.train.plots import MAX_POINTS, plots, smoothed
@@ -81,6 +88,39 @@ def test_a_dense_model_has_no_balance_plot(metrics_of):
 def test_one_step_can_be_drawn(metrics_of):
     for svg, _ in draw([plot.spec for plot in plots([metrics_of(1)], None)]):
         assert svg.startswith("<svg")
+
+
+def test_what_cannot_be_drawn_is_told():
+    with pytest.raises(LichenError, match=r"ended with status 1 \(\w*Error: "):
+        draw([{"data": {"values": []}, "mark": "no-such-mark"}])
+
+
+def test_nothing_outlives_a_process_that_is_killed_while_it_draws(metrics_of):
+    charts = [plot.spec for plot in plots([metrics_of(1), metrics_of(2)], None)]
+    script = f"import json; from lichen.train.draw import draw; draw(json.loads({json.dumps(charts)!r}) * 9)"
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    _wait(lambda: len(_living(process.pid)) > 1)
+    process.kill()
+    process.wait()
+    _wait(lambda: not _living(process.pid))
+
+
+def _living(group: int) -> list[str]:
+    """The processes of a group that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended just now
+            state, _, of_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state != "Z":
+                found.append(stat.parent.name)
+    return found
+
+
+def _wait(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
 
 
 def test_a_long_run_keeps_its_shape_in_few_points(metrics_of):
