@@ -433,7 +433,6 @@ def test_state_moves_into_another_grouping_bit_for_bit(recipe: OptimizerRecipe) 
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * 0.3
     saved = optimizer.state_dict()
-    assert set(saved["state"]) == set(dict(model.named_parameters()))
 
     other, _ = model_and_batch()
     other.load_state_dict(model.state_dict())
