@@ -78,7 +78,7 @@ def save_checkpoint(folder: Path, step: int, keep: int, write: Callable[[Path], 
         os.rename(temporary, target)
         sync_folder(folder)
     for old in [path for path in list_checkpoints(folder) if step_of(path) <= step][:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # what somebody reads on a network disk goes the next time
     return target
 
 

@@ -237,7 +237,7 @@ def _is_ours(folder: Path) -> bool:
         return True
     if not folder.is_dir():
         return False
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if path.name[0] != "."}  # as half-written files have
     return names <= {LOCK_FILE} or names >= {LOCK_FILE, "run.json"}
 
 

@@ -53,6 +53,18 @@ def test_the_newest_is_found_and_old_ones_go(tmp_path: Path):
     assert load_file(path / "model" / "model.safetensors")["weight"][0, 0] == 100_000_000
 
 
+def test_an_old_one_that_cannot_go_yet_goes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        assert newest_good(tmp_path) == (save(tmp_path, 2, keep=1), [])
+    save(tmp_path, 3, keep=1)
+    assert steps(tmp_path) == [3]
+
+
 def test_no_folder_means_no_checkpoint(tmp_path: Path):
     assert newest_good(tmp_path / "absent") == (None, [])
 

@@ -96,6 +96,12 @@ def test_a_start_that_was_cut_short_is_no_run_and_can_be_made_again(
         assert start_run(make_recipe("train.steps=8"), folder) == open_run(folder)
 
 
+def test_a_start_that_was_killed_in_its_first_file_can_be_made_again(make_recipe, tmp_path: Path):
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / ".run.json.x8dk3f").write_text("{")
+    assert start_run(make_recipe(), tmp_path / "run") == open_run(tmp_path / "run")
+
+
 def test_a_run_that_lost_its_recipe_is_not_begun_anew(make_recipe, begun):
     run = begun(make_recipe())
     (run.folder / "recipe.toml").unlink()
