@@ -60,7 +60,8 @@ def test_an_old_one_that_cannot_go_yet_goes_later(tmp_path: Path, monkeypatch: p
     save(tmp_path, 1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", refuse)
-        assert newest_good(tmp_path) == (save(tmp_path, 2, keep=1), [])
+        second = save(tmp_path, 2, keep=1)
+    assert newest_good(tmp_path) == (second, [])
     save(tmp_path, 3, keep=1)
     assert steps(tmp_path) == [3]
 
