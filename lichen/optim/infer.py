@@ -14,6 +14,9 @@ from lichen.nn.roles import Layout, Role
 # Layers whose output is query, key and value, one after the other.
 FUSED_ATTENTION = ("Wqkv", "c_attn", "in_proj_weight", "qkv", "qkv_proj")
 
+# Attention of transformers that uses one of these names for query, key and value of every head in turn.
+HEAD_BY_HEAD = ("CodeGenAttention", "MiniMaxLightningAttention")
+
 # Other names of fused gate and up projections, and the layer that takes half as many inputs if they are.
 FUSED_GATE = {"Wi": "Wo", "input_linear": "output_linear", "w12": "w3", "weights_in": "weights_out"}
 
@@ -104,7 +107,7 @@ def _role(path: str, modules: dict[str, nn.Module], leaf: str, shape: torch.Size
         down = getattr(getattr(modules[owner], FUSED_GATE[name], None), "weight", None)
         if down is not None and outputs == 2 * down.shape[-1]:
             return Role("matrix", (outputs // 2, outputs // 2), layout=layout)
-    if name in FUSED_ATTENTION:
+    if name in FUSED_ATTENTION and type(modules[owner]).__name__ not in HEAD_BY_HEAD:
         return Role("matrix", _query_key_value(modules[owner], outputs, inputs), layout=layout)
     if name in HEADS:
         return Role("matrix", heads=_heads(modules[owner], name, outputs), layout=layout)

@@ -9,6 +9,8 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils.parametrizations import weight_norm
 from transformers import (
+    CodeGenConfig,
+    CodeGenForCausalLM,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     DeepseekV4Config,
@@ -279,6 +281,15 @@ def test_fused_query_key_value_of_shared_keys() -> None:
     assert shapes(table, "model.layers.0.mlp.gate_up_proj.weight") == [(1, 24, 32)] * 2
     unknown = nn.ModuleDict({"qkv_proj": nn.Linear(16, 40, bias=False)})
     assert shapes(parameter_table(unknown), "qkv_proj.weight") == [(1, 40, 16)]
+
+
+def test_query_key_value_head_by_head_stays_whole() -> None:
+    """Thirds of CodeGen's 48 rows would be heads, not query, key and value."""
+    with torch.device("meta"):
+        table = parameter_table(
+            CodeGenForCausalLM(CodeGenConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=4))
+        )
+    assert shapes(table, "transformer.h.0.attn.qkv_proj.weight") == [(1, 48, 16)]
 
 
 def test_entrywise_factors_are_no_matrices() -> None:
