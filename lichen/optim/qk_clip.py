@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from lichen.errors import LichenError
 from lichen.optim.sharded import local, max_over_ranks, row_range
@@ -24,13 +26,15 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
 
     max_logits: attention module name -> (num_attention_heads,), the largest logit per head that went
         into the softmax (softmax scale included), over the whole batch of the step. If the weights are
-        sharded, every rank gives those of its own batch and the maximum over the ranks counts.
+        sharded or `model` is in DistributedDataParallel, every rank gives those of its own batch and the
+        maximum over the ranks counts.
 
     Returns the number of clipped heads per module. Raises LichenError for a logit that is not finite,
     for a wrong number of heads, and for an attention that QK-clip is not defined for.
     """
     if not tau > 0:
         raise LichenError(f"QK-clip: tau is {tau}; it must be greater than 0")
+    replicas = [each.process_group for each in model.modules() if isinstance(each, DistributedDataParallel)]
     modules = {plain_name(name): module for name, module in unwrapped(model).named_modules()}
     largest = {}
     for name, logits in max_logits.items():
@@ -42,7 +46,9 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
                 f"QK-clip: {name} has {spec.num_attention_heads} heads, but its largest logits have shape "
                 f"{tuple(logits.shape)}"
             )
-        largest[name] = max_over_ranks(logits.float(), _query(modules[name], spec).get_parameter("weight"))
+        weight = _query(modules[name], spec).get_parameter("weight")
+        shards = weight.device_mesh.get_all_groups() if isinstance(weight, DTensor) else []
+        largest[name] = max_over_ranks(logits.float(), [*replicas, *shards])
         if not largest[name].isfinite().all():
             raise LichenError(f"QK-clip: the largest attention logits of {name} are not finite")
 

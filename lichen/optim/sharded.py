@@ -133,12 +133,10 @@ def place_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     )
 
 
-def max_over_ranks(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """The largest values over all ranks of the mesh that `parameter` lies on; NaN counts as infinite."""
-    if not isinstance(parameter, DTensor):
-        return tensor
+def max_over_ranks(tensor: Tensor, groups: Iterable[dist.ProcessGroup]) -> Tensor:
+    """The largest values over the ranks of all `groups`; NaN counts as infinite."""
     largest = tensor.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    for group in parameter.device_mesh.get_all_groups():
+    for group in groups:
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
     return largest
 
@@ -190,16 +188,8 @@ def boxes(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Placement, ...]
     return tuple(found)
 
 
-def plan(jobs: Sequence[Job]) -> list[Matrix]:
-    """Every matrix of `jobs` with its owner, mesh by mesh, from the largest down.
-
-    Each mesh is planned by itself: a rank does not see the parameters of meshes that it is no part of.
-    """
-    meshes = list(dict.fromkeys(job.parameter.device_mesh for job in jobs))
-    return [matrix for mesh in meshes for matrix in _plan(jobs, mesh)]
-
-
-def _plan(jobs: Sequence[Job], mesh: DeviceMesh) -> list[Matrix]:
+def plan(jobs: Sequence[Job], mesh: DeviceMesh) -> list[Matrix]:
+    """Every matrix of the `jobs` on `mesh` with its owner, from the largest down."""
     matrices = [
         matrix
         for number, job in enumerate(jobs)
@@ -261,31 +251,32 @@ def updates_by_owners(
     updates = [torch.empty_like(job.direction, dtype=job.dtype) for job in jobs]
     rank, sent = dist.get_rank(), 0
     returning: list[Transfer] = []
-    waves = _waves(plan(jobs), jobs)
-    gathering = [_gather(wave, jobs, rank) for wave in waves[:1]]
-    for number, wave in enumerate(waves):
-        gathering += [_gather(following, jobs, rank) for following in waves[number + 1 : number + 2]]
-        wholes, transfer = gathering.pop(0)
-        transfer.finish()
-        mine = [matrix for matrix in wave if matrix.owner == rank]
-        owned = compute([(matrix.job, whole) for matrix, whole in zip(mine, wholes, strict=True)])
-        returning.append(_return(wave, owned, updates, rank))
-        sent += transfer.sent + returning[-1].sent
+    # Mesh by mesh: a rank does not see the parameters of meshes that it is no part of, and its messages
+    # must still go in the order in which the others expect them.
+    for mesh in dict.fromkeys(job.parameter.device_mesh for job in jobs):
+        waves = _waves(plan(jobs, mesh))
+        gathering = [_gather(wave, jobs, rank) for wave in waves[:1]]
+        for number, wave in enumerate(waves):
+            gathering += [_gather(following, jobs, rank) for following in waves[number + 1 : number + 2]]
+            wholes, transfer = gathering.pop(0)
+            transfer.finish()
+            mine = [matrix for matrix in wave if matrix.owner == rank]
+            owned = compute([(matrix.job, whole) for matrix, whole in zip(mine, wholes, strict=True)])
+            returning.append(_return(wave, owned, updates, rank))
+            sent += transfer.sent + returning[-1].sent
     for transfer in returning:
         transfer.finish()
     return updates, sent
 
 
-def _waves(matrices: Iterable[Matrix], jobs: Sequence[Job]) -> list[list[Matrix]]:
-    """Cut so that no owner has more than `WAVE_ENTRIES` entries and one matrix in a wave; meshes apart."""
-    waves: dict[tuple[DeviceMesh, int], list[Matrix]] = defaultdict(list)
-    before: dict[tuple[DeviceMesh, int], int] = defaultdict(int)
+def _waves(matrices: Iterable[Matrix]) -> list[list[Matrix]]:
+    """Cut so that no owner has more than `WAVE_ENTRIES` entries and one matrix in a wave."""
+    waves: dict[int, list[Matrix]] = defaultdict(list)
+    before: dict[int, int] = defaultdict(int)
     for matrix in matrices:
-        mesh = jobs[matrix.job].parameter.device_mesh
-        waves[mesh, before[mesh, matrix.owner] // WAVE_ENTRIES].append(matrix)
-        before[mesh, matrix.owner] += prod(matrix.shape)
-    order = {mesh: number for number, mesh in enumerate(dict.fromkeys(mesh for mesh, _ in waves))}
-    return [waves[key] for key in sorted(waves, key=lambda key: (order[key[0]], key[1]))]
+        waves[before[matrix.owner] // WAVE_ENTRIES].append(matrix)
+        before[matrix.owner] += prod(matrix.shape)
+    return [waves[number] for number in sorted(waves)]
 
 
 Messages = dict[tuple[int, torch.dtype], list[Tensor]]  # by the other rank and the dtype

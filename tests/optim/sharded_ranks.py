@@ -191,6 +191,29 @@ def sharded_model() -> Transformer:
     return model
 
 
+def largest(max_logits: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The maximum over all ranks."""
+    logits: dict[str, Tensor] = {}
+    for name, here in max_logits.items():
+        everyone = [torch.empty_like(here) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, here.contiguous())
+        logits[name] = torch.stack(everyone).amax(0)
+    return logits
+
+
+def copies_case() -> list[str]:
+    """QK-clip of a model in DistributedDataParallel, every rank with its own batch: copies stay alike."""
+    ours, reference = model_of(), model_of()
+    tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(dist.get_rank()))
+    here = ours.loss(tokens, tokens, max_logits=True).max_logits
+    logits = largest(here)
+    tau = float(torch.cat(list(logits.values())).median())
+    clipped = qk_clip(nn.parallel.DistributedDataParallel(ours), here, tau)
+    found = [] if clipped == qk_clip(reference, logits, tau) and sum(clipped.values()) else ["heads clipped"]
+    pairs = zip(ours.named_parameters(), reference.parameters(), strict=True)
+    return found + [name for (name, mine), theirs in pairs if not torch.equal(mine, theirs)]
+
+
 def model_case() -> list[str]:
     """A step of a model under `fully_shard`, every rank with its own batch, and QK-clip after it."""
     recipe = replace(recipes.muonclip, lr=0.01)
@@ -203,11 +226,7 @@ def model_case() -> list[str]:
         theirs.grad = mine.grad.full_tensor()
     optimizer.step()
     plain_optimizer.step()
-    logits: dict[str, Tensor] = {}
-    for name, here in output.max_logits.items():
-        everyone = [torch.empty_like(here) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyone, here.contiguous())
-        logits[name] = torch.stack(everyone).amax(0)
+    logits = largest(output.max_logits)
     tau = float(torch.cat(list(logits.values())).median())
     clipped = qk_clip(ours, output.max_logits, tau)
     found = [] if clipped == qk_clip(reference, logits, tau) and sum(clipped.values()) else ["heads clipped"]
@@ -267,6 +286,27 @@ def several_meshes(square: DeviceMesh, line: DeviceMesh) -> Place:
     return lambda name, tensor: places[list(PARAMETERS).index(name) % 3](name, tensor)
 
 
+def some_ranks_case(line: DeviceMesh, square: DeviceMesh) -> list[str]:
+    """Between the parameters of all ranks lie some that ranks 2 and 3 do not have."""
+    meshes = {"line": line, "part": square["shard"], "square": square}
+    rows: list[tuple[Row, Row]] = []
+    for number, (name, mesh) in enumerate(2 * list(meshes.items())):
+        if name == "part" and dist.get_rank() > 1:
+            continue
+        tensor = random((40, 30 + number), number)
+        parameter = nn.Parameter(placed(mesh, Shard(0), *(Replicate(),) * (mesh.ndim - 1))(name, tensor))
+        rows.append(
+            tuple(Row(f"{number}", each, Role("matrix")) for each in (parameter, nn.Parameter(tensor)))
+        )
+    ours, reference = (Muon(ParameterTable(each), RECIPE) for each in zip(*rows, strict=True))
+    for mine, theirs in rows:
+        theirs.parameter.grad = random(tuple(theirs.parameter.shape), 7)
+        mine.parameter.grad = sharded.place_like(theirs.parameter.grad, mine.parameter)
+    ours.step()
+    reference.step()
+    return [m.name for m, t in rows if not torch.equal(m.parameter.full_tensor(), t.parameter)]
+
+
 def cases(world: int, folder: Path) -> dict[str, Callable[[], list[str]]]:
     line = init_device_mesh("cpu", (world,))
     rows, columns, copies = placed(line, Shard(0)), placed(line, Shard(1)), placed(line, Replicate())
@@ -287,6 +327,7 @@ def cases(world: int, folder: Path) -> dict[str, Callable[[], list[str]]]:
         "owners": lambda: owners_case(line),
         "overlap": lambda: overlap_case(line),
         "model": model_case,
+        "copies of a model": copies_case,
         "state of one process": lambda: whole_state_case(mixed),
     }
     if world == 2:
@@ -299,6 +340,7 @@ def cases(world: int, folder: Path) -> dict[str, Callable[[], list[str]]]:
             "sharded twice": lambda: step_case(placed(square, Shard(0), Shard(1)), RECIPE),
             "sharded twice by rows": lambda: step_case(placed(square, Shard(0), Shard(0)), RECIPE),
             "several meshes": lambda: step_case(several_meshes(square, line), RECIPE),
+            "parameters of some ranks": lambda: some_ranks_case(line, square),
             "bytes with replicas": lambda: bytes_case(square),
             "tensor parallel": lambda: tensor_parallel_case(square),
         }
@@ -315,7 +357,7 @@ def owners_case(mesh: DeviceMesh) -> list[str]:
         )
         for shape in shapes
     ]
-    planned = sharded.plan(jobs)
+    planned = sharded.plan(jobs, mesh)
     mine = torch.tensor([[matrix.job, matrix.owner] for matrix in planned])
     first = mine.clone()
     dist.broadcast(first, 0)
