@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,7 +62,8 @@ class Point:
 def read_study(path: Path) -> tuple[Study, list[Point]]:
     """The study in `path` and its points under `seeds`.
 
-    Raises LichenError for an unreadable file, an unknown key here or in the recipe, and wrong types.
+    Raises LichenError for an unreadable file, an unknown key here or in the recipe, wrong types, and what
+    would be run twice.
     """
     try:
         study = Study.model_validate(read_toml(path, "study"))
@@ -74,22 +76,33 @@ def read_study(path: Path) -> tuple[Study, list[Point]]:
         raise LichenError(
             f"study {path}: baseline is {study.baseline!r}, which is no arm; there are {', '.join(names)}"
         )
+    for key, seeds in (("seeds", study.seeds), ("best_seeds", study.best_seeds)):
+        if len(set(seeds)) < len(seeds):
+            raise LichenError(f"study {path}: {key} is {seeds}; list every seed once")
     points = [
         point(study, path, arm, values, seed)
         for arm in study.arm
         for values in _combinations(arm)
         for seed in study.seeds
     ]
-    folders = [each.folder_name for each in points]
-    if len(set(folders)) < len(folders):
-        raise LichenError(f"study {path}: a value or a seed is listed twice")
+    folders = Counter(each.folder_name for each in points)
+    if twice := [folder for folder, count in folders.items() if count > 1]:
+        raise LichenError(
+            f"study {path}: two runs would be {twice[0]}; a value is listed twice, or names are too alike"
+        )
     return study, points
 
 
 def point(study: Study, path: Path, arm: Arm, values: tuple[tuple[str, Scalar], ...], seed: int) -> Point:
-    settings = {**arm.set, **dict(values), "train.seed": seed}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    return Point(arm.name, values, seed, read_recipe(path.parent / study.base, overrides))
+    settings = {**arm.set, **dict(values)}
+    if "train.seed" in settings:
+        raise LichenError(f"study {path}, arm {arm.name}: train.seed is what seeds of the study set")
+    overrides = [f"{key}={json.dumps(value)}" for key, value in (settings | {"train.seed": seed}).items()]
+    try:
+        recipe = read_recipe(path.parent / study.base, overrides)
+    except LichenError as error:
+        raise LichenError(f"study {path}, arm {arm.name}: {error}") from None
+    return Point(arm.name, values, seed, recipe)
 
 
 def _combinations(arm: Arm) -> list[tuple[tuple[str, Scalar], ...]]:
@@ -99,11 +112,21 @@ def _combinations(arm: Arm) -> list[tuple[tuple[str, Scalar], ...]]:
 
 def _sentence(error: ValidationError) -> str:
     problem: Any = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    *parents, last = problem["loc"]
+    of_union = last in ("str", "int", "float", "bool")  # a branch of Scalar, not a key
+    where = ".".join(str(part) for part in (parents if of_union else problem["loc"]))
     if problem["type"] == "extra_forbidden":
         fields = Arm.model_fields if problem["loc"][0] == "arm" else Study.model_fields
         return f"there is no key {where}; there are {', '.join(fields)}"
     if problem["type"] == "missing":
         return f"{where} is missing"
     wanted = problem["msg"].removeprefix("Input should be ")
+    if of_union and isinstance(problem["input"], dict):
+        wanted = 'one value; a key with dots needs quotes, such as "optimizer.lr"'
+    elif of_union:
+        wanted = "a string, a finite number, true or false"
+    elif problem["type"] == "too_short":
+        wanted = "at least one"
+    elif problem["type"] == "string_pattern_mismatch":
+        wanted = "letters, digits, dots, dashes and underscores"
     return f"{where} is {json.dumps(problem['input'], default=str)}; expected {wanted}"

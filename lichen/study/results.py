@@ -23,7 +23,7 @@ State = Literal["finished", "diverged", "unfinished"]
 
 @dataclass(frozen=True)
 class Result:
-    """One run. Losses are nats per target; `final_loss` is the mean cross-entropy of the last steps.
+    """One run. Losses are nats per target and of finished runs only; `final_loss` is that of the last steps.
 
     `load_worst` and `max_logit` are over the last steps and over the whole run. `state_bytes`: the
     optimizer's tensors as the last checkpoint holds them. None: not measured.
@@ -70,7 +70,6 @@ def is_over(run: Run) -> bool:
 def result(point: Point, run: Run) -> Result:
     metrics = _metrics(run)
     last = metrics[-WINDOW:]
-    validated = [m.validation_loss for m in metrics if m.validation_loss is not None]
     logits = [m.max_logit for m in metrics if m.max_logit is not None]
     loads = [m.load_worst for m in last if m.load_worst is not None]
     checkpoints = list_checkpoints(run.checkpoints)
@@ -84,7 +83,7 @@ def result(point: Point, run: Run) -> Result:
         steps=len(metrics),
         tokens=metrics[-1].tokens if metrics else 0,
         final_loss=statistics.fmean(m.cross_entropy for m in last) if state == "finished" else None,
-        validation_loss=validated[-1] if validated else None,
+        validation_loss=metrics[-1].validation_loss if state == "finished" else None,
         spikes=count_spikes([m.cross_entropy for m in metrics]),
         max_logit=max(logits, default=None),
         load_worst=statistics.fmean(loads) if loads else None,

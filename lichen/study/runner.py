@@ -9,12 +9,14 @@ What one run does wrong stays in its process. A study that was killed goes on wh
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lichen.errors import LichenError
 from lichen.files import disk_errors
 from lichen.study.plan import Point, Study, point
 from lichen.study.results import best_labels, is_over, result
@@ -36,7 +38,7 @@ def run_study(
     step and save; then the process exits with 128 + the signal.
     """
     with locked(folder, ", or a run that it has left behind,") as lock:
-        runs = [(each, start_run(each.recipe, folder / "runs" / each.folder_name)) for each in points]
+        runs = _begun(points, folder)
         _train(runs, study, lock, tell)
         if study.best_seeds:
             results = [result(each, run) for each, run in runs]
@@ -48,9 +50,19 @@ def run_study(
                 for seed in study.best_seeds
                 if seed not in study.seeds
             ]
-            again = [(each, start_run(each.recipe, folder / "runs" / each.folder_name)) for each in repeated]
+            again = _begun(repeated, folder)
             _train(again, study, lock, tell)
             runs += again
+    return runs
+
+
+def _begun(points: Sequence[Point], folder: Path) -> list[tuple[Point, Run]]:
+    runs = []
+    for each in points:
+        try:
+            runs.append((each, start_run(each.recipe, folder / "runs" / each.folder_name)))
+        except LichenError as error:
+            raise LichenError(f"{each.label}, seed {each.seed}: {error}") from None
     return runs
 
 
@@ -69,9 +81,9 @@ def _train(runs: Sequence[tuple[Point, Run]], study: Study, lock: int, tell: Cal
                     each, run = waiting.pop(0)
                     running[f"{each.label}, seed {each.seed}"] = (run, _start(run, study.threads, lock))
                 for name, (run, process) in list(running.items()):
-                    if process.poll() is not None:
+                    if (status := process.poll()) is not None:
                         del running[name]
-                        tell(f"{name}: {_outcome(run)} ({len(waiting) + len(running)} to go)")
+                        tell(f"{name}: {_outcome(run, status)} ({len(waiting) + len(running)} to go)")
                 time.sleep(PAUSE)
     except BaseException:
         for _, process in running.values():
@@ -98,10 +110,12 @@ def _start(run: Run, threads: int, lock: int) -> subprocess.Popen[bytes]:
         )
 
 
-def _outcome(run: Run) -> str:
+def _outcome(run: Run, status: int) -> str:
     if run.divergence.exists():
         return f"diverged at {run.divergence.read_text('utf-8').strip()}"
     if is_over(run):
         return "finished"
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
     said = (run.folder / "train.log").read_text("utf-8", errors="replace").strip().splitlines()
     return f"failed: {said[-1] if said else 'without a word'}"

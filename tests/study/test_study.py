@@ -84,7 +84,31 @@ def test_a_killed_study_and_a_run_that_diverges(study_file: Path, tmp_path: Path
     diverged = rows["adamw, lr 1e+30"]
     assert diverged["state"] == "diverged"
     assert "the step was not applied" in diverged["note"]
-    assert diverged["final_loss"] == ""
+    assert diverged["final_loss"] == diverged["validation_loss"] == ""
+
+
+def test_a_run_that_is_killed_is_called_so(study_file: Path, tmp_path: Path):
+    base = tmp_path / "base.toml"
+    base.write_text(base.read_text().replace("steps = 20", "steps = 5000"))
+    study_file.write_text('base = "base.toml"\n[[arm]]\nname = "alone"\n')
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lichen", "study", str(study_file), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    run = out / "runs" / "alone-seed-0"
+    try:
+        _wait(lambda: (run / "metrics.jsonl").exists())
+        os.kill(int((run / "lock").read_text().split()[1]), signal.SIGKILL)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert process.returncode == 1
+    assert said.startswith("alone, seed 0: ended by SIGKILL (0 to go)\n")
+    assert (out / "report.html").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -120,8 +144,13 @@ def test_a_signal_that_asks_for_an_end_saves_the_runs(
         ("jobs = 2", "job = 2", "there is no key job"),
         ('baseline = "adamw"', 'baseline = "sgd"', "no arm"),
         ('name = "moonlight"', 'name = "adamw"', "a name of its own"),
-        ("[0.001, 0.01]", "[0.001, 0.001]", "listed twice"),
-        ("[0.001, 0.01]", "[]", "arm.0.vary"),
+        ("[0.001, 0.01]", "[0.001, 0.001]", "two runs would be adamw-lr-0.001-seed-0"),
+        ("best_seeds = [1]", "best_seeds = [1, 1]", "best_seeds is [1, 1]; list every seed once"),
+        ('"optimizer.lr" = [0.001, 0.01]', '"train.seed" = [4, 5]', "arm adamw: train.seed is what seeds"),
+        ('"optimizer.recipe" = ', "optimizer.recipe = ", "a key with dots needs quotes"),
+        ("[0.001, 0.01]", "[0.001, -1]", "tiny.toml, arm adamw: recipe"),
+        ("[0.001, 0.01]", "[0.001, nan]", "arm.0.vary.optimizer.lr.1 is NaN; expected a string, a finite"),
+        ("[0.001, 0.01]", "[]", "arm.0.vary.optimizer.lr is []; expected at least one"),
         ("jobs = 2", "jobs = ", "not valid TOML"),
         ("base.toml", "bse.toml", "there is no recipe"),
     ],
