@@ -28,7 +28,9 @@ from lichen.train.plots import chart
 from lichen.train.report import filled
 from lichen.train.run import Run
 
-COLOURS = ["#6b7770", "#3f7d58", "#d9772b", "#3b6ea5", "#8a4f9e", "#b33a3a", "#a08a1f", "#2a9d8f"]
+COLOURS = ["#26312b", "#3f7d58", "#d9772b", "#3b6ea5", "#8a4f9e", "#b33a3a", "#a08a1f", "#2a9d8f"]
+
+LOSS = "nats per token"
 
 
 def write_report(study: Study, runs: Sequence[tuple[Point, Run]], folder: Path) -> None:
@@ -106,11 +108,17 @@ def _charts(study: Study, results: Sequence[Result], curves: Sequence[Curve]) ->
         ]
         mark = {"type": "line", "strokeWidth": 1.5, "opacity": 0.8}
         charts[name] = _chart(
-            f"Loss against {axis.partition(',')[0]}", axis, points, mark, arms, detail="seed"
+            f"Loss against {axis.partition(',')[0]}", axis, points, mark, arms, unit=LOSS, detail="seed"
         )
     sweep = [{"x": r.lr, "value": r.final_loss, "arm": r.arm} for r in results if r.final_loss is not None]
     charts["loss_lr"] = _chart(
-        "Final loss against learning rate", "learning rate", sweep, {"type": "point"}, arms, log="x"
+        "Final loss against learning rate",
+        "learning rate",
+        sweep,
+        {"type": "point"},
+        arms,
+        unit=LOSS,
+        log="x",
     )
     loads = [{"x": r.lr, "value": r.load_worst, "arm": r.arm} for r in results if r.load_worst is not None]
     if loads:
@@ -136,6 +144,7 @@ def _chart(
     mark: dict[str, Any],
     arms: Sequence[str],
     *,
+    unit: str | None = None,
     detail: str | None = None,
     log: str = "",
 ) -> dict[str, Any]:
@@ -151,7 +160,7 @@ def _chart(
             "field": "value",
             "type": "quantitative",
             "scale": {"type": "log"} if "y" in log else {"zero": False},
-            "title": None,
+            "title": unit,
         },
         "color": {
             "field": "arm",
@@ -170,8 +179,10 @@ def _chart(
 
 def _table(results: Sequence[Result], study: Study, goal: float | None) -> str:
     head = [
-        "run", "seeds", "final loss", "validation", "diverged", "spikes", "largest logit", "busiest expert",
-        "clips", "s", "optimizer s", "state MB", f"tokens to {study.baseline}'s loss" if goal else "",
+        "run", "seeds", "final loss", "validation loss",
+        *([f"tokens to {study.baseline}'s final loss"] if goal else []),
+        "seconds", "of which optimizer", "state, MB",
+        "diverged", "spikes", "largest logit", "busiest expert", "clips",
     ]  # fmt: skip
     best = set(best_labels(results, study.seeds).values())
     rows = []
@@ -184,15 +195,15 @@ def _table(results: Sequence[Result], study: Study, goal: float | None) -> str:
             str(len(of)),
             _spread([r.final_loss for r in of], "{:.3f}"),
             _spread([r.validation_loss for r in of], "{:.3f}"),
+            *([_spread(reached, "{:,.0f}") + missed] if goal else []),
+            _spread([r.seconds for r in of], "{:.1f}"),
+            _spread([r.optimizer_seconds for r in of], "{:.2f}"),
+            _spread([r.state_bytes and r.state_bytes / 1e6 for r in of], "{:.2f}"),
             str(sum(r.state == "diverged" for r in of)),
             _spread([r.spikes for r in of], "{:.1f}"),
             _spread([r.max_logit for r in of], "{:.1f}"),
             _spread([r.load_worst for r in of], "{:.2f}"),
             _spread([r.clipped_heads for r in of], "{:.0f}"),
-            _spread([r.seconds for r in of], "{:.1f}"),
-            _spread([r.optimizer_seconds for r in of], "{:.2f}"),
-            _spread([r.state_bytes and r.state_bytes / 1e6 for r in of], "{:.2f}"),
-            _spread(reached, "{:,.0f}") + missed if goal else "",
         ]
         row_class = " class=best" if label in best else ""
         rows.append(f"<tr{row_class}>" + "".join(f"<td>{escape(cell)}" for cell in cells))
@@ -200,9 +211,9 @@ def _table(results: Sequence[Result], study: Study, goal: float | None) -> str:
 
 
 def _spread(values: Sequence[float | None], form: str) -> str:
-    """Mean and, of several, standard deviation of the values that are known."""
+    """Mean and, where they differ, standard deviation of the values that are known."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
     mean = form.format(statistics.fmean(known))
-    return f"{mean} ± {form.format(statistics.stdev(known))}" if len(known) > 1 else mean
+    return f"{mean} ± {form.format(statistics.stdev(known))}" if len(set(known)) > 1 else mean
