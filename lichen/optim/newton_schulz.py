@@ -78,11 +78,11 @@ class Method(NamedTuple):
     transpose: bool = False
 
 
-# By shorter side: (up to this one, method). For CPUs as `python -m benchmarks.muon_step` found it, with AMX.
-# For other devices counted, not measured: with half of every symmetric product left out, three and two
-# steps together need fewer operations from a ratio of 1 on, but more launches, and they round more often.
+# By shorter side: (up to this one, method). For CPUs, with AMX and without, `python -m benchmarks.muon_step`
+# found it. For other devices counted, not measured: with half of every symmetric product left out, three and
+# two steps together need fewer operations from a ratio of 1 on, but more launches, and they round more often.
 METHODS: dict[str, tuple[tuple[float, Method], ...]] = {
-    "cpu that multiplies bf16": (
+    "amx": (
         (15, Method(torch.float32, 4.0)),
         (31, Method(torch.float32, 2.0)),
         (255, Method(torch.bfloat16, 3.0)),
@@ -104,10 +104,7 @@ class Form(NamedTuple):
 
 def form_for(device: torch.device, rows: int, columns: int) -> Form:
     """How to orthogonalise (rows, columns) matrices on `device`."""
-    if device.type != "cpu":
-        kind = "elsewhere"
-    else:
-        kind = "cpu that multiplies bf16" if multiplies_bf16("cpu") else "cpu"
+    kind = "elsewhere" if device.type != "cpu" else "amx" if multiplies_bf16("cpu") else "cpu"
     shorter, longer = sorted((rows, columns))
     method = next(method for largest, method in METHODS[kind] if shorter <= largest)
     together = TOGETHER[method.dtype] if longer >= method.gram_ratio * shorter else 1

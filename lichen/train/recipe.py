@@ -96,7 +96,7 @@ class TrainSection(Section):
     )
     dtype: Literal["auto", "bf16", "fp32"] = Field(
         default="auto",
-        description="of matrix products; auto is bf16 where the machine multiplies it natively",
+        description="of matrix products; auto is bf16 where the machine multiplies it faster",
     )
     clip_grad_norm: float = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
     bias_update_rate: float = Field(

@@ -37,7 +37,7 @@ class Trained:
 def load_trained(folder: Path, device: torch.device) -> Trained:
     """Load what `folder`, a run or a folder in the Hugging Face layout, holds.
 
-    Weights stored as fp32, as in a run, compute in fp32; others in bf16 where `device` multiplies it.
+    Weights stored as fp32, as in a run, compute in fp32; others in bf16 where `device` multiplies it faster.
 
     Raises LichenError when there is no model, a run has no good checkpoint, or model and tokenizer do not
     belong together.

@@ -16,7 +16,7 @@ CPUINFO = Path("/proc/cpuinfo")
 def test_cpu() -> None:
     lines = CPUINFO.read_text().splitlines()
     flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
-    native = bool(flags & {"avx512_bf16", "amx_bf16"})
+    native = "amx_bf16" in flags
     assert multiplies_bf16("cpu") == native
     assert matmul_dtype("cpu") == (torch.bfloat16 if native else torch.float32)
 
