@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, NonNegativeInt, ValidationError
 
 from lichen.errors import LichenError
 from lichen.train.recipe import Recipe, Section, read_recipe, read_toml
@@ -33,8 +33,8 @@ class Study(Section):
 
     base: str
     arm: list[Arm] = Field(min_length=1)
-    seeds: list[int] = Field(default=[0], min_length=1)
-    best_seeds: list[int] = Field(default=[])
+    seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
+    best_seeds: list[NonNegativeInt] = Field(default=[])
     baseline: str | None = None
     jobs: int = Field(default=1, gt=0)
     threads: int = Field(default=1, gt=0)

@@ -146,6 +146,7 @@ def test_a_signal_that_asks_for_an_end_saves_the_runs(
         ('name = "moonlight"', 'name = "adamw"', "a name of its own"),
         ("[0.001, 0.01]", "[0.001, 0.001]", "two runs would be adamw-lr-0.001-seed-0"),
         ("best_seeds = [1]", "best_seeds = [1, 1]", "best_seeds is [1, 1]; list every seed once"),
+        ("best_seeds = [1]", "best_seeds = [-1]", "best_seeds.0 is -1; expected greater than or equal to 0"),
         ('"optimizer.lr" = [0.001, 0.01]', '"train.seed" = [4, 5]', "arm adamw: train.seed is what seeds"),
         ('"optimizer.recipe" = ', "optimizer.recipe = ", "a key with dots needs quotes"),
         ("[0.001, 0.01]", "[0.001, -1]", "tiny.toml, arm adamw: recipe"),
