@@ -11,6 +11,7 @@ from lichen.errors import LichenError
 from lichen.nn.roles import Role
 from lichen.optim import Muon, OptimizerRecipe, Override, ParameterTable, parameter_table, recipes
 from lichen.optim import muon as muon_module
+from lichen.optim.newton_schulz import Form, newton_schulz
 from lichen.optim.table import Row
 
 SHAPES = {"wide": (32, 96), "tall": (96, 32), "square": (48, 48), "thin": (8, 256)}
@@ -218,6 +219,18 @@ def test_batches_may_be_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     for entries in (1, 3 * 8 * 16, 5 * 16 * 16):
         monkeypatch.setitem(muon_module.CHUNK_ENTRIES, "cpu", entries)
         torch.testing.assert_close(first_update(gradient, role, recipes.moonlight), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(32, 96), (96, 32), (48, 48)])
+def test_small_learning_rates_do_not_underflow_in_fp16(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    """The format of GPUs, whose smallest number is 6e-8."""
+    recipe = replace(recipes.moonlight, lr=1e-9)
+    exact = 0.2 * max(shape) ** 0.5 * newton_schulz(random(*shape).double(), recipe.ns_schedule).float()
+    monkeypatch.setattr(muon_module, "form_for", lambda *_: Form(torch.float16, 3, transpose=False))
+    update = first_update(random(*shape), Role("matrix"), recipe)
+    assert (update - exact).norm() < 0.02 * exact.norm()
 
 
 # ------------------------------------------------------------------------------------- small gradients

@@ -11,6 +11,7 @@ from lichen.optim.newton_schulz import (
     POLAR_EXPRESS,
     TOGETHER,
     YOU_JIACHENG,
+    Form,
     Schedule,
     form_for,
     newton_schulz,
@@ -126,14 +127,26 @@ def test_the_gram_form_stays_stable_on_hard_spectra(
         assert out_2 < 1.1 * exact_2, name
 
 
-def test_methods_cover_every_shape() -> None:
-    for device in ("cpu", "cuda", "xpu"):
-        for rows, columns in ((1, 1), (1, 4096), (16, 8), (256, 704), (7168, 2048)):
-            form = form_for(torch.device(device), rows, columns)
-            assert form.dtype in ((torch.bfloat16, torch.float32) if device == "cpu" else (torch.float16,))
-            assert form.together in (1, TOGETHER[form.dtype])
-            assert form.together == 1 or max(rows, columns) > min(rows, columns)
-            assert not form.transpose or rows > columns
+@pytest.mark.parametrize(
+    ("device", "amx", "rows", "columns", "form"),
+    [
+        ("cpu", True, 1, 1, Form(torch.float32, 1, transpose=False)),
+        ("cpu", True, 48, 16, Form(torch.float32, 5, transpose=False)),
+        ("cpu", True, 128, 256, Form(torch.bfloat16, 1, transpose=False)),
+        ("cpu", True, 384, 128, Form(torch.bfloat16, 2, transpose=False)),
+        ("cpu", True, 7168, 2048, Form(torch.bfloat16, 2, transpose=True)),
+        ("cpu", True, 2048, 7168, Form(torch.bfloat16, 2, transpose=False)),
+        ("cpu", False, 128, 128, Form(torch.float32, 1, transpose=False)),
+        ("cpu", False, 7168, 2048, Form(torch.float32, 5, transpose=False)),
+        ("cuda", False, 7168, 7168, Form(torch.float16, 1, transpose=False)),
+        ("xpu", True, 7168, 2048, Form(torch.float16, 3, transpose=False)),
+    ],
+)
+def test_the_form_follows_device_and_shape(
+    monkeypatch: pytest.MonkeyPatch, device: str, amx: bool, rows: int, columns: int, form: Form
+) -> None:
+    monkeypatch.setattr("lichen.optim.newton_schulz.multiplies_bf16", lambda device_type: amx)
+    assert form_for(torch.device(device), rows, columns) == form
 
 
 def test_singular_vectors_stay() -> None:

@@ -23,6 +23,8 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MiniMaxConfig,
+    MiniMaxForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     Phi3Config,
@@ -284,12 +286,15 @@ def test_fused_query_key_value_of_shared_keys() -> None:
 
 
 def test_query_key_value_head_by_head_stays_whole() -> None:
-    """Thirds of CodeGen's 48 rows would be heads, not query, key and value."""
+    """Thirds of these 48 rows would be heads, not query, key and value."""
+    sizes: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4}
+    linear: dict[str, Any] = {"num_hidden_layers": 1, "layer_types": ["linear_attention"]}
     with torch.device("meta"):
-        table = parameter_table(
-            CodeGenForCausalLM(CodeGenConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=4))
-        )
-    assert shapes(table, "transformer.h.0.attn.qkv_proj.weight") == [(1, 48, 16)]
+        codegen = CodeGenForCausalLM(CodeGenConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=4))
+        minimax = MiniMaxForCausalLM(MiniMaxConfig(**sizes, **heads, **linear))
+    for model, name in ((codegen, "transformer.h.0.attn"), (minimax, "model.layers.0.self_attn")):
+        assert shapes(parameter_table(model), f"{name}.qkv_proj.weight") == [(1, 48, 16)]
 
 
 def test_entrywise_factors_are_no_matrices() -> None:
