@@ -31,13 +31,13 @@ def locked(folder: Path, or_who: str = "") -> Iterator[int]:
     path = folder / LOCK_FILE
     with disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+b", buffering=0)
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            who = file.read().strip() or "another process"
+            who = file.read().decode(errors="replace").strip() or "another process"
             raise LichenError(f"{who} is at work in {folder}; wait until it has ended, or stop it") from None
         except OSError as error:
             warnings.warn(
@@ -47,6 +47,5 @@ def locked(folder: Path, or_who: str = "") -> Iterator[int]:
             )
         with disk_errors(path):
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}{or_who}\n")
-            file.flush()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}{or_who}\n".encode())
         yield file.fileno()

@@ -68,3 +68,14 @@ def test_a_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(LichenError, match="inside WSL"), locked(tmp_path / "new"):
         pass
     assert not (tmp_path / "new").exists()
+
+
+def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path):
+    """With its name: closing the file must not fail once more on what is left to write."""
+    code = (
+        "import resource, sys; from pathlib import Path; from lichen.train.lock import locked\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "with locked(Path(sys.argv[1])): pass"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stderr.endswith(f"LichenError: cannot write {tmp_path / 'lock'}: File too large\n")
