@@ -28,7 +28,10 @@ from lichen.train.plots import chart
 from lichen.train.report import filled
 from lichen.train.run import Run
 
-COLOURS = ["#26312b", "#3f7d58", "#d9772b", "#3b6ea5", "#8a4f9e", "#b33a3a", "#a08a1f", "#2a9d8f"]
+COLOURS = [
+    "#26312b", "#3f7d58", "#d9772b", "#3b6ea5", "#8a4f9e", "#b33a3a",
+    "#a08a1f", "#2a9d8f", "#7f5539", "#d16ba5", "#74b3d8", "#98a19c",
+]  # fmt: skip
 
 LOSS = "nats per token"
 

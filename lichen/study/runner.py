@@ -31,7 +31,8 @@ PAUSE = 0.2
 def run_study(
     study: Study, path: Path, points: Sequence[Point], folder: Path, tell: Callable[[str], None]
 ) -> list[tuple[Point, Run]]:
-    """Run all `points`, then the further seeds of each arm's best; what has finished or diverged is skipped.
+    """Run all `points`, then the further seeds of each arm's best; what has finished or diverged is skipped,
+    and so are the further seeds of an arm whose best is not known because a run failed.
 
     Returns every run, in order. Raises LichenError when another process is at work in `folder`, or it holds
     a run of another recipe. Ctrl-C, SIGTERM and SIGHUP are passed on to the runs at work, which finish their
@@ -42,7 +43,8 @@ def run_study(
         _train(runs, study, lock, tell)
         if study.best_seeds:
             results = [result(each, run) for each, run in runs]
-            best = best_labels(results, study.seeds)
+            failed = {each.arm for each in results if each.state == "unfinished"}  # whose best is not known
+            best = best_labels([each for each in results if each.arm not in failed], study.seeds)
             arms = {arm.name: arm for arm in study.arm}
             repeated = [
                 point(study, path, arms[each.arm], each.values, seed)

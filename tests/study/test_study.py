@@ -19,6 +19,7 @@ from lichen.study.report import write_report
 from lichen.study.results import Curve, Result, best_labels, count_spikes, tokens_to_reach, trailing_mean
 from lichen.study.runner import run_study
 from lichen.train.metrics import read_metrics
+from lichen.train.run import Run, start_run
 
 
 def lichen(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -109,6 +110,29 @@ def test_a_run_that_is_killed_is_called_so(study_file: Path, tmp_path: Path):
     assert process.returncode == 1
     assert said.startswith("alone, seed 0: ended by SIGKILL (0 to go)\n")
     assert (out / "report.html").exists()
+
+
+def test_further_seeds_wait_for_a_run_that_failed(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else they would be those of a point that need not be the best."""
+
+    def refuse(run: Run, *_: object) -> subprocess.Popen[bytes]:
+        (run.folder / "train.log").touch()
+        return subprocess.Popen(["false"])
+
+    out = tmp_path / "out"
+    study, points = read_study(study_file)
+    for each in points:  # all but one
+        run = start_run(each.recipe, out / "runs" / each.folder_name)
+        assert each.label == "adamw, lr 0.01" or lichen("train", run.folder).returncode == 0
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("lichen.study.runner._start", refuse)
+        runs = run_study(study, study_file, points, out, told.append)
+    assert [(each.arm, each.seed) for each, _ in runs][3:] == [("moonlight", 1)]
+    runs = run_study(study, study_file, points, out, told.append)
+    assert [(each.arm, each.seed) for each, _ in runs][3:] == [("adamw", 1), ("moonlight", 1)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
