@@ -1,4 +1,4 @@
-"""Which number format to multiply in: bf16 where the hardware multiplies it faster than fp32."""
+"""Which number format to compute in."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def multiplies_bf16(device_type: str) -> bool:
 def matmul_dtype(device: torch.device | str) -> torch.dtype:
     """The faster of bf16 and fp32 for matrix products on `device`."""
     return torch.bfloat16 if multiplies_bf16(torch.device(device).type) else torch.float32
+
+
+def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of this format are added up in: fp32, or the format itself where it is finer."""
+    return torch.promote_types(dtype, torch.float32)

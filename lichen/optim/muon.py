@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim.adamw import adamw
-from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Role
+from lichen.ops.precision import at_least_fp32
 from lichen.optim import recipes, sharded
+from lichen.optim.adamw import adamw_update
 from lichen.optim.newton_schulz import EPSILON, form_for, orthogonalize, products_per_step, scaled
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.sharded import Job, local
@@ -35,8 +35,6 @@ from lichen.optim.table import ParameterTable, Row, recipe_options
 # second-level cache; elsewhere it should fill the machine and stay small beside the model.
 CHUNK_ENTRIES = {"cpu": 1 << 18}
 CHUNK_ENTRIES_ELSEWHERE = 1 << 28
-
-VECTOR_ENTRIES = 16  # fp32 numbers in the widest vector register of a CPU
 
 
 class Matrices(NamedTuple):
@@ -157,7 +155,7 @@ class Muon(torch.optim.Optimizer):
                 state[name] = (
                     torch.zeros((), device=row.parameter.device)
                     if name == "step"
-                    else torch.zeros_like(row.parameter, dtype=_wide(row.parameter.dtype))
+                    else torch.zeros_like(row.parameter, dtype=at_least_fp32(row.parameter.dtype))
                 )
         return state
 
@@ -241,38 +239,20 @@ class Muon(torch.optim.Optimizer):
                 _move(local(row.parameter), step, group)
 
     def _adamw(self, rows: list[Row], group: dict[str, Any]) -> None:
-        """Decoupled-weight-decay Adam (arXiv 1711.05101) by PyTorch's own kernels."""
         by_device: dict[torch.device, list[Row]] = {}
         for row in rows:
             by_device.setdefault(row.parameter.device, []).append(row)
-        for device, here in by_device.items():
+        for here in by_device.values():
             states = [self._state(row) for row in here]
-            held = (
+            adamw_update(
                 [local(row.parameter) for row in here],
+                [_gradient(row) for row in here],
                 [local(state["exp_avg"]) for state in states],
                 [local(state["exp_avg_sq"]) for state in states],
-            )
-            parameters, averages, squares = ([_whole_vectors(tensor) for tensor in some] for some in held)
-            adamw(
-                parameters,
-                [_whole_vectors(_gradient(row)) for row in here],
-                averages,
-                squares,
-                [],
                 [state["step"] for state in states],
-                fused=device.type in _get_fused_kernels_supported_devices(),
-                amsgrad=False,
-                beta1=self.recipe.adamw_betas[0],
-                beta2=self.recipe.adamw_betas[1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=self.recipe.adamw_eps,
-                maximize=False,
+                self.recipe,
+                group,
             )
-            for some, updated in zip(held, (parameters, averages, squares), strict=True):
-                for tensor, result in zip(some, updated, strict=True):
-                    if result is not tensor:
-                        tensor.copy_(result.view(-1)[: tensor.numel()].view_as(tensor))
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state that this process holds now (none before the first step)."""
@@ -353,22 +333,6 @@ def _state_names(algorithm: str) -> set[str]:
     return {"step", "exp_avg", "exp_avg_sq"} if algorithm == "adamw" else {"momentum_buffer"}
 
 
-def _whole_vectors(tensor: Tensor) -> Tensor:
-    """`tensor` for AdamW's kernel: fp32 or better, and flat and padded if its length asks for it.
-
-    On a CPU the kernel rounds the entries after the last whole vector register otherwise than the rest,
-    and which entries these are depends on how a parameter is cut.
-    """
-    missing = -tensor.numel() % VECTOR_ENTRIES if tensor.device.type == "cpu" else 0
-    wide = tensor.to(_wide(tensor.dtype))
-    return nn.functional.pad(wide.reshape(-1), (0, missing)) if missing else wide
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """What parameters of this dtype are updated in: fp32 or better."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _apart(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
     """Rows whose matrices this rank can update by itself, and the others."""
     here: list[Row] = []
@@ -422,7 +386,7 @@ def _move(parameter: Tensor, step: Tensor, group: dict[str, Any]) -> None:
     The learning rate is not in `step`, whose entries fp16 can hold only while they are not small.
     """
     lr, weight_decay = group["lr"], group["weight_decay"]
-    wide = parameter.to(_wide(parameter.dtype))
+    wide = parameter.to(at_least_fp32(parameter.dtype))
     if step.device.type == "cpu":  # where arithmetic on two formats at once is slow
         step = step.to(wide.dtype)
     wide.mul_(1 - lr * weight_decay).add_(step, alpha=-lr)
