@@ -18,6 +18,11 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
@@ -280,6 +285,27 @@ def whole_state_case(place: Place) -> list[str]:
     return different(ours, reference, place) + different(again, reference, plain)
 
 
+def rank_0_state_case() -> list[str]:
+    """PyTorch's own functions give the whole state to rank 0, and take it from there."""
+    ours, again = sharded_model(), sharded_model()
+    optimizer, other = (Muon(parameter_table(model), RECIPE) for model in (ours, again))
+    tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(dist.get_rank()))
+    ours.loss(tokens, tokens).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    giving = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    taking = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    state = get_optimizer_state_dict(ours, optimizer, options=giving)
+    set_optimizer_state_dict(again, other, state, options=taking)
+    found = [] if bool(state) == (dist.get_rank() == 0) else ["the state is not rank 0's"]
+    loaded = other.named_state()
+    for name, saved in optimizer.named_state().items():
+        for key, tensor in saved.items():
+            if not torch.equal(sharded.local(loaded[name][key]), sharded.local(tensor)):
+                found.append(f"{key} of {name}")
+    return found
+
+
 def several_meshes(square: DeviceMesh, line: DeviceMesh) -> Place:
     """Parameters in turn on the rows, on the columns and on the whole of a square of ranks."""
     places = [placed(mesh, Shard(0)) for mesh in (square["shard"], square["replicate"], line)]
@@ -323,12 +349,14 @@ def cases(world: int, folder: Path) -> dict[str, Callable[[], list[str]]]:
         "mixed placements": lambda: step_case(mixed, RECIPE),
         "balanced embeddings and heads": lambda: step_case(mixed, BALANCED),
         "bf16 parameters": lambda: step_case(rows, RECIPE, torch.bfloat16),
+        "fp64 parameters": lambda: step_case(mixed, BALANCED, torch.float64),
         "bytes": lambda: bytes_case(line),
         "owners": lambda: owners_case(line),
         "overlap": lambda: overlap_case(line),
         "model": model_case,
         "copies of a model": copies_case,
         "state of one process": lambda: whole_state_case(mixed),
+        "state of rank 0": rank_0_state_case,
     }
     if world == 2:
         found["saved"] = lambda: saving_case(rows, folder / "by 2")
