@@ -216,7 +216,12 @@ class Muon(torch.optim.Optimizer):
         for row in here:
             direction = _advance(self._momentum(row), _gradient(row), recipe)
             _move(local(row.parameter), step(direction), group)
-        jobs = [self._job(row, stacked=False, dtype=torch.float32, work=row.parameter.numel()) for row in cut]
+        jobs = [
+            self._job(
+                row, stacked=False, dtype=at_least_fp32(row.parameter.dtype), work=row.parameter.numel()
+            )
+            for row in cut
+        ]
         self._by_owners(cut, jobs, lambda owned: [step(whole) for _, whole in owned], group)
 
     def _job(self, row: Row, *, stacked: bool, dtype: torch.dtype, work: float) -> Job:

@@ -13,7 +13,8 @@ do), it is one of these. Everybody computes the same owners from shapes and plac
 Bytes per step of a matrix of n entries, cut into S shards that R groups of ranks hold alike (S = 1:
 replicated, R = 1: plainly sharded), summed over the ranks, where the owner's own shard has s entries:
 
-    4 (n - s)        directions to the owner, in fp32, so that it computes what one process would
+    4 (n - s)        directions to the owner, in fp32 (8 for fp64 parameters), so that it computes what one
+                     process would
     b (R n - s)      updates to everybody else; b = 2 where Newton-Schulz runs in 16 bits, 4 in fp32
 
 The matrices are cut into waves: while the owners compute one, the next one's directions and the updates of
@@ -59,10 +60,10 @@ class Box(NamedTuple):
 class Job:
     """A sharded parameter whose matrices go to owners.
 
-    parameter: the DTensor. direction: what this rank holds of the step's direction, fp32, shaped like
-    its shard. stacked: leading dimensions hold independent matrices (rows, columns), which may have
-    different owners; else the parameter goes to one owner whole. dtype: of the update. work: for the
-    parameter's update, in operations; the unit is the same for all jobs of one call.
+    parameter: the DTensor. direction: what this rank holds of the step's direction, fp32 or better,
+    shaped like its shard. stacked: leading dimensions hold independent matrices (rows, columns), which
+    may have different owners; else the parameter goes to one owner whole. dtype: of the update. work: for
+    the parameter's update, in operations; the unit is the same for all jobs of one call.
     """
 
     parameter: DTensor
@@ -320,7 +321,7 @@ def _gather(wave: Sequence[Matrix], jobs: Sequence[Job], rank: int) -> tuple[lis
         own = pieces.pop(rank, None)
         if matrix.owner != rank:
             if own is not None:
-                outgoing[matrix.owner, torch.float32].append(job.direction[own.in_shard])
+                outgoing[matrix.owner, job.direction.dtype].append(job.direction[own.in_shard])
             continue
         if own is not None and own.shape == matrix.shape:
             wholes.append(job.direction[own.in_shard])
@@ -329,7 +330,7 @@ def _gather(wave: Sequence[Matrix], jobs: Sequence[Job], rank: int) -> tuple[lis
         if own is not None:
             whole[own.in_matrix] = job.direction[own.in_shard]
         for piece in pieces.values():
-            incoming[piece.rank, torch.float32].append(whole[piece.in_matrix])
+            incoming[piece.rank, whole.dtype].append(whole[piece.in_matrix])
         wholes.append(whole)
     return wholes, Transfer(outgoing, incoming)
 
