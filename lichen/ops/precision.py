@@ -11,7 +11,8 @@ import torch
 def multiplies_bf16(device_type: str) -> bool:
     """Whether matrix products in bf16 run on dedicated hardware on this kind of device.
 
-    On a CPU that means AMX: AVX-512's products of bf16 are slower than those of fp32 (docs/log.md).
+    On a CPU that means AMX: by AVX-512 alone an Intel processor multiplies bf16 more slowly than fp32
+    (docs/log.md; others not measured).
     """
     if device_type == "cpu":
         return torch.cpu._is_amx_tile_supported()
