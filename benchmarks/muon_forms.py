@@ -8,7 +8,6 @@ from statistics import median
 import torch
 
 from benchmarks.report import Report
-from lichen.ops.precision import matmul_dtype
 from lichen.optim.muon import CHUNK_ENTRIES
 from lichen.optim.newton_schulz import (
     KELLER_JORDAN,
@@ -28,12 +27,11 @@ def forms(report: Report, threads: int, rounds: int) -> None:
     """CPU ms of five steps on one chunk, all forms in turn; speeds over the plain form in bf16."""
     torch.set_num_threads(threads)
     key = f"forms, {threads} thread{'s' * (threads > 1)}"
-    dtypes = dict.fromkeys((matmul_dtype(CPU), torch.float32))
     variants = {
         f"{str(dtype).removeprefix('torch.')} {'plain' if together == 1 else 'Gram'}": Form(
             dtype, together, transpose=False
         )
-        for dtype in dtypes
+        for dtype in (torch.bfloat16, torch.float32)
         for together in (1, TOGETHER[dtype])
     }
     shorter_sides = SHORTER[: 2 if rounds == 2 else None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import torch
@@ -15,7 +16,8 @@ def multiplies_bf16(device_type: str) -> bool:
     (docs/log.md; others not measured).
     """
     if device_type == "cpu":
-        return torch.cpu._is_amx_tile_supported()
+        allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()  # to oneDNN, which multiplies
+        return torch.cpu._is_amx_tile_supported() and (allowed == "DEFAULT" or "AMX" in allowed)
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device_type in ("npu", "xpu", "mps")
