@@ -9,13 +9,7 @@ import torch
 
 from benchmarks.report import Report
 from lichen.optim.muon import CHUNK_ENTRIES
-from lichen.optim.newton_schulz import (
-    KELLER_JORDAN,
-    TOGETHER,
-    Form,
-    form_for,
-    orthogonalize,
-)
+from lichen.optim.newton_schulz import KELLER_JORDAN, TOGETHER, Form, form_for, orthogonalize
 
 SHORTER = (8, 16, 32, 64, 128, 256, 512, 1024)
 RATIOS = (1, 2, 3, 4, 8)
@@ -26,7 +20,7 @@ CPU = torch.device("cpu")
 def forms(report: Report, threads: int, rounds: int) -> None:
     """CPU ms of five steps on one chunk, all forms in turn; speeds over the plain form in bf16."""
     torch.set_num_threads(threads)
-    key = f"forms, {threads} thread{'s' * (threads > 1)}"
+    counted = f"{threads} thread{'s' * (threads > 1)}"
     variants = {
         f"{str(dtype).removeprefix('torch.')} {'plain' if together == 1 else 'Gram'}": Form(
             dtype, together, transpose=False
@@ -35,16 +29,15 @@ def forms(report: Report, threads: int, rounds: int) -> None:
         for together in (1, TOGETHER[dtype])
     }
     shorter_sides = SHORTER[: 2 if rounds == 2 else None]
-    report.heading(key)
+    report.heading(f"forms, {counted}")
     report.table(
-        key,
+        f"forms, {counted}",
         [_row(rounds, variants, shorter, shorter * ratio) for shorter in shorter_sides for ratio in RATIOS],
     )
-    key = f"tall matrices, {threads} thread{'s' * (threads > 1)}"
-    report.heading(key)
+    report.heading(f"tall matrices, {counted}")
     tall = [(shorter * TALL_RATIO, shorter) for shorter in shorter_sides]
     report.table(
-        key,
+        f"tall matrices, {counted}",
         [
             _row(
                 rounds,

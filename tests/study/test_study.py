@@ -28,6 +28,19 @@ def lichen(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def start_long_study(study_file: Path, out: Path, sent: signal.Signals) -> subprocess.Popen[str]:
+    """Runs of 5,000 steps, and a process that `sent` reaches also where the tests run under nohup."""
+    base = study_file.with_name("base.toml")
+    base.write_text(base.read_text().replace("steps = 20", "steps = 5000"))
+    return subprocess.Popen(
+        [sys.executable, "-m", "lichen", "study", str(study_file), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),
+    )
+
+
 def test_a_study_end_to_end(study_file: Path, tmp_path: Path):
     out = tmp_path / "out"
     done = lichen("study", study_file, "--out", out)
@@ -89,16 +102,9 @@ def test_a_killed_study_and_a_run_that_diverges(study_file: Path, tmp_path: Path
 
 
 def test_a_run_that_is_killed_is_called_so(study_file: Path, tmp_path: Path):
-    base = tmp_path / "base.toml"
-    base.write_text(base.read_text().replace("steps = 20", "steps = 5000"))
     study_file.write_text('base = "base.toml"\n[[arm]]\nname = "alone"\n')
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lichen", "study", str(study_file), "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start_long_study(study_file, out, signal.SIGTERM)
     run = out / "runs" / "alone-seed-0"
     try:
         _wait(lambda: (run / "metrics.jsonl").exists())
@@ -139,16 +145,8 @@ def test_further_seeds_wait_for_a_run_that_failed(
 def test_a_signal_that_asks_for_an_end_saves_the_runs(
     study_file: Path, tmp_path: Path, number: signal.Signals
 ):
-    base = tmp_path / "base.toml"
-    base.write_text(base.read_text().replace("steps = 20", "steps = 5000"))
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lichen", "study", str(study_file), "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # also where the tests run under nohup
-    )
+    process = start_long_study(study_file, out, number)
     try:
         _wait(lambda: len(list(out.glob("runs/*/metrics.jsonl"))) == 2)
         process.send_signal(number)
