@@ -71,13 +71,13 @@ def keller_jordan(table: ParameterTable) -> torch.optim.Optimizer:
 
 
 def pytorch_optimizer(table: ParameterTable) -> torch.optim.Optimizer:
-    from pytorch_optimizer import Muon as Theirs  # type: ignore[import-not-found]
+    from pytorch_optimizer import Muon as Theirs
 
     return Theirs([{"params": matrices_of(table), "use_muon": True}])
 
 
 def heavyball(table: ParameterTable) -> torch.optim.Optimizer:
-    from heavyball import Muon as Theirs  # type: ignore[import-not-found]
+    from heavyball import Muon as Theirs
 
     return Theirs(matrices_of(table))
 
