@@ -3,9 +3,10 @@
     python -m benchmarks.train_step [--compile] [--threads 1 2] [--shapes 2x512 1x2048] [--json FILE]
 
 The same 12.2 M-parameter model, weights, tokens and optimizer (PyTorch's fused AdamW) on both sides; the
-losses are compared before the times are. Ours keeps fp32 master weights and multiplies in bf16;
-transformers runs its grouped_mm experts in fp32, with bf16 weights, and in fp32 under bf16 autocast, eager
-and, with --compile, compiled (which takes minutes per contender).
+losses are compared before the times are. Ours keeps fp32 master weights and multiplies in the format that
+`auto` takes here, and in fp32; transformers runs its grouped_mm experts in fp32 and, where the processor
+multiplies bf16 fast, with bf16 weights and in fp32 under bf16 autocast, eager and, with --compile, compiled
+(which takes minutes per contender).
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from lichen.nn.transformer import Transformer
 from lichen.nn.weights import load_model
 from lichen.ops.allocator import keep_freed_memory
 from lichen.ops.ceiling import matrix_rate
+from lichen.ops.precision import matmul_dtype, multiplies_bf16
 from lichen.spec.families import load_spec
 from lichen.spec.flops import training_flops_per_token
 from lichen.train.replicas import Replicas
 
-OURS = "lichen bf16"
 CPU = torch.device("cpu")
+NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+NATIVE = matmul_dtype(CPU)
+OURS = f"lichen {NAMES[NATIVE]}"
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,8 @@ def theirs(folder: Path, shape: Shape, precision: str, compiled: bool) -> Step:
 
 
 def ceiling() -> Step:
-    """The bf16 matrix rate in FLOP/s, measured anew at every turn."""
-    return lambda _: matrix_rate.__wrapped__(torch.bfloat16, CPU)
+    """The matrix rate in FLOP/s, measured anew at every turn."""
+    return lambda _: matrix_rate.__wrapped__(NATIVE, CPU)
 
 
 def profile(setup: Callable[..., Step], *arguments: Any) -> dict[str, float]:
@@ -138,14 +142,13 @@ def profile(setup: Callable[..., Step], *arguments: Any) -> dict[str, float]:
 
 
 def contenders(folder: Path, shape: Shape, options: argparse.Namespace) -> list[Contender]:
-    mine = [Contender(OURS, ours, (folder, shape, torch.bfloat16))]
-    if not options.quick:
-        mine.append(Contender("lichen fp32", ours, (folder, shape, torch.float32)))
+    dtypes = dict.fromkeys([NATIVE] if options.quick else [NATIVE, torch.float32])
+    mine = [Contender(f"lichen {NAMES[dtype]}", ours, (folder, shape, dtype)) for dtype in dtypes]
     modes = {"eager": False} | ({"compiled": True} if options.compile else {})
     return mine + [
         Contender(f"transformers {precision} {mode}", theirs, (folder, shape, precision, compiled))
         for mode, compiled in modes.items()
-        for precision in (["fp32"] if options.quick else PRECISIONS)
+        for precision in (PRECISIONS if multiplies_bf16("cpu") and not options.quick else ["fp32"])
     ]
 
 
@@ -180,8 +183,8 @@ def compare(report: Report, folder: Path, shape: Shape, threads: int, options: a
         ],
     )
     report.say(
-        f"\nThe model's own products: {flops / 1e9:.1f} GFLOP per step. bf16 matrix rate of {threads} "
-        f"thread{'s' * (threads > 1)} in the same minutes: {rate / 1e9:,.0f} GFLOP/s.\n"
+        f"\nThe model's own products: {flops / 1e9:.1f} GFLOP per step. {NAMES[NATIVE]} matrix rate of "
+        f"{threads} thread{'s' * (threads > 1)} in the same minutes: {rate / 1e9:,.0f} GFLOP/s.\n"
     )
     for mode in ("eager", "compiled"):
         if peers := [r for r in theirs if r.name.endswith(mode)]:
@@ -196,7 +199,7 @@ def compare(report: Report, folder: Path, shape: Shape, threads: int, options: a
             at_most=1.0,
         )
     report.target(f"{title}: seconds of the first step", mine.first_step, at_most=3.0)
-    report.target(f"{title}: share of the bf16 matrix rate", share, at_least=0.5)
+    report.target(f"{title}: share of the {NAMES[NATIVE]} matrix rate", share, at_least=0.5)
 
 
 def goal(shape: Shape, mode: str) -> float | None:
@@ -215,9 +218,10 @@ def check_losses(results: list[Result]) -> None:
 def bounds(report: Report, folder: Path, shape: Shape) -> None:
     """Say where the time goes, on one thread."""
     report.heading(f"Where the CPU time goes: {shape}, 1 thread")
+    peer = "autocast" if multiplies_bf16("cpu") else "fp32"
     found = {
-        OURS: apart(profile, ours, folder, shape, torch.bfloat16, threads=1),
-        "transformers autocast eager": apart(profile, theirs, folder, shape, "autocast", False, threads=1),
+        OURS: apart(profile, ours, folder, shape, NATIVE, threads=1),
+        f"transformers {peer} eager": apart(profile, theirs, folder, shape, peer, False, threads=1),
     }
     report.table(
         f"profile {shape}",

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 _SECONDS = 0.3
+SMALLEST_PRODUCT = 128
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -42,17 +43,14 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
 
     The product is dense, (n, n) @ (n, n) with 2 n^3 FLOPs, and runs with PyTorch's current number of
     threads. The fastest of the repetitions within about 0.3 s counts, because a ceiling is what nothing
-    else was in the way of.
+    else was in the way of. A format that the processor emulates may be hundreds of times as slow: n stops
+    growing where the next product would not end within the time.
     """
-    n = 2048 if device.type == "cpu" else 8192
-    generator = torch.Generator(device).manual_seed(0)  # the program's own random numbers stay as they are
-    left, right = (torch.randn(n, n, device=device, generator=generator).to(dtype) for _ in range(2))
-    _timed_product(left, right)  # the first product pays for kernels and buffers
-    best = float("inf")
-    start = time.perf_counter()
-    while time.perf_counter() - start < _SECONDS:
-        best = min(best, _timed_product(left, right))
-    return 2 * n**3 / best
+    largest = 2048 if device.type == "cpu" else 8192
+    n = SMALLEST_PRODUCT
+    while n < largest and _product_seconds(n, dtype, device) * 8 < _SECONDS:
+        n *= 2
+    return 2 * n**3 / _product_seconds(n, dtype, device, repeat_for=_SECONDS)
 
 
 def memory_rate(n_bytes: int, device: torch.device) -> float:
@@ -66,15 +64,27 @@ def memory_rate(n_bytes: int, device: torch.device) -> float:
     while time.perf_counter() - start < _SECONDS:
         before = time.perf_counter()
         numbers.sum()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
+        _wait(device)
         best = min(best, time.perf_counter() - before)
     return numbers.nbytes / best
 
 
-def _timed_product(left: torch.Tensor, right: torch.Tensor) -> float:
+def _product_seconds(n: int, dtype: torch.dtype, device: torch.device, repeat_for: float = 0.0) -> float:
+    """The shortest time of an (n, n) @ (n, n) product in at least one repetition and `repeat_for` seconds."""
+    generator = torch.Generator(device).manual_seed(0)  # the program's own random numbers stay as they are
+    left, right = (torch.randn(n, n, device=device, generator=generator).to(dtype) for _ in range(2))
+    torch.mm(left, right)  # the first product pays for kernels and buffers
+    best = float("inf")
     start = time.perf_counter()
-    torch.mm(left, right)
-    if left.device.type != "cpu":
-        torch.accelerator.synchronize(left.device)
-    return time.perf_counter() - start
+    while best == float("inf") or time.perf_counter() - start < repeat_for:
+        _wait(device)
+        before = time.perf_counter()
+        torch.mm(left, right)
+        _wait(device)
+        best = min(best, time.perf_counter() - before)
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

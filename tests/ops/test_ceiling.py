@@ -33,3 +33,20 @@ def test_rate_is_measured_once_and_draws_no_random_numbers() -> None:
     assert math.isfinite(rate)
     assert rate > 0
     assert matrix_rate(torch.float32, CPU) == rate
+
+
+def test_a_format_that_is_emulated_is_probed_with_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 0.2 GFLOP/s, as bf16 has without any bf16 arithmetic, the usual product would take over a minute."""
+    sizes = []
+    clock = [0.0]
+
+    def multiply(left: torch.Tensor, right: torch.Tensor) -> None:
+        sizes.append(len(left))
+        clock[0] += 2 * len(left) ** 3 / 0.2e9
+
+    monkeypatch.setattr(torch, "mm", multiply)
+    monkeypatch.setattr("lichen.ops.ceiling.time.perf_counter", lambda: clock[0])
+    rate = matrix_rate.__wrapped__(torch.bfloat16, CPU)
+    assert rate == pytest.approx(0.2e9)
+    assert max(sizes) < 512
+    assert clock[0] < 1.0
