@@ -22,14 +22,14 @@ from torch import Tensor
 from benchmarks import models
 from benchmarks.race import Contender, Result, Step, race
 from benchmarks.report import Report
+from lichen.arch.cache import cache_bytes
+from lichen.arch.families import load_spec
+from lichen.arch.spec import ModelSpec
+from lichen.arch.weights import weights
+from lichen.machine.precision import matmul_dtype
+from lichen.machine.rates import memory_rate
 from lichen.nn.cache import Cache
-from lichen.nn.weights import load_model
-from lichen.ops.ceiling import memory_rate
-from lichen.ops.precision import matmul_dtype
-from lichen.spec.cache import cache_bytes
-from lichen.spec.families import load_spec
-from lichen.spec.model import ModelSpec
-from lichen.spec.weights import weights
+from lichen.weights.checkpoint import load_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

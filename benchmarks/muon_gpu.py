@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks.muon_peers import OURS, REFERENCE, lichen, torch_muon
 from benchmarks.report import Report
+from lichen.machine.rates import machine, matrix_rate
 from lichen.nn.roles import Role
-from lichen.ops.ceiling import machine, matrix_rate
 from lichen.optim import ParameterTable
 from lichen.optim.newton_schulz import KELLER_JORDAN
 from lichen.optim.symmetric import has_kernel

@@ -8,11 +8,11 @@ from transformers import DeepseekV3Config
 from benchmarks import models
 from benchmarks.race import Contender, Step, race
 from benchmarks.report import Report
+from lichen.arch.families import read_config
+from lichen.machine.allocator import keep_freed_memory
+from lichen.machine.precision import matmul_dtype
 from lichen.nn.transformer import Transformer
-from lichen.ops.allocator import keep_freed_memory
-from lichen.ops.precision import matmul_dtype
 from lichen.optim import Muon, parameter_table, qk_clip, recipes
-from lichen.spec.families import read_config
 
 TAU = 100.0
 

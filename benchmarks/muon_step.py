@@ -31,13 +31,13 @@ from benchmarks.muon_peers import OPTIONAL, OURS, PEERS, REFERENCE, Make, instal
 from benchmarks.muon_qk_clip import cost
 from benchmarks.race import Contender, Step, apart, race
 from benchmarks.report import Report
+from lichen.arch.families import load_spec, read_config
+from lichen.arch.spec import ModelSpec, MoE
+from lichen.machine.precision import matmul_dtype
 from lichen.nn.transformer import Transformer
-from lichen.ops.precision import matmul_dtype
 from lichen.optim import Muon, ParameterTable, parameter_table
 from lichen.optim.muon import CHUNK_ENTRIES
 from lichen.optim.newton_schulz import KELLER_JORDAN
-from lichen.spec.families import load_spec, read_config
-from lichen.spec.model import ModelSpec, MoE
 
 FLOOR = "floor"
 K2_EXPERTS = 2  # of Kimi K2's 384

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lichen.files import write_text
-from lichen.ops.ceiling import machine
+from lichen.machine.rates import machine
 
 
 @dataclass

@@ -22,9 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from lichen.arch.spec import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
 from lichen.nn.transformer import Transformer
 from lichen.optim import Muon, OptimizerRecipe, parameter_table, recipes, sharded
-from lichen.spec.model import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
 
 ATTENTION = MLA(4, q_lora_rank=64, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32)
 EXPERTS = MoE(Router(8, num_experts_per_tok=2), moe_intermediate_size=64, n_shared_experts=1)

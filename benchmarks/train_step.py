@@ -25,14 +25,14 @@ from benchmarks import models
 from benchmarks.profile import cpu_seconds
 from benchmarks.race import Contender, Result, Step, apart, race
 from benchmarks.report import Report
+from lichen.arch.families import load_spec
+from lichen.arch.flops import training_flops_per_token
+from lichen.machine.allocator import keep_freed_memory
+from lichen.machine.precision import matmul_dtype, multiplies_bf16
+from lichen.machine.rates import matrix_rate
 from lichen.nn.transformer import Transformer
-from lichen.nn.weights import load_model
-from lichen.ops.allocator import keep_freed_memory
-from lichen.ops.ceiling import matrix_rate
-from lichen.ops.precision import matmul_dtype, multiplies_bf16
-from lichen.spec.families import load_spec
-from lichen.spec.flops import training_flops_per_token
 from lichen.train.replicas import Replicas
+from lichen.weights.checkpoint import load_model
 
 CPU = torch.device("cpu")
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}

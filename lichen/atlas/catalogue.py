@@ -8,7 +8,7 @@ A file names its sources once, and every fact points at one of them:
       - {value: Modified MIT, source: card}
 
 What a model costs to hold and to run is not written down here: it is computed from the model's config
-(`spec_name`, lichen.spec).
+(`spec_name`, lichen.arch).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lichen.arch.families import load_spec
+from lichen.arch.spec import ModelSpec
 from lichen.atlas.facts import Fact, Past, Record, known, named, today
 from lichen.atlas.yaml_file import field_error, parse, read_yaml, replaced
 from lichen.errors import LichenError
 from lichen.files import write_text
-from lichen.spec.families import load_spec
-from lichen.spec.model import ModelSpec
 
 SHIPPED = Path(__file__).parent / "models"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"
@@ -128,7 +128,7 @@ class Model(Record):
     lab: str
     country: str
     family: str
-    spec_name: str | None = None  # lichen.spec's name of its config; None where no config is public
+    spec_name: str | None = None  # lichen.arch's name of its config; None where no config is public
 
     release: tuple[Fact[Past], ...] = ()
     license: tuple[Fact[str], ...] = ()

@@ -10,6 +10,10 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, time
 from typing import Literal
 
+from lichen.arch.account import account, active_parameters, total_parameters
+from lichen.arch.cache import cache_bytes
+from lichen.arch.families import load_spec
+from lichen.arch.spec import ModelSpec, MoE
 from lichen.atlas import claim_kinds as kinds
 from lichen.atlas import words
 from lichen.atlas.advise import advise
@@ -23,10 +27,6 @@ from lichen.atlas.prices import default_provider, prices_on
 from lichen.atlas.scores import comparable
 from lichen.atlas.workloads import STANDARD, ratio
 from lichen.errors import LichenError
-from lichen.spec.account import account, active_parameters, total_parameters
-from lichen.spec.cache import cache_bytes
-from lichen.spec.families import load_spec
-from lichen.spec.model import ModelSpec, MoE
 
 How = Literal["computed", "measured", "cited", "nothing"]
 UNCHECKED: Verdict = "cannot be checked"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lichen.arch.families import load_spec
 from lichen.atlas import claim_kinds as kinds
 from lichen.atlas import devices
 from lichen.atlas.advise import shipped_rules
@@ -14,7 +15,6 @@ from lichen.atlas.fits import fits
 from lichen.atlas.prices import providers
 from lichen.atlas.yaml_file import Location, field_error, parse, read_yaml
 from lichen.errors import LichenError, did_you_mean
-from lichen.spec.families import load_spec
 
 SHIPPED = Path(__file__).parent / "article.yaml"
 

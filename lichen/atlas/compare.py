@@ -11,17 +11,17 @@ from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
 
+from lichen.arch.account import released_bytes, released_dtype
+from lichen.arch.cache import cache_bytes, native_layout
+from lichen.arch.families import load_spec
+from lichen.arch.published import named_models
+from lichen.arch.spec import ModelSpec
+from lichen.arch.weights import active_parameters, total_parameters
 from lichen.atlas import describe, words
 from lichen.atlas.catalogue import Catalogue, Model, Score
 from lichen.atlas.facts import Fact, known
 from lichen.atlas.prices import default_provider, prices_on, table
 from lichen.atlas.workloads import STANDARD, ratio, reference_model
-from lichen.spec.account import released_bytes, released_dtype
-from lichen.spec.cache import cache_bytes, native_layout
-from lichen.spec.families import load_spec
-from lichen.spec.model import ModelSpec
-from lichen.spec.named import named_models
-from lichen.spec.weights import active_parameters, total_parameters
 
 CONTEXTS = (32768, 131072, 262144, 1048576)
 FACTS = {

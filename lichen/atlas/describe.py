@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lichen.spec.attention import CSA2, KDA, MLA, Attention, Compressed, GatedDeltaNet
-from lichen.spec.model import AttentionResiduals, Dense, HyperConnections, ModelSpec, MoE
+from lichen.arch.attention import CSA2, KDA, MLA, Attention, Compressed, GatedDeltaNet
+from lichen.arch.spec import AttentionResiduals, Dense, HyperConnections, ModelSpec, MoE
 
 
 def attention(spec: ModelSpec) -> str:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from lichen.arch.cache import cache_bytes, longest_context, most_sequences
+from lichen.arch.flops import flops_per_token
+from lichen.arch.spec import ModelSpec
+from lichen.arch.weights import DTYPES, Weight, released_dtype, weight_bytes, weights
 from lichen.atlas.devices import Machine
 from lichen.errors import LichenError
-from lichen.spec.cache import cache_bytes, longest_context, most_sequences
-from lichen.spec.flops import flops_per_token
-from lichen.spec.model import ModelSpec
-from lichen.spec.weights import DTYPES, Weight, released_dtype, weight_bytes, weights
 
 # Bits per weight of llama.cpp's blocks, scales included: 18 and 34 bytes for 32 weights, 210 for 256
 # (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h).

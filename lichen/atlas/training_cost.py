@@ -1,7 +1,7 @@
 """What it costs to train a model once: FLOPs, GPU hours, money.
 
 Only the run itself: no failed runs, no ablations, no reinforcement learning, no people. FLOPs are those of
-the matrix products, as `lichen.spec.flops` counts them, forward and backward without recomputation. MTP
+the matrix products, as `lichen.arch.flops` counts them, forward and backward without recomputation. MTP
 layers are left out, as in the utilisation that DeepSeek publishes (arXiv 2505.09343, table 4).
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lichen.arch.families import load_spec
+from lichen.arch.flops import training_flops_per_token
+from lichen.arch.spec import ModelSpec
 from lichen.atlas.devices import Device, parse
 from lichen.errors import LichenError
-from lichen.spec.families import load_spec
-from lichen.spec.flops import training_flops_per_token
-from lichen.spec.model import ModelSpec
 
 SEQ_LEN = 4096  # what DeepSeek-V3 and Kimi K2 were pre-trained at (arXiv 2412.19437, 2507.20534)
 NOT_COUNTED = ("failed and smaller runs", "reinforcement learning", "data", "recomputation", "people")

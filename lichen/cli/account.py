@@ -14,8 +14,8 @@ from lichen.cli.tables import print_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lichen.spec.account import Account
-    from lichen.spec.model import ModelSpec
+    from lichen.arch.account import Account
+    from lichen.arch.spec import ModelSpec
 
 
 def account(
@@ -51,8 +51,8 @@ def account(
     as_json: Annotated[bool, typer.Option("--json", help="Print exact numbers as JSON.")] = False,
 ) -> None:
     """Count a model's parameters, FLOPs, cache, weights and optimizer state, without its weights."""
-    from lichen.spec.account import account as account_of
-    from lichen.spec.named import named_models
+    from lichen.arch.account import account as account_of
+    from lichen.arch.published import named_models
 
     result = account_of(_spec(model), context, batch, dtype, cache, memory)
     named = named_models().get(model)
@@ -75,10 +75,10 @@ def account(
 
 def _spec(model: str) -> ModelSpec:
     """Models that ship are there at once; for others the catalogue is read, with the user's own."""
-    from lichen.spec.named import named_models
+    from lichen.arch.published import named_models
 
     if model in named_models():
-        from lichen.spec.families import load_spec
+        from lichen.arch.families import load_spec
 
         return load_spec(model)
     from lichen.atlas.catalogue import spec_of

@@ -49,13 +49,13 @@ def fits(
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON, with sources.")] = False,
 ) -> None:
     """Does a model fit, what is left for its cache, and an estimate of its speed."""
+    from lichen.arch.weights import engram_bytes
     from lichen.atlas.catalogue import spec_of
     from lichen.atlas.devices import load, parse
     from lichen.atlas.facts import parse_as_of
     from lichen.atlas.fits import ASSUMPTIONS
     from lichen.atlas.fits import fits as fit
     from lichen.errors import LichenError
-    from lichen.spec.weights import engram_bytes
 
     day = parse_as_of(as_of)
     machines = [parse(text, day) for text in dict.fromkeys(gpu or load(day))]

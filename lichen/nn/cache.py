@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lichen.arch.attention import Entries
+from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError
-from lichen.spec.attention import Entries
-from lichen.spec.model import ModelSpec
 
 
 class Cache:

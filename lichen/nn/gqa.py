@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lichen.arch.spec import GQA, Rope
 from lichen.nn.cache import Cache
 from lichen.nn.linear import Linear
 from lichen.nn.roles import Role
 from lichen.ops.attention import CausalMask, cached_attention, causal_attention
 from lichen.ops.rope import apply_rope
-from lichen.spec.model import GQA, Rope
 
 
 class GQAttention(nn.Module):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lichen.arch.spec import GQA, MLA, LayerSpec, ModelSpec, MoE
 from lichen.errors import LichenError
-from lichen.spec.model import GQA, MLA, LayerSpec, ModelSpec, MoE
 
 # What only the account knows of these parts so far.
 ONLY_ACCOUNTED = ("window", "qk_norm", "output_gate", "values_from_keys", "indexer")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lichen.arch.spec import GQA, MLA, Dense, LayerSpec, ModelSpec
 from lichen.nn.cache import Cache
 from lichen.nn.gqa import GQAttention
 from lichen.nn.linear import RMSNorm
@@ -13,7 +14,6 @@ from lichen.nn.mla import MLAttention
 from lichen.nn.mlp import MLP
 from lichen.nn.moe import MoELayer, Routing
 from lichen.ops.attention import CausalMask
-from lichen.spec.model import GQA, MLA, Dense, LayerSpec, ModelSpec
 
 
 @dataclass(frozen=True)

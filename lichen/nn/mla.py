@@ -17,12 +17,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lichen.arch.spec import MLA, Rope, Yarn
 from lichen.nn.cache import Cache
 from lichen.nn.linear import Linear, RMSNorm
 from lichen.nn.roles import Role
 from lichen.ops.attention import CausalMask, cached_attention, causal_attention
 from lichen.ops.rope import apply_rope
-from lichen.spec.model import MLA, Rope, Yarn
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's and Moonshot's code leave it at this whatever rms_norm_eps says
 

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lichen.arch.spec import MoE, Router
 from lichen.nn.mlp import MLP
 from lichen.nn.roles import Role
 from lichen.ops.experts import routed_experts
-from lichen.spec.model import MoE, Router
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.nn.layer import DecoderLayer, LayerStats
 from lichen.nn.linear import Linear, RMSNorm
 from lichen.ops.attention import CausalMask
-from lichen.spec.model import LayerSpec, ModelSpec
 
 
 class SharedHead(nn.Module):

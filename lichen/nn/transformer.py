@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lichen.arch.spec import GQA, MLA, ModelSpec
 from lichen.nn.cache import Cache
 from lichen.nn.implemented import require_implemented
 from lichen.nn.layer import DecoderLayer, LayerStats
@@ -24,7 +25,6 @@ from lichen.ops.attention import CausalMask
 from lichen.ops.cross_entropy import IGNORE, linear_cross_entropy
 from lichen.ops.linear import linear
 from lichen.ops.rope import turns
-from lichen.spec.model import GQA, MLA, ModelSpec
 
 
 @dataclass(frozen=True)

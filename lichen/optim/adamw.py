@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from lichen.ops.precision import at_least_fp32
+from lichen.machine.precision import at_least_fp32
 from lichen.optim.recipes import OptimizerRecipe
 
 VECTOR_ENTRIES = 16  # fp32 numbers in the widest vector register of a CPU

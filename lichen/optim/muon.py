@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lichen.errors import LichenError
+from lichen.machine.precision import at_least_fp32
 from lichen.nn.roles import Role
-from lichen.ops.precision import at_least_fp32
 from lichen.optim import recipes, sharded
 from lichen.optim.adamw import adamw_update
 from lichen.optim.newton_schulz import EPSILON, form_for, orthogonalize, products_per_step, scaled

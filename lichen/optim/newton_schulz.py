@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lichen.ops.precision import multiplies_bf16
+from lichen.machine.precision import multiplies_bf16
 from lichen.optim.symmetric import symmetric_product
 
 Coefficients = tuple[float, float, float]

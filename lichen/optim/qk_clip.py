@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from lichen.arch.spec import GQA, MLA
 from lichen.errors import LichenError
 from lichen.optim.sharded import local, max_over_ranks, row_range
 from lichen.optim.table import plain_name, unwrapped
-from lichen.spec.model import GQA, MLA
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lichen.spec.flops import training_flops_per_token
+from lichen.arch.flops import training_flops_per_token
 from lichen.study.plan import Point
 from lichen.train.checkpoint import list_checkpoints
 from lichen.train.metrics import StepMetrics, read_metrics

@@ -6,8 +6,8 @@ import json
 from datetime import UTC, datetime
 
 import lichen
-from lichen.spec.model import GQA, Dense, ModelSpec, MoE
-from lichen.spec.weights import active_parameters, total_parameters
+from lichen.arch.spec import GQA, Dense, ModelSpec, MoE
+from lichen.arch.weights import active_parameters, total_parameters
 from lichen.train.metrics import read_metrics
 from lichen.train.run import Run
 

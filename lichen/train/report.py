@@ -8,10 +8,10 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
+from lichen.arch.account import account
+from lichen.arch.cache import cache_bytes
+from lichen.arch.spec import ModelSpec
 from lichen.files import atomic_write, write_text
-from lichen.spec.account import account
-from lichen.spec.cache import cache_bytes
-from lichen.spec.model import ModelSpec
 from lichen.train.draw import draw
 from lichen.train.metrics import StepMetrics, read_metrics
 from lichen.train.plots import plots

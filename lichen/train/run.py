@@ -23,22 +23,22 @@ import torch
 from torch import nn
 
 import lichen
+from lichen.arch.families import load_spec, read_config, write_config
+from lichen.arch.families.fields import shown
+from lichen.arch.published import named_models
+from lichen.arch.spec import ModelSpec
 from lichen.data.dataset import TokenDataset
 from lichen.data.manifest import TOKENIZER_FILE, Manifest, read_json, write_json
 from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
 from lichen.files import atomic_write, disk_errors, write_text
+from lichen.machine.rates import machine
 from lichen.nn.implemented import require_implemented
 from lichen.nn.roles import Role
 from lichen.nn.transformer import Transformer
-from lichen.ops.ceiling import machine
 from lichen.optim import recipes
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.table import Override, ParameterTable, parameter_table
-from lichen.spec.families import load_spec, read_config, write_config
-from lichen.spec.families.fields import shown
-from lichen.spec.model import ModelSpec
-from lichen.spec.named import named_models
 from lichen.train.checkpoint import FORMAT_VERSION, check_format_version
 from lichen.train.lock import LOCK_FILE, locked
 from lichen.train.recipe import Recipe, differences, is_fixed, read_recipe, unknown_field, write_recipe

@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from lichen.arch.families import load_spec
+from lichen.arch.spec import ModelSpec
 from lichen.data.special_tokens import SpecialIds, special_ids
 from lichen.data.tokenizer import load_tokenizer, tokenizer_file, tokenizer_hash, vocabulary_size
 from lichen.errors import LichenError
+from lichen.machine.precision import matmul_dtype
 from lichen.nn.transformer import Transformer
-from lichen.nn.weights import load_model
-from lichen.ops.precision import matmul_dtype
-from lichen.spec.families import load_spec
-from lichen.spec.model import ModelSpec
 from lichen.train.checkpoint import newest_good
 from lichen.train.run import Run, is_run, open_run
+from lichen.weights.checkpoint import load_model
 
 EXPORT_MARK = "lichen.json"
 """What an export says about itself; a folder from elsewhere has none."""

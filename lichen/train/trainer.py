@@ -20,25 +20,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lichen.arch.flops import training_flops_per_token
 from lichen.data.dataset import TokenDataset
 from lichen.data.loader import Batch, Loader
 from lichen.data.manifest import Split
 from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
 from lichen.files import write_text
-from lichen.nn.tensor_files import Outgoing, write_file
+from lichen.machine.allocator import keep_freed_memory
+from lichen.machine.precision import matmul_dtype
+from lichen.machine.rates import matrix_rate
 from lichen.nn.transformer import LossOutput, Transformer
-from lichen.nn.weights import load_weights, save_weights
-from lichen.ops.allocator import keep_freed_memory
-from lichen.ops.ceiling import matrix_rate
 from lichen.ops.cross_entropy import IGNORE
-from lichen.ops.precision import matmul_dtype
 from lichen.optim import Muon, qk_clip
 from lichen.optim.schedule import lr_factor
 from lichen.serve.detokenizer import stream_text
 from lichen.serve.generate import generate
 from lichen.serve.sampling import SamplingParams
-from lichen.spec.flops import training_flops_per_token
 from lichen.train.checkpoint import (
     FORMAT_VERSION,
     check_format_version,
@@ -51,6 +49,8 @@ from lichen.train.metrics import Sample, StepMetrics, load_balance
 from lichen.train.replicas import Replicas
 from lichen.train.run import Run, default_device, optimizer_recipe, optimizer_table
 from lichen.train.trained import check_tokenizer, end_ids
+from lichen.weights.checkpoint import load_weights, save_weights
+from lichen.weights.folder import Outgoing, write_file
 
 
 class Diverged(LichenError):

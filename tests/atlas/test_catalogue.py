@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from lichen.arch.families import load_spec
+from lichen.arch.published import named_models
+from lichen.arch.weights import active_parameters, total_parameters
 from lichen.atlas.catalogue import FACT_FIELDS, SHIPPED, add, load, read_model, spec_of, user_folder
 from lichen.atlas.facts import Fact, Record, known, parse_as_of, today
 from lichen.atlas.prices import check_references
 from lichen.atlas.yaml_file import parse
 from lichen.errors import LichenError
-from lichen.spec.families import load_spec
-from lichen.spec.named import named_models
-from lichen.spec.weights import active_parameters, total_parameters
 
 CATALOGUE = load()
 NAMES = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from lichen.arch.families import load_spec
+from lichen.arch.spec import ModelSpec
 from lichen.atlas.devices import load, parse
 from lichen.atlas.fits import fits
 from lichen.errors import LichenError
-from lichen.spec.families import load_spec
-from lichen.spec.model import ModelSpec
 
 QWEN, KIMI, LLAMA = (load_spec(name) for name in ("qwen3.6-27b", "kimi-k2.6", "llama-3.1-8b"))
 

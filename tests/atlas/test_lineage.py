@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lichen.arch.published import named_models
 from lichen.atlas import lineage
 from lichen.atlas.lineage import GRADES, load
 from lichen.atlas.lineage_formats import to_graphml, to_json, to_mermaid
 from lichen.errors import LichenError
-from lichen.spec.named import named_models
 
 GRAPH = load()
 IN_CONFIG = [(edge, field, value) for edge in GRAPH.edges for field, value in (edge.config or {}).items()]

@@ -12,12 +12,12 @@ from datetime import UTC, date, datetime
 
 import pytest
 
+from lichen.arch.families import load_spec
 from lichen.atlas import advise, catalogue, compare, devices, fits, lineage, prices, risk, workloads
 from lichen.atlas.page import build
 from lichen.cli.atlas_page import build as write_page
 from lichen.cli.atlas_page import page_server
 from lichen.errors import LichenError
-from lichen.spec.families import load_spec
 from tests.atlas.browser import CHROMIUM, Browser
 
 DAY = date(2026, 11, 20)  # a Friday: DeepSeek has peak hours then

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from lichen.ops.precision import multiplies_bf16
+from lichen.machine.precision import multiplies_bf16
 
 ROOT = Path(__file__).parents[2]
 NATIVE = "bf16" if multiplies_bf16("cpu") else "fp32"  # a format that is emulated would take minutes

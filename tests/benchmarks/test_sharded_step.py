@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lichen.ops.precision import matmul_dtype
+from lichen.machine.precision import matmul_dtype
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from lichen.spec.account import account
-from lichen.spec.cache import longest_context, most_sequences
-from lichen.spec.families import load_spec, write_config
-from lichen.spec.weights import weight_bytes, weights
+from lichen.arch.account import account
+from lichen.arch.cache import longest_context, most_sequences
+from lichen.arch.families import load_spec, write_config
+from lichen.arch.weights import weight_bytes, weights
 
 
 def lichen_account(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
+from lichen.arch.families import load_spec, write_config
 from lichen.atlas.prices import table
-from lichen.spec.families import load_spec, write_config
 
 FILE = """\
 name: my-model

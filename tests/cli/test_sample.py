@@ -8,10 +8,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from lichen.arch.families import write_config
+from lichen.arch.spec import GQA, Dense, LayerSpec, ModelSpec, Rope
 from lichen.nn.transformer import Transformer
-from lichen.nn.weights import save_weights
-from lichen.spec.families import write_config
-from lichen.spec.model import GQA, Dense, LayerSpec, ModelSpec, Rope
+from lichen.weights.checkpoint import save_weights
 
 CONTEXT = 32
 SPEC = ModelSpec(

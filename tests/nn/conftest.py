@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lichen.arch.spec import GQA, MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router, Yarn
 from lichen.nn.transformer import Transformer
-from lichen.spec.model import GQA, MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router, Yarn
 
 LATENT = MLA(
     num_attention_heads=2,

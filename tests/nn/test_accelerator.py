@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lichen.arch.spec import ModelSpec
 from lichen.nn.cache import Cache
-from lichen.spec.model import ModelSpec
 
 from .conftest import DEEPSEEK, LLAMA, make_model, next_tokens, random_tokens
 

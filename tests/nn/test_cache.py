@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from lichen.arch.families import load_spec
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import LichenError
 from lichen.nn.cache import Cache
 from lichen.nn.mla import MLAttention
-from lichen.spec.families import load_spec
-from lichen.spec.model import LayerSpec, ModelSpec
 
 from .conftest import DEEPSEEK, LLAMA, make_model, random_tokens
 

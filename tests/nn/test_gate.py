@@ -11,8 +11,8 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkR
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
+from lichen.arch.spec import Router
 from lichen.nn.moe import Gate
-from lichen.spec.model import Router
 
 from .conftest import DEEPSEEK, make_model, next_tokens, random_tokens
 

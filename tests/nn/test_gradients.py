@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lichen.arch.spec import ModelSpec
 from lichen.nn.transformer import Transformer
-from lichen.spec.model import ModelSpec
 
 from .conftest import DEEPSEEK, LLAMA, ROUTER, make_model, next_tokens, random_tokens, with_router
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from lichen.arch.families import load_spec
+from lichen.arch.spec import HyperConnections, LayerSpec, ModelSpec
 from lichen.errors import LichenError
 from lichen.nn.implemented import require_implemented
 from lichen.nn.transformer import Transformer
-from lichen.spec.families import load_spec
-from lichen.spec.model import HyperConnections, LayerSpec, ModelSpec
 
 from .conftest import DEEPSEEK, EXPERTS, LLAMA, ROUTER, with_router
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lichen.arch.spec import ModelSpec
 from lichen.nn.transformer import Transformer
-from lichen.spec.model import ModelSpec
 
 from .conftest import DEEPSEEK, LLAMA
 

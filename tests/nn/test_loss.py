@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DeepseekV3Config, DeepseekV3Model
 
+from lichen.arch.families import write_config
+from lichen.arch.spec import ModelSpec
 from lichen.nn.moe import MoELayer
 from lichen.nn.transformer import LossOutput, Transformer
 from lichen.ops.attention import CausalMask
-from lichen.spec.families import write_config
-from lichen.spec.model import ModelSpec
 
 from .conftest import DEEPSEEK, LLAMA, ROUTER, make_model, next_tokens, random_tokens, with_router
 

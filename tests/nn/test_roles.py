@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lichen.arch.families import load_spec
+from lichen.arch.spec import GQA, MLA, ModelSpec, MoE
 from lichen.nn.transformer import Transformer
-from lichen.spec.families import load_spec
-from lichen.spec.model import GQA, MLA, ModelSpec, MoE
 
 from .conftest import DEEPSEEK, LLAMA
 

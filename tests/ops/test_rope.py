@@ -17,10 +17,10 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from lichen.arch.families import read_config
+from lichen.arch.published import named_models
+from lichen.arch.spec import Rope
 from lichen.ops.rope import apply_rope, frequencies, turns
-from lichen.spec.families import read_config
-from lichen.spec.model import Rope
-from lichen.spec.named import named_models
 
 FAMILIES = ("deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "llama")  # with one rotary embedding
 MODELS = {

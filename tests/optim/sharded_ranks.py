@@ -28,12 +28,12 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+from lichen.arch.spec import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
+from lichen.machine.precision import matmul_dtype
 from lichen.nn.roles import Role
 from lichen.nn.transformer import Transformer
-from lichen.ops.precision import matmul_dtype
 from lichen.optim import Muon, OptimizerRecipe, ParameterTable, parameter_table, qk_clip, recipes, sharded
 from lichen.optim.table import Row
-from lichen.spec.model import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
 
 # Sizes that no number of ranks divides are among them, and dimensions smaller than the number of ranks.
 PARAMETERS: dict[str, tuple[tuple[int, ...], Role]] = {

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lichen.arch.spec import GQA, MLA, Dense, LayerSpec, ModelSpec, Rope, Yarn
 from lichen.errors import LichenError
 from lichen.nn.transformer import Transformer
 from lichen.optim import Muon, parameter_table, qk_clip, recipes
-from lichen.spec.model import GQA, MLA, Dense, LayerSpec, ModelSpec, Rope, Yarn
 
 HEADS, HIDDEN, VOCABULARY = 4, 32, 50
 ATTENTION = {

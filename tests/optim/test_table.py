@@ -35,12 +35,12 @@ from transformers import (
     VitDetModel,
 )
 
+from lichen.arch.spec import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
 from lichen.errors import LichenError
 from lichen.nn.roles import Role
 from lichen.nn.transformer import Transformer
 from lichen.optim import Muon, Override, ParameterTable, parameter_table, recipes
 from lichen.optim.table import Row
-from lichen.spec.model import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
 
 
 class Tagged(nn.Module):

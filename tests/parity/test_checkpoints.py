@@ -16,9 +16,9 @@ from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 from transformers.models.kimi_k25 import Kimi_K25Config, Kimi_K25ForConditionalGeneration
 
+from lichen.arch.families import for_export, read_config, write_config
 from lichen.nn.transformer import Transformer
-from lichen.nn.weights import load_model, save_weights
-from lichen.spec.families import for_export, read_config, write_config
+from lichen.weights.checkpoint import load_model, save_weights
 
 from .conftest import DEEPSEEK, YARN, Oracle, build, randomise, save
 from .test_forward import assert_same_logits, shifted

@@ -13,7 +13,7 @@ from torch import Tensor
 from lichen.errors import LichenError
 from lichen.nn.cache import Cache
 from lichen.nn.transformer import Transformer
-from lichen.nn.weights import load_model
+from lichen.weights.checkpoint import load_model
 
 from .conftest import Oracle
 from .test_forward import assert_same_logits

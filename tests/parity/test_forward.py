@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lichen.nn.weights import load_model
+from lichen.weights.checkpoint import load_model
 
 from .conftest import Oracle
 

@@ -3,12 +3,12 @@ import dataclasses
 import pytest
 import torch
 
+from lichen.arch.spec import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
 from lichen.errors import LichenError
 from lichen.nn.transformer import Transformer
 from lichen.serve import generate as generate_module
 from lichen.serve.generate import generate
 from lichen.serve.sampling import SamplingParams
-from lichen.spec.model import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
 
 SPEC = ModelSpec(
     family="deepseek_v3",

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lichen.data.prepare import prepare
 from lichen.errors import LichenError
-from lichen.nn.weights import load_model
 from lichen.serve.generate import generate
 from lichen.serve.sampling import SamplingParams
 from lichen.train import export as export_module
@@ -24,6 +23,7 @@ from lichen.train.loop import train
 from lichen.train.recipe import read_recipe
 from lichen.train.run import Run, open_run, start_run
 from lichen.train.trained import load_trained
+from lichen.weights.checkpoint import load_model
 
 CPU = torch.device("cpu")
 EXPERTS = """

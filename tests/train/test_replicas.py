@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lichen.arch.spec import ModelSpec
 from lichen.nn.transformer import Transformer
-from lichen.spec.model import ModelSpec
 from lichen.train.replicas import Replicas
 from tests.nn.conftest import DEEPSEEK, LLAMA, ROUTER, make_model, next_tokens, random_tokens
 from tests.nn.test_loss import assert_same_gradients, gradients

@@ -218,7 +218,7 @@ def test_weights_of_another_tokenizer_are_refused(make_recipe, data: Path, tmp_p
 
 
 def test_shipped_recipes_build(data: Path):
-    from lichen.spec.weights import total_parameters
+    from lichen.arch.weights import total_parameters
     from lichen.train.run import model_spec
 
     for path in Path(__file__).parents[2].glob("recipes/*.toml"):

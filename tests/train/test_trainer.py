@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lichen.arch.families import for_export, write_config
 from lichen.data.loader import Loader
 from lichen.data.prepare import prepare
 from lichen.errors import LichenError
-from lichen.nn.weights import save_weights
-from lichen.spec.families import for_export, write_config
 from lichen.train.recipe import DataSection, OptimizerSection
 from lichen.train.run import start_run
 from lichen.train.trainer import Trainer
+from lichen.weights.checkpoint import save_weights
 
 DENSE = (
     "model.config={model_type='llama', vocab_size=400, hidden_size=32, num_hidden_layers=2, "

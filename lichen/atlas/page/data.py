@@ -10,6 +10,10 @@ from dataclasses import asdict
 from datetime import date, datetime, time
 from typing import Any
 
+from lichen.arch.cache import cache_bytes, native_layout
+from lichen.arch.families import load_spec
+from lichen.arch.spec import ModelSpec
+from lichen.arch.weights import weights
 from lichen.atlas import advise, claims, claims_file, compare, devices, fits, lineage, risk, words
 from lichen.atlas.catalogue import Catalogue, Model, load
 from lichen.atlas.constraints import Constraints
@@ -18,10 +22,6 @@ from lichen.atlas.lineage_formats import to_json
 from lichen.atlas.prices import Price, default_provider, history, moment, table
 from lichen.atlas.workloads import REFERENCE, STANDARD
 from lichen.errors import LichenError
-from lichen.spec.cache import cache_bytes, native_layout
-from lichen.spec.families import load_spec
-from lichen.spec.model import ModelSpec
-from lichen.spec.weights import weights
 
 CONTEXTS = tuple(2**power for power in range(10, 21))  # tokens: 1K to 1M
 QUANTS = (None, "bf16", "fp8", "q8", "q6", "q4")  # None: as released

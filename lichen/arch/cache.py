@@ -1,0 +1,168 @@
+"""Cache bytes as a function of context, from what each attention part declares that it keeps.
+
+Two figures for everything. *Ideal*: the numbers themselves, in their storage types, as many as the context
+needs. *Reserved*: what an engine sets aside for them: block scales with their padding, whole pages, and
+for a window as many pages as it can touch. A cache is rarely "bytes per token times N": windows stop
+growing, compressed entries come once per block, and recurrent states never grow at all.
+
+Layouts
+- fp32, bf16: 4 and 2 bytes per number; recurrent states and tokens not yet compressed stay fp32.
+- fp8: keys, values and latents in one byte, what is rotated apart in bf16; FlashMLA's layout for MLA, with
+  an fp32 scale per 128 channels (656 bytes per token and layer), and DeepSeek-V3.2's for index keys.
+- mixed: DeepSeek-V4's (arXiv 2606.19348): as fp8, with index keys in FP4, and one-byte
+  scales per 64 channels of FP8 and per 32 of FP4. V4.1's compressed entries are FP4 too, a scale per 16.
+
+The layers of multi-token prediction are left out. Nothing here asks whether the model was made for the
+context: `longest_context` does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal, get_args
+
+from lichen.arch.attention import CSA2, MLA, Attention, Compressed, Entries, State
+from lichen.arch.spec import ModelSpec
+from lichen.errors import SpecError
+
+Layout = Literal["fp32", "bf16", "fp8", "mixed"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    ideal: int
+    reserved: int
+
+
+def native_layout(spec: ModelSpec) -> Layout:
+    """How the engines of the model's family store its cache unless told otherwise."""
+    parts = [layer.attention for layer in spec.layers]
+    if any(isinstance(part, Compressed | CSA2) for part in parts):
+        return "mixed"
+    if any(isinstance(part, MLA) and part.indexer for part in parts):
+        return "fp8"
+    return "bf16"
+
+
+def layouts(spec: ModelSpec) -> tuple[Layout, ...]:
+    """The layouts that the model's cache can have."""
+    return LAYOUTS if native_layout(spec) == "mixed" else LAYOUTS[:-1]
+
+
+def cache_bytes(
+    spec: ModelSpec, context: int, *, layout: str | None = None, sequences: int = 1
+) -> CacheBytes:
+    """Bytes of `sequences` sequences of `context` tokens; `layout` None is the native one.
+
+    Raises SpecError for a negative context, no sequence or a layout that the model does not have.
+    """
+    if context < 0:
+        raise SpecError(f"context is {context}; it must be 0 tokens or more")
+    if sequences < 1:
+        raise SpecError(f"sequences is {sequences}; at least 1 is needed")
+    chosen = _layout(spec, layout)
+    alike = Counter(layer.attention for layer in spec.layers)
+    each = [(_part_bytes(part, context, chosen), sequences * layers) for part, layers in alike.items()]
+    return CacheBytes(sum(n * part.ideal for part, n in each), sum(n * part.reserved for part, n in each))
+
+
+def bytes_per_token(spec: ModelSpec, layout: str | None = None) -> int | None:
+    """Ideal bytes of each further token, where the cache grows by the same with every one of them.
+
+    None for every other model: its cache is a function of the context, and no such number exists.
+    """
+    kept = [item for layer in spec.layers for item in layer.attention.cache()]
+    steady = all(isinstance(item, Entries) and item.every == 1 and item.window is None for item in kept)
+    return cache_bytes(spec, 1, layout=layout).ideal if steady else None
+
+
+def longest_context(
+    spec: ModelSpec, budget_bytes: int, *, layout: str | None = None, sequences: int = 1
+) -> int | None:
+    """The most tokens, up to what the model has, whose reserved cache fits in `budget_bytes`.
+
+    None if not even one token fits.
+    """
+
+    def fits(context: int) -> bool:
+        return cache_bytes(spec, context, layout=layout, sequences=sequences).reserved <= budget_bytes
+
+    if not fits(1):
+        return None
+    low, high = 1, spec.max_position_embeddings
+    while low < high:  # reserved bytes never fall as the context grows
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def most_sequences(spec: ModelSpec, budget_bytes: int, context: int, *, layout: str | None = None) -> int:
+    """How many sequences of `context` tokens fit at once, by reserved bytes. Raises as `cache_bytes`."""
+    if context < 1:
+        raise SpecError(f"context is {context}; at least 1 token is needed")
+    return max(0, budget_bytes) // cache_bytes(spec, context, layout=layout).reserved
+
+
+# ---------------------------------------------------------------------------------------------- details
+
+
+def _layout(spec: ModelSpec, layout: str | None) -> Layout:
+    if layout is None:
+        return native_layout(spec)
+    supported = layouts(spec)
+    for name in supported:
+        if name == layout:
+            return name
+    raise SpecError(f"cache layout is {layout}; supported for this model: {', '.join(supported)}")
+
+
+def _part_bytes(part: Attention, context: int, layout: Layout) -> CacheBytes:
+    ideal = reserved = 0
+    for item in part.cache():
+        if isinstance(item, State):
+            size = item.numbers * _bits(item.name, layout) // 8
+            ideal, reserved = ideal + size, reserved + size
+            continue
+        ideal += _kept(item, context) // item.every * item.width * _bits(item.name, layout) // 8
+        entry = item.width * _bits(item.name, layout) // 8 + _scale_bytes(item, layout)
+        reserved += _pages(item, context, part.page_tokens) * ceil(part.page_tokens / item.every) * entry
+    return CacheBytes(ideal, reserved)
+
+
+def _kept(item: Entries, context: int) -> int:
+    return context if item.window is None else min(context, item.window)
+
+
+def _pages(item: Entries, context: int, page: int) -> int:
+    """Whole pages. A window that slides may begin inside one page and end inside another."""
+    pages = ceil(context / page)
+    return pages if item.window is None else min(pages, ceil((item.window - 1) / page) + 1)
+
+
+def _bits(name: str, layout: Layout) -> int:
+    if layout == "fp32" or name in ("recurrent", "pending"):
+        return 32
+    if layout == "bf16" or name in ("rope_key", "convolution"):
+        return 16
+    return 4 if layout == "mixed" and name in ("entry", "index_key") else 8
+
+
+# Numbers that share a scale, and its bytes. FP8 keys and values have one per tensor, which does not count.
+SCALES: dict[tuple[Layout, str], tuple[int, int]] = {
+    ("fp8", "latent"): (128, 4),
+    ("fp8", "index_key"): (128, 4),
+    ("fp8", "key_value"): (64, 1),
+    ("fp8", "entry"): (64, 1),
+    ("mixed", "index_key"): (32, 1),
+    ("mixed", "key_value"): (64, 1),
+    ("mixed", "entry"): (16, 1),
+}
+
+
+def _scale_bytes(item: Entries, layout: Layout) -> int:
+    """Scales of one entry, padded to 4 bytes."""
+    numbers, size = SCALES.get((layout, item.name), (1, 0))
+    return 4 * ceil(ceil(item.width / numbers) * size / 4)

@@ -1,0 +1,174 @@
+"""DeepSeek-V3 (arXiv 2412.19437) and Kimi K2 (arXiv 2507.20534): MLA, a few dense layers, then experts.
+
+Both model types, `deepseek_v3` and `kimi_k2`, mean the same computation. Layer N has experts when
+`N >= first_k_dense_replace` and `N` is a multiple of `moe_layer_freq`; the multi-token-prediction layers are
+numbered on from the last and follow the same rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lichen.arch.families.decoder import read_decoder, uniform, write_decoder
+from lichen.arch.families.fields import MOST_LAYERS, Fields
+from lichen.arch.families.rope import read_rope, write_rope
+from lichen.arch.spec import MLA, Dense, LayerSpec, ModelSpec, MoE, Router
+from lichen.errors import SpecError
+
+ARCHITECTURE = "DeepseekV3ForCausalLM"
+MODEL_TYPES = ("deepseek_v3", "kimi_k2")
+
+# With the balancing bias, and plainly by score.
+TOPK_METHODS = ("noaux_tc", "greedy")
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
+    fields = Fields(config)
+    family = fields.choice("model_type", MODEL_TYPES)
+    fields.fixed("index_topk", None, "sparse attention belongs to DeepSeek-V3.2")
+    attention = _read_attention(fields)
+    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
+    # Configs saved before multi-token prediction was known to their writer do not have the field.
+    n_mtp = fields.integer("num_nextn_predict_layers", 0, least=0, largest=MOST_LAYERS)
+    has_experts = _expert_pattern(
+        n_layers + n_mtp,
+        fields.integer("first_k_dense_replace", least=0),
+        fields.integer("moe_layer_freq", 1, least=1),
+    )
+    # A field is read only where a layer uses it: a model without experts need not describe them.
+    parts: dict[bool, Dense | MoE] = {}
+    if any(has_experts):
+        parts[True] = _read_experts(fields)
+    if not all(has_experts):
+        parts[False] = Dense(fields.integer("intermediate_size"))
+    layers = tuple(LayerSpec(attention, parts[moe]) for moe in has_experts)
+    rope = read_rope(fields, fields.boolean("rope_interleave", True))
+    return read_decoder(fields, family, ARCHITECTURE, layers[:n_layers], rope, layers[n_layers:])
+
+
+def _expert_pattern(n: int, first_k_dense_replace: int, moe_layer_freq: int) -> list[bool]:
+    return [layer >= first_k_dense_replace and layer % moe_layer_freq == 0 for layer in range(n)]
+
+
+def _read_attention(fields: Fields) -> MLA:
+    attention = MLA(
+        num_attention_heads=fields.integer("num_attention_heads"),
+        q_lora_rank=fields.integer_or_null("q_lora_rank"),
+        kv_lora_rank=fields.integer("kv_lora_rank"),
+        qk_nope_head_dim=fields.integer("qk_nope_head_dim"),
+        qk_rope_head_dim=fields.integer("qk_rope_head_dim"),
+        v_head_dim=fields.integer("v_head_dim"),
+        attention_bias=fields.boolean("attention_bias", False),
+    )
+    fields.fixed("num_key_value_heads", attention.num_attention_heads, "MLA's heads all have their own keys")
+    # Derived by transformers 5 and written into the configs it saves.
+    fields.fixed("qk_head_dim", attention.qk_head_dim, "qk_nope_head_dim + qk_rope_head_dim")
+    fields.fixed("head_dim", attention.qk_rope_head_dim, "qk_rope_head_dim: the width that rotates")
+    return attention
+
+
+def _read_experts(fields: Fields) -> MoE:
+    # transformers 5 saves neither scoring_func nor topk_method: its DeepseekV3 always scores with a sigmoid
+    # and selects with the bias. DeepSeek's own config class has the same two defaults.
+    scoring_func = fields.choice("scoring_func", ("sigmoid", "softmax"), "sigmoid")
+    topk_method = fields.choice("topk_method", TOPK_METHODS, "noaux_tc")
+    aux_loss_alpha = fields.number("aux_loss_alpha", 0.0)
+    if aux_loss_alpha:
+        fields.fixed("seq_aux", True, "the balance loss is the sequence-wise one")
+    router = Router(
+        n_routed_experts=fields.integer("n_routed_experts"),
+        num_experts_per_tok=fields.integer("num_experts_per_tok"),
+        scoring_func=scoring_func,  # type: ignore[arg-type]
+        selection_bias=topk_method == "noaux_tc",
+        n_group=fields.integer("n_group"),
+        topk_group=fields.integer("topk_group"),
+        norm_topk_prob=fields.boolean("norm_topk_prob"),
+        routed_scaling_factor=fields.number("routed_scaling_factor"),
+        aux_loss_alpha=aux_loss_alpha,
+    )
+    _check_selection(router, "topk_method")
+    return MoE(router, fields.integer("moe_intermediate_size"), fields.integer("n_shared_experts", 0))
+
+
+def _check_selection(router: Router, where: str) -> None:
+    # Without the bias, other readers score a group by its best expert alone or do not group at all.
+    if not router.selection_bias and router.n_group > 1:
+        raise SpecError(
+            f"{where}: n_group is {router.n_group} without the selection bias; supported: n_group 1, or "
+            "topk_method noaux_tc"
+        )
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """The `config.json` of a spec, with every field that transformers, vLLM and llama.cpp look for.
+
+    Raises SpecError for a model that is not of this family.
+    """
+    attention = uniform([layer.attention for layer in spec.all_layers], spec.family, "attention")
+    if not isinstance(attention, MLA) or attention.indexer or attention.output_gate or spec.rope is None:
+        raise SpecError(f"{spec.family}: attention is plain MLA with RoPE; this model has {attention}")
+    if spec.residual is not None or any(layer.sandwich_norms for layer in spec.all_layers):
+        raise SpecError(f"{spec.family}: residuals are plain sums, with one norm before each sub-layer")
+    return {
+        **write_decoder(spec, ARCHITECTURE),
+        **write_rope(spec.rope, "type"),
+        "rope_interleave": spec.rope.interleaved,
+        "num_attention_heads": attention.num_attention_heads,
+        "num_key_value_heads": attention.num_attention_heads,
+        "q_lora_rank": attention.q_lora_rank,
+        "kv_lora_rank": attention.kv_lora_rank,
+        "qk_nope_head_dim": attention.qk_nope_head_dim,
+        "qk_rope_head_dim": attention.qk_rope_head_dim,
+        "v_head_dim": attention.v_head_dim,
+        "attention_bias": attention.attention_bias,
+        "num_nextn_predict_layers": len(spec.mtp),
+        **_write_feed_forwards(spec),
+    }
+
+
+def _write_feed_forwards(spec: ModelSpec) -> dict[str, Any]:
+    parts = [layer.feed_forward for layer in spec.all_layers]
+    has_experts = [isinstance(part, MoE) for part in parts]
+    first = has_experts.index(True) if any(has_experts) else len(parts)
+    frequency = next(
+        (f for f in range(1, len(parts) + 1) if _expert_pattern(len(parts), first, f) == has_experts), None
+    )
+    if frequency is None:
+        numbers = [number for number, moe in enumerate(has_experts) if moe]
+        raise SpecError(
+            f"{spec.family}: layers {numbers} have experts, which first_k_dense_replace and moe_layer_freq "
+            "cannot say; supported: every n-th layer from some layer on"
+        )
+    config: dict[str, Any] = {"first_k_dense_replace": first, "moe_layer_freq": frequency}
+    dense = uniform([part for part in parts if isinstance(part, Dense)], spec.family, "dense feed-forward")
+    if dense is not None:
+        if dense.mlp_bias:
+            raise SpecError(f"{spec.family}: mlp_bias is true; feed-forward layers here have no bias")
+        config["intermediate_size"] = dense.intermediate_size
+    experts = uniform([part for part in parts if isinstance(part, MoE)], spec.family, "experts")
+    if experts is not None:
+        config |= _write_experts(experts, spec.family)
+    return config
+
+
+def _write_experts(experts: MoE, family: str) -> dict[str, Any]:
+    router = experts.router
+    if router.scoring_func == "sqrtsoftplus" or router.hashed or experts.latent_size:
+        raise SpecError(f"{family}: experts are scored by sigmoid or softmax, at full width; here {experts}")
+    _check_selection(router, family)
+    return {
+        "n_routed_experts": router.n_routed_experts,
+        "n_shared_experts": experts.n_shared_experts,
+        "moe_intermediate_size": experts.moe_intermediate_size,
+        "num_experts_per_tok": router.num_experts_per_tok,
+        "scoring_func": router.scoring_func,
+        "topk_method": "noaux_tc" if router.selection_bias else "greedy",
+        "n_group": router.n_group,
+        "topk_group": router.topk_group,
+        "norm_topk_prob": router.norm_topk_prob,
+        "routed_scaling_factor": router.routed_scaling_factor,
+        "aux_loss_alpha": router.aux_loss_alpha,
+        **({"seq_aux": True} if router.aux_loss_alpha else {}),
+    }

@@ -1,0 +1,84 @@
+"""DeepSeek-V4 (arXiv 2606.19348): compressed attention, hyper-connections, experts in every layer.
+
+`compress_ratios` names the attention of every layer, the multi-token-prediction layers after the others:
+0 is the sliding window alone, 4 is CSA and 128 is HCA. The first `num_hash_layers` layers route by token id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lichen.arch.attention import Compressed, Indexer
+from lichen.arch.families.decoder import read_decoder
+from lichen.arch.families.fields import MOST_LAYERS, Fields
+from lichen.arch.spec import HyperConnections, LayerSpec, ModelSpec, MoE, Router
+
+CSA, HCA, WINDOW_ONLY = 4, 128, 0
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
+    fields = Fields(config)
+    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
+    n_mtp = fields.integer("num_nextn_predict_layers", 0, least=0, largest=MOST_LAYERS)
+    ratios = fields.get("compress_ratios")
+    if not isinstance(ratios, list) or not all(ratio in (CSA, HCA, WINDOW_ONLY) for ratio in ratios):
+        fields.refuse("compress_ratios", "a list of 0, 4 and 128, one for every layer, is needed")
+    if len(ratios) != n_layers + n_mtp:
+        fields.refuse("compress_ratios", f"it names {len(ratios)} of {n_layers} + {n_mtp} layers")
+    experts, n_hash = read_experts(fields), fields.integer("num_hash_layers", 0, least=0)
+    hashed = replace(experts, router=replace(experts.router, hashed=True, selection_bias=False))
+    layers = tuple(
+        LayerSpec(_attention(fields, ratio), hashed if number < n_hash else experts)
+        for number, ratio in enumerate(ratios)
+    )
+    return read_decoder(
+        fields,
+        "deepseek_v4",
+        "DeepseekV4ForCausalLM",
+        layers[:n_layers],
+        mtp=layers[n_layers:],
+        residual=HyperConnections(fields.integer("hc_mult")),
+    )
+
+
+def _attention(fields: Fields, ratio: int) -> Compressed:
+    local, indexer = read_window(fields), read_indexer(fields)
+    return replace(local, compress_ratio=ratio, indexer=indexer if ratio == CSA else None)
+
+
+def read_indexer(fields: Fields) -> Indexer:
+    return Indexer(
+        n_heads=fields.integer("index_n_heads"),
+        head_dim=fields.integer("index_head_dim"),
+        topk=fields.integer("index_topk"),
+    )
+
+
+def read_window(fields: Fields) -> Compressed:
+    """The attention of a layer with a window alone."""
+    fields.fixed("num_key_value_heads", 1, "all heads share one key, which is also the value")
+    fields.fixed("attention_bias", False, "the projections have no bias")
+    return Compressed(
+        num_attention_heads=fields.integer("num_attention_heads"),
+        head_dim=fields.integer("head_dim"),
+        qk_rope_head_dim=fields.integer("qk_rope_head_dim"),
+        q_lora_rank=fields.integer("q_lora_rank"),
+        o_groups=fields.integer("o_groups"),
+        o_lora_rank=fields.integer("o_lora_rank"),
+        window=fields.integer("sliding_window"),
+    )
+
+
+def read_experts(fields: Fields) -> MoE:
+    router = Router(
+        n_routed_experts=fields.integer("n_routed_experts"),
+        num_experts_per_tok=fields.integer("num_experts_per_tok"),
+        scoring_func=fields.choice("scoring_func", ("sqrtsoftplus",)),  # type: ignore[arg-type]
+        norm_topk_prob=fields.boolean("norm_topk_prob"),
+        routed_scaling_factor=fields.number("routed_scaling_factor"),
+    )
+    fields.fixed("topk_method", "noaux_tc", "experts are selected with the balancing bias")
+    return MoE(router, fields.integer("moe_intermediate_size"), fields.integer("n_shared_experts", 0))

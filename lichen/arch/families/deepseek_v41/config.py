@@ -1,0 +1,74 @@
+"""DeepSeek-V4.1 (its technical report, 2026): V4 with entries that layers share, and n-gram memory.
+
+`compress_ratios` names every layer's block size, 0 for the window alone. The layers of
+`kv_source_layer_ids` make entries and those of `index_source_layer_ids` choose among them; from
+`candidate_source_layer_id` on, among its candidates only. The drafting layers (DSpark) are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lichen.arch.attention import CSA2, Compressed
+from lichen.arch.families.decoder import read_decoder
+from lichen.arch.families.deepseek_v4.config import read_experts, read_indexer, read_window
+from lichen.arch.families.fields import MOST_LAYERS, Fields
+from lichen.arch.families.wrapper import open_text_config
+from lichen.arch.spec import Engram, HyperConnections, LayerSpec, ModelSpec
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of the text tower. Raises SpecError for what it cannot express."""
+    fields, notes = open_text_config(config, "DeepseekV41ForCausalLM")
+    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
+    n_drafting = fields.integer("num_nextn_predict_layers", 0, least=0, largest=MOST_LAYERS)
+    ratios = fields.integers("compress_ratios")
+    if len(ratios) not in (n_layers, n_layers + n_drafting) or min(ratios, default=0) < 0:
+        fields.refuse("compress_ratios", f"{n_layers} or {n_layers} + {n_drafting} block sizes are needed")
+    experts = read_experts(fields)
+    layers = tuple(LayerSpec(part, experts) for part in _attention(fields, ratios[:n_layers]))
+    spec = read_decoder(
+        fields,
+        "deepseek_v41",
+        "DeepseekV41ForCausalLM",
+        layers,
+        residual=HyperConnections(fields.integer("hc_mult"), joined=False),
+        engram=_read_engram(fields),
+    )
+    drafting = f"{n_drafting} layers that draft tokens (DSpark): they are not counted"
+    return replace(spec, not_carried=(*spec.not_carried, *notes, *([drafting] if n_drafting else [])))
+
+
+def _attention(fields: Fields, ratios: list[int]) -> list[Compressed | CSA2]:
+    local, indexer = read_window(fields), read_indexer(fields)
+    makers, choosers = fields.integers("kv_source_layer_ids"), fields.integers("index_source_layer_ids")
+    first = next((number for number, ratio in enumerate(ratios) if ratio), None)
+    for key, sources in (("kv_source_layer_ids", makers), ("index_source_layer_ids", choosers)):
+        if first is not None and first not in sources:
+            fields.refuse(key, f"layer {first} is the first with entries and has nobody to read them from")
+    candidates = fields.integer("candidate_topk_blocks") * fields.integer("candidate_block_size")
+    candidate_source = fields.integer("candidate_source_layer_id")
+    return [
+        CSA2(
+            local,
+            compress_ratio=ratio,
+            indexer=indexer,
+            makes_entries=number in makers,
+            chooses=number in choosers,
+            candidates=candidates if 0 <= candidate_source < number else None,
+        )
+        if ratio
+        else local
+        for number, ratio in enumerate(ratios)
+    ]
+
+
+def _read_engram(fields: Fields) -> Engram | None:
+    rows, layers = fields.integers("engram_num_embeddings"), fields.integers("engram_layer_ids")
+    if len(rows) != len(layers):
+        fields.refuse("engram_num_embeddings", f"one number for each of {len(layers)} layers is needed")
+    orders = fields.integer("engram_max_ngram_size", least=2) - 1  # pairs, triples, ...
+    lookups = orders * fields.integer("engram_n_heads")
+    return Engram(tuple(rows), fields.integer("engram_head_dim"), lookups) if rows else None

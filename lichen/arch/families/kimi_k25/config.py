@@ -1,0 +1,70 @@
+"""Kimi K2.5 and K2.6: a `kimi_k25` config wraps a text tower, which is a DeepSeek-V3, and a vision tower.
+
+The text tower is what Lichen computes. The vision tower's fields travel through as metadata, and the spec
+says in words that the tower itself is not carried.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lichen.arch.families.decoder import read_dtype
+from lichen.arch.families.deepseek_v3 import config as deepseek_v3
+from lichen.arch.families.fields import Fields, shown
+from lichen.arch.families.wrapper import vision_notes
+from lichen.arch.spec import ModelSpec
+from lichen.errors import SpecError
+
+# Moonshot's name, and the one under which transformers saves the same model.
+ARCHITECTURES = ("KimiK25ForConditionalGeneration", "Kimi_K25ForConditionalGeneration")
+
+# Said by the wrapper and by the text tower alike.
+REPEATED = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype")
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of the text tower. Raises SpecError for what it cannot express."""
+    fields = Fields(config)
+    fields.get("model_type")
+    if fields.get("architectures") not in (None, *([name] for name in ARCHITECTURES)):
+        fields.refuse("architectures", "supported: " + ", ".join(ARCHITECTURES))
+    inner = fields.section("text_config")
+    if inner is None:
+        fields.refuse("text_config", "the text tower's config is needed")
+    outer = {key: fields.get(key) for key in REPEATED} | {"torch_dtype": read_dtype(fields)}
+    outer = {key: value for key, value in outer.items() if value is not None}
+    try:
+        tower = deepseek_v3.read({"model_type": "deepseek_v3", **outer, **inner.values})
+        written = deepseek_v3.write(tower)
+    except SpecError as error:
+        raise SpecError(f"text_config: {error}") from error
+    for key, value in outer.items():
+        if value != written[key]:
+            fields.refuse(key, f"text_config says {shown(written[key])}, and the two must agree")
+    return replace(
+        tower,
+        family="kimi_k25",
+        not_carried=(*tower.not_carried, *vision_notes(config.get("vision_config"))),
+        metadata={**fields.rest(), "text_config": {"model_type": tower.family, **tower.metadata}},
+    )
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """The whole config, vision tower included. For the text tower alone, write `text_tower(spec)`."""
+    text_config = deepseek_v3.write(text_tower(spec))
+    return {
+        **copy.deepcopy(spec.metadata),
+        "architectures": [ARCHITECTURES[0]],
+        "model_type": "kimi_k25",
+        "text_config": text_config,
+        **{key: text_config[key] for key in REPEATED},
+    }
+
+
+def text_tower(spec: ModelSpec) -> ModelSpec:
+    """The text tower as a model of its own, of family deepseek_v3 or kimi_k2."""
+    metadata = dict(spec.metadata.get("text_config", {}))
+    return replace(spec, family=metadata.pop("model_type", "deepseek_v3"), metadata=metadata)

@@ -1,0 +1,98 @@
+"""Kimi Linear (arXiv 2510.26692) and the text tower of Kimi K3 (arXiv 2607.24653).
+
+Layers of Kimi Delta Attention and of MLA without rotary embedding. K3 adds output gates, experts in a
+latent width of their own, and residuals that attend to earlier blocks of layers; a config without its
+fields is without these parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lichen.arch.attention import KDA, MLA
+from lichen.arch.families.decoder import read_decoder
+from lichen.arch.families.fields import MOST_LAYERS, Fields
+from lichen.arch.families.wrapper import open_text_config
+from lichen.arch.spec import AttentionResiduals, Dense, LayerSpec, ModelSpec, MoE, Router
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of the text tower. Raises SpecError for what it cannot express."""
+    fields, notes = open_text_config(config, "KimiK3ForConditionalGeneration")
+    wrapped = bool(fields.path)
+    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
+    linear, is_linear = _linear_attention(fields, n_layers)
+    full = _full_attention(fields)
+    experts, dense = _read_experts(fields), Dense(fields.integer("intermediate_size"))
+    first = fields.integer("first_k_dense_replace", least=0)
+    fields.fixed("moe_layer_freq", 1, "experts in every layer from first_k_dense_replace on")
+    fields.fixed("num_nextn_predict_layers", 0, "no multi-token prediction")
+    layers = tuple(
+        LayerSpec(linear if linear_here else full, experts if number >= first else dense)
+        for number, linear_here in enumerate(is_linear)
+    )
+    block = fields.get("attn_res_block_size")
+    residual = None if block is None else AttentionResiduals(fields.integer("attn_res_block_size"))
+    spec = read_decoder(
+        fields,
+        "kimi_k3" if wrapped else "kimi_linear",
+        "KimiLinearForCausalLM",
+        layers,
+        residual=residual,
+        activation="situ" if wrapped else "silu",
+    )
+    return replace(spec, not_carried=(*spec.not_carried, *notes))
+
+
+def _linear_attention(fields: Fields, n_layers: int) -> tuple[KDA, list[bool]]:
+    section = fields.section("linear_attn_config")
+    if section is None:
+        fields.refuse("linear_attn_config", "the layers of linear attention are needed")
+    linear, full = section.get("kda_layers"), section.get("full_attn_layers")
+    both = [*linear, *full] if isinstance(linear, list) and isinstance(full, list) else []
+    if sorted(both, key=str) != sorted(range(1, n_layers + 1), key=str):
+        section.refuse("kda_layers", f"with full_attn_layers it must name layers 1 to {n_layers} once each")
+    part = KDA(
+        num_heads=section.integer("num_heads"),
+        head_dim=section.integer("head_dim"),
+        conv_kernel=section.integer("short_conv_kernel_size"),
+        full_rank_gate=section.boolean("use_full_rank_gate", False),
+    )
+    return part, [number + 1 in linear for number in range(n_layers)]
+
+
+def _full_attention(fields: Fields) -> MLA:
+    fields.fixed("mla_use_nope", True, "the keys of this family are not rotated")
+    return MLA(
+        num_attention_heads=fields.integer("num_attention_heads"),
+        q_lora_rank=fields.integer_or_null("q_lora_rank"),
+        kv_lora_rank=fields.integer("kv_lora_rank"),
+        qk_nope_head_dim=fields.integer("qk_nope_head_dim"),
+        qk_rope_head_dim=fields.integer("qk_rope_head_dim"),
+        v_head_dim=fields.integer("v_head_dim"),
+        output_gate=fields.boolean("mla_use_output_gate", False),
+    )
+
+
+def _read_experts(fields: Fields) -> MoE:
+    router = Router(
+        n_routed_experts=fields.integer("num_experts"),
+        num_experts_per_tok=fields.integer("num_experts_per_token"),
+        scoring_func=fields.choice("moe_router_activation_func", ("sigmoid",)),  # type: ignore[arg-type]
+        n_group=fields.integer("num_expert_group", 1),
+        topk_group=fields.integer("topk_group", 1),
+        norm_topk_prob=fields.boolean("moe_renormalize"),
+        routed_scaling_factor=fields.number("routed_scaling_factor"),
+    )
+    latent = fields.get("routed_expert_hidden_size")
+    if latent is not None:
+        fields.fixed("latent_moe_use_norm", True, "a norm follows the routed experts' sum")
+        latent = fields.integer("routed_expert_hidden_size")
+    return MoE(
+        router,
+        moe_intermediate_size=fields.integer("moe_intermediate_size"),
+        n_shared_experts=fields.integer("num_shared_experts", 0),
+        latent_size=latent,
+    )

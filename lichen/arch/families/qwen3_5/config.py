@@ -1,0 +1,44 @@
+"""Qwen3.5 and Qwen3.6, dense: three layers of Gated DeltaNet for one of gated full attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lichen.arch.attention import GQA, GatedDeltaNet
+from lichen.arch.families.decoder import read_decoder, read_layer_types
+from lichen.arch.families.fields import MOST_LAYERS
+from lichen.arch.families.wrapper import open_text_config
+from lichen.arch.spec import Dense, LayerSpec, ModelSpec
+
+
+def read(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of the text tower. Raises SpecError for what it cannot express."""
+    fields, notes = open_text_config(config, "Qwen3_5ForConditionalGeneration")
+    fields.fixed("attn_output_gate", True, "the queries' projection also gives the output gate")
+    full = GQA(
+        num_attention_heads=fields.integer("num_attention_heads"),
+        num_key_value_heads=fields.integer("num_key_value_heads"),
+        head_dim=fields.integer("head_dim"),
+        attention_bias=fields.boolean("attention_bias", False),
+        qk_norm=True,
+        output_gate=True,
+    )
+    linear = GatedDeltaNet(
+        num_key_heads=fields.integer("linear_num_key_heads"),
+        num_value_heads=fields.integer("linear_num_value_heads"),
+        key_head_dim=fields.integer("linear_key_head_dim"),
+        value_head_dim=fields.integer("linear_value_head_dim"),
+        conv_kernel=fields.integer("linear_conv_kernel_dim"),
+    )
+    feed_forward = Dense(fields.integer("intermediate_size"))
+    kinds = {
+        "full_attention": LayerSpec(full, feed_forward),
+        "linear_attention": LayerSpec(linear, feed_forward),
+    }
+    layers = tuple(kinds[kind] for kind in read_layer_types(fields, kinds))
+    n_mtp = fields.integer("mtp_num_hidden_layers", 0, least=0, largest=MOST_LAYERS)
+    mtp = (kinds["full_attention"],) * n_mtp
+    spec = read_decoder(fields, "qwen3_5", "Qwen3_5ForCausalLM", layers, mtp=mtp)
+    return replace(spec, not_carried=(*spec.not_carried, *notes))
