@@ -26,9 +26,9 @@ from lichen.arch.cache import cache_bytes
 from lichen.arch.families import load_spec
 from lichen.arch.spec import ModelSpec
 from lichen.arch.weights import weights
+from lichen.kv.contiguous import Contiguous
 from lichen.machine.precision import matmul_dtype
 from lichen.machine.rates import memory_rate
-from lichen.nn.cache import Cache
 from lichen.weights.checkpoint import load_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -54,11 +54,16 @@ def ours(folder: Path, dtype: torch.dtype, batch: int, length: int, many: int) -
 
     @torch.inference_mode()
     def step(turn: int) -> float:
-        cache = Cache(model.spec, batch, length + many, dtype)
-        logits = model.extend(prompt, cache)
+        storage = Contiguous(model.spec, batch, length + many, dtype)
+
+        def next_logits(tokens: Tensor) -> Tensor:
+            at = storage.take([tokens.shape[1]] * batch)
+            return model.logits(model(tokens.flatten(), at)[at.sequences.ends])
+
+        logits = next_logits(prompt)
         tokens = [logits.argmax(-1, keepdim=True)]
         while len(tokens) < new_tokens(turn, many):
-            logits = model.extend(tokens[-1], cache)
+            logits = next_logits(tokens[-1])
             tokens.append(logits.argmax(-1, keepdim=True))
         return fingerprint(torch.cat(tokens, 1))
 

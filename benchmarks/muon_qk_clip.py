@@ -13,6 +13,7 @@ from lichen.machine.allocator import keep_freed_memory
 from lichen.machine.precision import matmul_dtype
 from lichen.nn.transformer import Transformer
 from lichen.optim import Muon, parameter_table, qk_clip, recipes
+from lichen.train.objective import NextToken
 
 TAU = 100.0
 
@@ -24,11 +25,12 @@ def step_of(quick: bool, rows: int, length: int, clips: bool) -> Step:
     model = Transformer(read_config(DeepseekV3Config(**config).to_dict()), matmul_dtype("cpu")).train()
     model.initialize(0)
     optimizer = Muon(parameter_table(model), recipes.muonclip)
+    objective = NextToken(max_logits=clips)
 
     def step(turn: int) -> float:
         generator = torch.Generator().manual_seed(turn)
         tokens = torch.randint(model.spec.vocab_size, (rows, length), generator=generator)
-        out = model.loss(tokens, tokens, max_logits=clips)
+        out = objective(model, tokens, tokens)
         out.loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -32,7 +32,8 @@ from benchmarks.muon_qk_clip import cost
 from benchmarks.race import Contender, Step, apart, race
 from benchmarks.report import Report
 from lichen.arch.families import load_spec, read_config
-from lichen.arch.spec import ModelSpec, MoE
+from lichen.arch.parts.moe import MoE
+from lichen.arch.spec import ModelSpec
 from lichen.machine.precision import matmul_dtype
 from lichen.nn.transformer import Transformer
 from lichen.optim import Muon, ParameterTable, parameter_table

@@ -20,20 +20,32 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 
-from lichen.arch.spec import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.moe import MoE, Router
+from lichen.arch.parts.rope import Rope
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.nn.transformer import Transformer
 from lichen.optim import Muon, OptimizerRecipe, parameter_table, recipes, sharded
+from lichen.train.objective import NextToken
 
-ATTENTION = MLA(4, q_lora_rank=64, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32)
+ATTENTION = MLA(
+    4,
+    q_lora_rank=64,
+    kv_lora_rank=32,
+    qk_nope_head_dim=32,
+    qk_rope_head_dim=16,
+    v_head_dim=32,
+    rope=Rope(10000.0, interleaved=True),
+)
 EXPERTS = MoE(Router(8, num_experts_per_tok=2), moe_intermediate_size=64, n_shared_experts=1)
 SPEC = ModelSpec(
     family="deepseek_v3",
     vocab_size=512,
     hidden_size=128,
     layers=(LayerSpec(ATTENTION, Dense(352)), *(LayerSpec(ATTENTION, EXPERTS),) * 3),
-    rope=Rope(10000.0, interleaved=True),
     max_position_embeddings=128,
 )
 
@@ -58,7 +70,6 @@ def sharded_model(device: torch.device) -> Transformer:
     for layer in model.get_submodule("model.layers").children():
         fully_shard(layer)
     fully_shard(model)
-    register_fsdp_forward_method(model, "loss")
     return model
 
 
@@ -74,7 +85,7 @@ def train_step(model: Transformer, optimizer: Muon, generator: torch.Generator) 
     device = next(model.parameters()).device
     tokens = torch.randint(SPEC.vocab_size, (2, 128), generator=generator).to(device)
     optimizer.zero_grad()
-    loss: Tensor = model.loss(tokens, tokens).loss
+    loss: Tensor = NextToken()(model, tokens, tokens).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     start = now(device)

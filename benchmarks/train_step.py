@@ -31,6 +31,7 @@ from lichen.machine.allocator import keep_freed_memory
 from lichen.machine.precision import matmul_dtype, multiplies_bf16
 from lichen.machine.rates import matrix_rate
 from lichen.nn.transformer import Transformer
+from lichen.train.objective import NextToken
 from lichen.train.replicas import Replicas
 from lichen.weights.checkpoint import load_model
 
@@ -84,9 +85,10 @@ def ours(folder: Path, shape: Shape, dtype: torch.dtype) -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     replicas = Replicas(model, shape.rows)
     normalizer = shape.rows * (shape.length - 1)
+    objective = NextToken()
 
     def differentiate(model: Transformer, tokens: torch.Tensor, targets: torch.Tensor) -> float:
-        loss = model.loss(tokens, targets, normalizer=normalizer).loss
+        loss = objective(model, tokens, targets, normalizer=normalizer).loss
         loss.backward()
         return float(loss.detach())
 

@@ -1,8 +1,39 @@
-"""What all tests share: Ctrl-C reaches the processes that they start.
+"""What all tests share: Ctrl-C reaches the processes that they start, and batches (B, T) go through a model.
 
 A shell that runs the tests in the background has them ignore it, and every child inherits that.
 """
 
+from __future__ import annotations
+
 import signal
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lichen.kv.contiguous import Contiguous
+from lichen.nn.forward import Pass
+from lichen.nn.transformer import Transformer
+from lichen.ops.sequences import Sequences
+from lichen.train.objective import LossOutput, NextToken
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def logits_of(model: Transformer, tokens: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+    """tokens (B, T) -> (B, T, vocab_size)."""
+    at = Pass(Sequences.packed(*tokens.shape, segment_ids, device=tokens.device))
+    return model.logits(model(tokens.flatten(), at)).unflatten(0, tokens.shape)
+
+
+def loss_of(
+    model: Transformer, *batch: Tensor | None, mtp_weight: float = 0.0, max_logits: bool = False, **more: Any
+) -> LossOutput:
+    return NextToken(mtp_weight, max_logits)(model, *batch, **more)
+
+
+@torch.no_grad()
+def read(model: Transformer, tokens: Tensor, storage: Contiguous) -> Tensor:
+    """The logits after each of the new tokens (B, T) of all sequences in `storage`: (B, T, vocab_size)."""
+    at = storage.take([tokens.shape[1]] * len(tokens))
+    return model.logits(model(tokens.flatten(), at)).unflatten(0, tokens.shape)

@@ -1,6 +1,6 @@
 """What a model costs, from its spec alone: everything in one answer.
 
-The parts of it: `lichen.arch.weights` (parameters and their bytes), `lichen.arch.flops`, `lichen.arch.cache`.
+What it is made of: `lichen.arch.weights` and `storage` (parameters and their bytes), `flops`, `cache`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,18 @@ from lichen.arch.cache import (
     most_sequences,
     native_layout,
 )
+from lichen.arch.declaration import Weight
 from lichen.arch.flops import Flops, flops_per_token
 from lichen.arch.spec import ModelSpec
-from lichen.arch.weights import (
+from lichen.arch.storage import (
     DTYPES,
     EXPERTS_ONLY,
-    Weight,
-    active_parameters,
-    count,
-    engram_bytes,
     has_experts,
-    mtp_weights,
-    parameters,
     released_bytes,
     released_dtype,
-    total_parameters,
     weight_bytes,
-    weights,
 )
+from lichen.arch.weights import active_parameters, count, mtp_weights, parameters, total_parameters, weights
 from lichen.errors import SpecError
 
 DEFAULT_CONTEXT = 4096
@@ -165,7 +159,7 @@ def account(
         cache_bytes=in_cache,
         released_dtype=released_dtype(spec),
         released_bytes=released_bytes(spec),
-        engram_bytes=engram_bytes(spec) if spec.engram else None,
+        engram_bytes=spec.engram.table_bytes if spec.engram else None,
         serving_bytes=served + in_cache.reserved,
         budget=_budget(spec, memory, served, context, batch, cache) if memory else None,
         bytes_of_model=_footprint(weights(spec)),

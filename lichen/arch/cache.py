@@ -1,4 +1,4 @@
-"""Cache bytes as a function of context, from what each attention part declares that it keeps.
+"""Cache bytes as a function of context: the sum of what each attention part declares that it keeps.
 
 Two figures for everything. *Ideal*: the numbers themselves, in their storage types, as many as the context
 needs. *Reserved*: what an engine sets aside for them: block scales with their padding, whole pages, and
@@ -21,14 +21,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal, get_args
+from typing import get_args
 
-from lichen.arch.attention import CSA2, MLA, Attention, Compressed, Entries, State
-from lichen.arch.spec import ModelSpec
+from lichen.arch.declaration import CacheLayout, Entries, State
+from lichen.arch.spec import Attention, ModelSpec
 from lichen.errors import SpecError
 
-Layout = Literal["fp32", "bf16", "fp8", "mixed"]
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+LAYOUTS: tuple[CacheLayout, ...] = get_args(CacheLayout)
 
 
 @dataclass(frozen=True)
@@ -37,17 +36,12 @@ class CacheBytes:
     reserved: int
 
 
-def native_layout(spec: ModelSpec) -> Layout:
+def native_layout(spec: ModelSpec) -> CacheLayout:
     """How the engines of the model's family store its cache unless told otherwise."""
-    parts = [layer.attention for layer in spec.layers]
-    if any(isinstance(part, Compressed | CSA2) for part in parts):
-        return "mixed"
-    if any(isinstance(part, MLA) and part.indexer for part in parts):
-        return "fp8"
-    return "bf16"
+    return max((layer.attention.cache_layout for layer in spec.layers), key=LAYOUTS.index)
 
 
-def layouts(spec: ModelSpec) -> tuple[Layout, ...]:
+def layouts(spec: ModelSpec) -> tuple[CacheLayout, ...]:
     """The layouts that the model's cache can have."""
     return LAYOUTS if native_layout(spec) == "mixed" else LAYOUTS[:-1]
 
@@ -74,7 +68,7 @@ def bytes_per_token(spec: ModelSpec, layout: str | None = None) -> int | None:
 
     None for every other model: its cache is a function of the context, and no such number exists.
     """
-    kept = [item for layer in spec.layers for item in layer.attention.cache()]
+    kept = [item for layer in spec.layers for item in layer.attention.stores()]
     steady = all(isinstance(item, Entries) and item.every == 1 and item.window is None for item in kept)
     return cache_bytes(spec, 1, layout=layout).ideal if steady else None
 
@@ -109,7 +103,7 @@ def most_sequences(spec: ModelSpec, budget_bytes: int, context: int, *, layout: 
 # ---------------------------------------------------------------------------------------------- details
 
 
-def _layout(spec: ModelSpec, layout: str | None) -> Layout:
+def _layout(spec: ModelSpec, layout: str | None) -> CacheLayout:
     if layout is None:
         return native_layout(spec)
     supported = layouts(spec)
@@ -119,21 +113,17 @@ def _layout(spec: ModelSpec, layout: str | None) -> Layout:
     raise SpecError(f"cache layout is {layout}; supported for this model: {', '.join(supported)}")
 
 
-def _part_bytes(part: Attention, context: int, layout: Layout) -> CacheBytes:
+def _part_bytes(part: Attention, context: int, layout: CacheLayout) -> CacheBytes:
     ideal = reserved = 0
-    for item in part.cache():
+    for item in part.stores():
         if isinstance(item, State):
-            size = item.numbers * _bits(item.name, layout) // 8
+            size = item.numbers * bits(item.name, layout) // 8
             ideal, reserved = ideal + size, reserved + size
             continue
-        ideal += _kept(item, context) // item.every * item.width * _bits(item.name, layout) // 8
-        entry = item.width * _bits(item.name, layout) // 8 + _scale_bytes(item, layout)
+        ideal += item.kept(context) * item.width * bits(item.name, layout) // 8
+        entry = item.width * bits(item.name, layout) // 8 + _scale_bytes(item, layout)
         reserved += _pages(item, context, part.page_tokens) * ceil(part.page_tokens / item.every) * entry
     return CacheBytes(ideal, reserved)
-
-
-def _kept(item: Entries, context: int) -> int:
-    return context if item.window is None else min(context, item.window)
 
 
 def _pages(item: Entries, context: int, page: int) -> int:
@@ -142,7 +132,8 @@ def _pages(item: Entries, context: int, page: int) -> int:
     return pages if item.window is None else min(pages, ceil((item.window - 1) / page) + 1)
 
 
-def _bits(name: str, layout: Layout) -> int:
+def bits(name: str, layout: CacheLayout) -> int:
+    """Of each number of the entries or the state with this name."""
     if layout == "fp32" or name in ("recurrent", "pending"):
         return 32
     if layout == "bf16" or name in ("rope_key", "convolution"):
@@ -151,7 +142,7 @@ def _bits(name: str, layout: Layout) -> int:
 
 
 # Numbers that share a scale, and its bytes. FP8 keys and values have one per tensor, which does not count.
-SCALES: dict[tuple[Layout, str], tuple[int, int]] = {
+SCALES: dict[tuple[CacheLayout, str], tuple[int, int]] = {
     ("fp8", "latent"): (128, 4),
     ("fp8", "index_key"): (128, 4),
     ("fp8", "key_value"): (64, 1),
@@ -162,7 +153,7 @@ SCALES: dict[tuple[Layout, str], tuple[int, int]] = {
 }
 
 
-def _scale_bytes(item: Entries, layout: Layout) -> int:
+def _scale_bytes(item: Entries, layout: CacheLayout) -> int:
     """Scales of one entry, padded to 4 bytes."""
     numbers, size = SCALES.get((layout, item.name), (1, 0))
     return 4 * ceil(ceil(item.width / numbers) * size / 4)

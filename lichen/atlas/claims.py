@@ -6,14 +6,14 @@ supported; some do: partly supported; none does: contradicted; there is none: it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import Literal
 
 from lichen.arch.account import account, active_parameters, total_parameters
 from lichen.arch.cache import cache_bytes
 from lichen.arch.families import load_spec
-from lichen.arch.spec import ModelSpec, MoE
+from lichen.arch.spec import ModelSpec
 from lichen.atlas import claim_kinds as kinds
 from lichen.atlas import words
 from lichen.atlas.advise import advise
@@ -164,10 +164,9 @@ def _same_parts(check: kinds.SameParts, catalogue: Catalogue) -> list[Answer]:
 def _parts(spec: ModelSpec) -> dict[str, str]:
     """What a model is built of, in words."""
     routers = {
-        f"{layer.feed_forward.router.scoring_func} scores"
-        + (" with a selection bias" if layer.feed_forward.router.selection_bias else "")
+        f"{router.scoring_func} scores" + (" with a selection bias" if router.selection_bias else "")
         for layer in spec.layers
-        if isinstance(layer.feed_forward, MoE)
+        if (router := layer.feed_forward.router)
     }
     kinds_of = {
         "attention": {type(layer.attention).__name__ for layer in spec.layers},
@@ -181,13 +180,13 @@ def _parts(spec: ModelSpec) -> dict[str, str]:
 def _sizes(spec: ModelSpec) -> dict[str, object]:
     """The numbers of the last layer's parts, by their names in a config."""
     last = spec.layers[-1]
-    parts = [last.attention, last.feed_forward, getattr(last.feed_forward, "router", None)]
+    parts = [last.attention, last.feed_forward, last.feed_forward.router]
     return {
-        field.name: value
+        name: value
         for part in parts
         if part is not None
-        for field in fields(part)
-        if isinstance(value := getattr(part, field.name), int | float) and not isinstance(value, bool)
+        for name, value in vars(part).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
     }
 
 

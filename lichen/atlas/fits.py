@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from lichen.arch.cache import cache_bytes, longest_context, most_sequences
+from lichen.arch.declaration import Weight
 from lichen.arch.flops import flops_per_token
 from lichen.arch.spec import ModelSpec
-from lichen.arch.weights import DTYPES, Weight, released_dtype, weight_bytes, weights
+from lichen.arch.storage import DTYPES, released_dtype, weight_bytes
+from lichen.arch.weights import weights
 from lichen.atlas.devices import Machine
 from lichen.errors import LichenError
 

@@ -49,7 +49,6 @@ def fits(
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON, with sources.")] = False,
 ) -> None:
     """Does a model fit, what is left for its cache, and an estimate of its speed."""
-    from lichen.arch.weights import engram_bytes
     from lichen.atlas.catalogue import spec_of
     from lichen.atlas.devices import load, parse
     from lichen.atlas.facts import parse_as_of
@@ -69,7 +68,7 @@ def fits(
             "as_of": str(day),
             "context": context,
             "batch": batch,
-            "engram_bytes": engram_bytes(spec) if spec.engram else None,
+            "engram_bytes": spec.engram.table_bytes if spec.engram else None,
             "machines": [_as_dict(machine, each) for machine, each in found],
             "speeds_are": "estimates",
             "assumptions": ASSUMPTIONS,
@@ -90,7 +89,7 @@ def fits(
     )
     print_table(console, _table(found, context, priced=price_per_hour is not None))
     if spec.engram:
-        tables = words.gib(engram_bytes(spec))
+        tables = words.gib(spec.engram.table_bytes)
         console.print(f"Beside it {tables} of n-gram tables, which engines keep outside the device.")
     bounds = "speeds are estimates" if price_per_hour is None else "speeds and costs are estimates"
     console.print(f"\nThe {bounds}, bounds that nobody reaches:")

@@ -1,23 +1,25 @@
-"""Grouped-query attention (arXiv 2305.13245), Llama's form: rotary queries and keys, no other tricks."""
+"""Grouped-query attention (arXiv 2305.13245): rotary queries and keys, with or without norms of their own."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
-from lichen.arch.spec import GQA, Rope
-from lichen.nn.cache import Cache
-from lichen.nn.linear import Linear
+from lichen.arch.parts.gqa import GQA
+from lichen.errors import LichenError
+from lichen.nn.forward import Pass
+from lichen.nn.linear import Linear, RMSNorm
 from lichen.nn.roles import Role
-from lichen.ops.attention import CausalMask, cached_attention, causal_attention
+from lichen.ops.attention import attention
 from lichen.ops.rope import apply_rope
 
 
 class GQAttention(nn.Module):
-    def __init__(self, hidden_size: int, spec: GQA, rope: Rope) -> None:
+    def __init__(self, spec: GQA, hidden_size: int, eps: float, layer: int) -> None:
+        """`layer`: the number under which its entries are kept."""
         super().__init__()
-        self.spec = spec
-        self.interleaved = rope.interleaved
+        self.spec, self.layer = spec, layer
         self.scale = spec.head_dim**-0.5
         queries = spec.num_attention_heads * spec.head_dim
         keys = spec.num_key_value_heads * spec.head_dim
@@ -26,28 +28,40 @@ class GQAttention(nn.Module):
         self.k_proj = Linear(hidden_size, keys, bias, Role("matrix", heads=spec.num_key_value_heads))
         self.v_proj = Linear(hidden_size, keys, bias, Role("matrix", heads=spec.num_key_value_heads))
         self.o_proj = Linear(queries, hidden_size, bias)
+        self.q_norm = RMSNorm(spec.head_dim, eps) if spec.qk_norm else None
+        self.k_norm = RMSNorm(spec.head_dim, eps) if spec.qk_norm else None
 
-    def _heads(self, x_BTH: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries (B, H, T, D), rotated keys and values (B, K, T, D)."""
-        split = (-1, self.spec.head_dim)
-        q = apply_rope(self.q_proj(x_BTH).unflatten(-1, split), turn, self.interleaved)
-        k = apply_rope(self.k_proj(x_BTH).unflatten(-1, split), turn, self.interleaved)
-        v = self.v_proj(x_BTH).unflatten(-1, split)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    def forward(self, x_NH: Tensor, at: Pass) -> Tensor:
+        q = self._turned(self.q_proj(x_NH), self.q_norm, at)
+        k = self._turned(self.k_proj(x_NH), self.k_norm, at)
+        v = self.v_proj(x_NH)
+        stored = at.keep(self.layer, key=k.flatten(1), value=v)
+        q_HND, k_KND, v_KND = (x.transpose(0, 1) for x in (q, k, v.unflatten(1, (-1, self.spec.head_dim))))
+        out, largest = attention(
+            q_HND, k_KND, v_KND, stored, at.sequences, self.scale, at.observes("max_logits")
+        )
+        if largest is not None:
+            at.record("max_logits", self, largest)
+        return self.o_proj(out.flatten(1))
 
-    def forward(
-        self, x_BTH: Tensor, turn: Tensor, mask: CausalMask, max_logits: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """x (B, T, H) -> (B, T, H) and, if asked, the largest logit of each query head (H,) fp32."""
-        q, k, v = self._heads(x_BTH, turn)
-        out, largest = causal_attention(q, k, v, mask, self.scale, max_logits)
-        return self.o_proj(out.transpose(1, 2).flatten(2)), largest
+    def _turned(self, x: Tensor, norm: RMSNorm | None, at: Pass) -> Tensor:
+        """Heads (N, heads, D), normalised and rotated."""
+        x = x.unflatten(1, (-1, self.spec.head_dim))
+        x = x if norm is None else norm(x)
+        rope = self.spec.rope
+        return apply_rope(x, at.turn(rope, self.spec.rope_dim).unsqueeze(1), rope.interleaved) if rope else x
 
-    def extend(self, x_BTH: Tensor, turn: Tensor, cache: Cache, layer: int, positions_BT: Tensor) -> Tensor:
-        """The same for new tokens at `positions`, with the earlier ones in `cache`."""
-        q, k, v = self._heads(x_BTH, turn)
-        entries = torch.cat([k.transpose(1, 2).flatten(2), v.transpose(1, 2).flatten(2)], -1)
-        stored = cache.append(layer, entries, positions_BT).to(x_BTH.dtype)
-        k, v = (part.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for part in stored.chunk(2, -1))
-        out = cached_attention(q, k, v, positions_BT, self.scale)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+    def logit_factors(self, gamma_H: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Parameters, with a factor for each of their rows, that multiply the logits of head h by gamma[h].
+
+        All of gamma goes to the head's query. Kimi K2 (arXiv 2507.20534) treats heads that own their key; one
+        that several query heads share cannot follow one of them without moving the others. Raises LichenError
+        for normalised queries, whose length the projection does not decide.
+        """
+        if self.q_norm is not None:
+            raise LichenError(
+                "QK-clip is not defined for attention that normalises queries and keys, whose logits are "
+                "bounded anyway: switch it off with optimizer.qk_clip_tau = 0"
+            )
+        for parameter in self.q_proj.parameters():
+            yield parameter, gamma_H.repeat_interleave(self.spec.head_dim)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lichen.arch.spec import LayerSpec, ModelSpec
-from lichen.nn.layer import DecoderLayer, LayerStats
+from lichen.nn.forward import Pass
+from lichen.nn.layer import DecoderLayer
 from lichen.nn.linear import Linear, RMSNorm
-from lichen.ops.attention import CausalMask
 
 
 class SharedHead(nn.Module):
@@ -26,22 +26,15 @@ class SharedHead(nn.Module):
 
 
 class MTPLayer(DecoderLayer):
-    def __init__(self, model: ModelSpec, spec: LayerSpec) -> None:
-        super().__init__(model, spec)
+    def __init__(self, model: ModelSpec, spec: LayerSpec, number: int) -> None:
+        super().__init__(model, spec, number)
         hidden, eps = model.hidden_size, model.rms_norm_eps
         self.enorm = RMSNorm(hidden, eps)
         self.hnorm = RMSNorm(hidden, eps)
         self.eh_proj = Linear(2 * hidden, hidden)
         self.shared_head = SharedHead(hidden, eps)
 
-    def predict(
-        self,
-        hidden_BTH: Tensor,
-        next_embedding_BTH: Tensor,
-        turn: Tensor,
-        mask: CausalMask,
-        max_logits: bool = False,
-    ) -> tuple[Tensor, LayerStats]:
-        """The block's output (B, T, H), before `shared_head.norm`."""
-        x = self.eh_proj(torch.cat([self.enorm(next_embedding_BTH), self.hnorm(hidden_BTH)], -1))
-        return self(x, turn, mask, max_logits)
+    def predict(self, hidden_NH: Tensor, next_embedding_NH: Tensor, at: Pass) -> Tensor:
+        """The block's output (N, H), before `shared_head.norm`."""
+        x = self.eh_proj(torch.cat([self.enorm(next_embedding_NH), self.hnorm(hidden_NH)], -1))
+        return self(x, at)

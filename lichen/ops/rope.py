@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lichen.arch.spec import Llama3Scaling, Rope, Yarn
+from lichen.arch.parts.rope import Llama3Scaling, Rope, Yarn
 
 
 def frequencies(rope: Rope, dim: int) -> Tensor:

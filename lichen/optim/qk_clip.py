@@ -8,13 +8,13 @@ step's own forward and backward pass, are untouched.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lichen.arch.spec import GQA, MLA
 from lichen.errors import LichenError
 from lichen.optim.sharded import local, max_over_ranks, row_range
 from lichen.optim.table import plain_name, unwrapped
@@ -38,57 +38,37 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
     modules = {plain_name(name): module for name, module in unwrapped(model).named_modules()}
     largest = {}
     for name, logits in max_logits.items():
-        spec = getattr(modules.get(name), "spec", None)
-        if not isinstance(spec, MLA | GQA):
-            raise LichenError(f"QK-clip: {name} is not multi-head latent or grouped-query attention")
-        if logits.shape != (spec.num_attention_heads,):
-            raise LichenError(
-                f"QK-clip: {name} has {spec.num_attention_heads} heads, but its largest logits have shape "
-                f"{tuple(logits.shape)}"
-            )
-        weight = _query(modules[name], spec).get_parameter("weight")
-        shards = weight.device_mesh.get_all_groups() if isinstance(weight, DTensor) else []
+        factors = _factors(name, modules.get(name), torch.ones_like(logits))
+        shards = [
+            group
+            for parameter, _ in factors[:1]
+            if isinstance(parameter, DTensor)
+            for group in parameter.device_mesh.get_all_groups()
+        ]
         largest[name] = max_over_ranks(logits.float(), [*replicas, *shards])
         if not largest[name].isfinite().all():
             raise LichenError(f"QK-clip: the largest attention logits of {name} are not finite")
 
     clipped = {}
     for name, logits in largest.items():
-        attention = modules[name]
         gamma = tau / logits.clamp(min=tau)
-        clip = _clip_mla if isinstance(attention.spec, MLA) else _clip_gqa
-        clip(attention, attention.spec, gamma)
+        for parameter, factor in _factors(name, modules[name], gamma):
+            _scale_rows(parameter, factor)
         clipped[name] = (gamma < 1).sum()
     return {name: int(count) for name, count in clipped.items()}
 
 
-def _query(attention: nn.Module, spec: MLA | GQA) -> nn.Module:
-    """The projection whose rows are the query heads."""
-    direct = isinstance(spec, GQA) or spec.q_lora_rank is None
-    return attention.get_submodule("q_proj" if direct else "q_b_proj")
-
-
-def _clip_mla(attention: nn.Module, spec: MLA, gamma: Tensor) -> None:
-    """Algorithm 1: sqrt(gamma) on each side of the content part, gamma on the query's rope part.
-
-    The rotated key is shared by all heads, so the head's whole rope factor falls on its query.
-    """
-    factor, root = gamma.view(-1, 1), gamma.sqrt().view(-1, 1)
-    nope, rope, value = spec.qk_nope_head_dim, spec.qk_rope_head_dim, spec.v_head_dim
-    query = torch.cat([root.expand(-1, nope), factor.expand(-1, rope)], dim=1)
-    key_value = torch.cat([root.expand(-1, nope), torch.ones_like(root).expand(-1, value)], dim=1)
-    _scale_rows(_query(attention, spec).get_parameter("weight"), query.flatten())
-    _scale_rows(attention.get_parameter("kv_b_proj.weight"), key_value.flatten())
-
-
-def _clip_gqa(attention: nn.Module, spec: GQA, gamma: Tensor) -> None:
-    """All of gamma on the head's query, weight and bias.
-
-    The paper treats heads that own their key. A key that several query heads share cannot follow one of
-    them without moving the others, so it stays and every head is clipped exactly.
-    """
-    for parameter in _query(attention, spec).parameters():
-        _scale_rows(parameter, gamma.repeat_interleave(spec.head_dim))
+def _factors(name: str, attention: Any, gamma: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What the attention edits, and by which factor each row, for its logits to shrink by gamma per head."""
+    ask = getattr(attention, "logit_factors", None)
+    if ask is None:
+        raise LichenError(f"QK-clip: {name} is not multi-head latent or grouped-query attention")
+    heads = attention.spec.num_attention_heads
+    if gamma.shape != (heads,):
+        raise LichenError(
+            f"QK-clip: {name} has {heads} heads, but its largest logits have shape {tuple(gamma.shape)}"
+        )
+    return list(ask(gamma))
 
 
 def _scale_rows(parameter: Tensor, factor: Tensor) -> None:

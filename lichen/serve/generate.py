@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 import torch
+from torch import Tensor
 
 from lichen.errors import LichenError
-from lichen.nn.cache import Cache
+from lichen.kv.contiguous import Contiguous
 from lichen.nn.transformer import Transformer
 from lichen.serve.sampling import SamplingParams, sample
 
@@ -36,14 +37,20 @@ def generate(
     device = next(model.parameters()).device
     generator = params.generator(device)
     capacity = min(context, len(prompt_ids) + params.max_tokens)
-    cache = Cache(model.spec, batch=1, capacity=capacity, dtype=model.compute_dtype, device=device)
+    storage = Contiguous(model.spec, 1, capacity, model.compute_dtype, device)
 
-    for chunk in torch.tensor([prompt_ids], device=device).split(PREFILL_CHUNK, dim=1):
-        logits = model.extend(chunk, cache)
+    for chunk in torch.tensor(prompt_ids, device=device).split(PREFILL_CHUNK):
+        logits = _next_logits(model, chunk, storage)
     for position in range(len(prompt_ids), capacity):
         next_token = sample(logits, params, generator)
         if (token := int(next_token)) in eos_ids:
             return
         yield token
         if position + 1 < capacity:
-            logits = model.extend(next_token[:, None], cache)
+            logits = _next_logits(model, next_token, storage)
+
+
+@torch.no_grad()
+def _next_logits(model: Transformer, tokens: Tensor, storage: Contiguous) -> Tensor:
+    """Read the next tokens (N,) of the sequence in `storage`; the logits after the last, (1, vocab_size)."""
+    return model.logits(model(tokens, storage.take([len(tokens)]))[-1:])

@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 
 import lichen
-from lichen.arch.spec import GQA, Dense, ModelSpec, MoE
+from lichen.arch.spec import ModelSpec
 from lichen.arch.weights import active_parameters, total_parameters
 from lichen.train.metrics import read_metrics
 from lichen.train.run import Run
@@ -67,19 +67,17 @@ def model_card(run: Run, step: int, spec: ModelSpec) -> str:
 
 
 def _architecture(spec: ModelSpec) -> str:
-    attention = (
-        "grouped-query attention" if isinstance(spec.layers[0].attention, GQA) else "latent attention (MLA)"
-    )
-    experts = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, MoE)]
-    dense = sum(isinstance(layer.feed_forward, Dense) for layer in spec.layers)
+    attention = spec.layers[0].attention.title
     layers = f"{spec.family}: {len(spec.layers)} layers with {attention}, hidden size {spec.hidden_size:,}"
-    if not experts:
-        return layers
-    router = experts[0].router
-    return (
-        f"{layers}; {dense} dense, the others with {router.n_routed_experts} experts, "
-        f"{router.num_experts_per_tok} of them and {experts[0].n_shared_experts} shared per token"
-    )
+    parts = [layer.feed_forward for layer in spec.layers]
+    dense = sum(part.router is None for part in parts)
+    for part in parts:
+        if router := part.router:
+            return (
+                f"{layers}; {dense} dense, the others with {router.n_routed_experts} experts, "
+                f"{router.num_experts_per_tok} of them and {part.n_shared_experts} shared per token"
+            )
+    return layers
 
 
 def _scores(run: Run, step: int) -> dict[str, str]:

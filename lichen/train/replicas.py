@@ -34,7 +34,6 @@ class Replicas:
         device = next(model.parameters()).device
         self._threads = torch.get_num_threads()
         count = min(self._threads, micro_batch) if device.type == "cpu" else 1
-        self._device = device
         self._rows = micro_batch // count
         self._models = [model, *(_replica(model) for _ in range(count - 1))]
         self._each = self._threads // count
@@ -64,11 +63,7 @@ class Replicas:
     def _share(self, stop: Event, work: Work[T], model: Transformer, columns: Sequence[Tensor]) -> list[T]:
         """The work on `columns`, until `stop`."""
         micro_batches = zip(*(column.split(self._rows) for column in columns), strict=True)
-        return [
-            work(model, *(part.to(self._device) for part in rows))
-            for rows in micro_batches
-            if not stop.is_set()
-        ]
+        return [work(model, *rows) for rows in micro_batches if not stop.is_set()]
 
     def _all_shares(self, work: Work[T], columns: Sequence[Tensor]) -> list[T]:
         shares = zip(*(column.tensor_split(len(self._models)) for column in columns), strict=True)

@@ -33,7 +33,7 @@ from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
 from lichen.files import atomic_write, disk_errors, write_text
 from lichen.machine.rates import machine
-from lichen.nn.implemented import require_implemented
+from lichen.nn.build import require_modules
 from lichen.nn.roles import Role
 from lichen.nn.transformer import Transformer
 from lichen.optim import recipes
@@ -171,7 +171,7 @@ def model_spec(recipe: Recipe) -> ModelSpec:
     """
     config = recipe.model.config
     spec = load_spec(config) if isinstance(config, str) else read_config(config)
-    require_implemented(spec)
+    require_modules(spec)
     if not isinstance(config, str) and spec.metadata:
         raise LichenError(unknown_field(min(spec.metadata), write_config(replace(spec, metadata={}))))
     return spec

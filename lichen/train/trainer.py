@@ -30,7 +30,8 @@ from lichen.files import write_text
 from lichen.machine.allocator import keep_freed_memory
 from lichen.machine.precision import matmul_dtype
 from lichen.machine.rates import matrix_rate
-from lichen.nn.transformer import LossOutput, Transformer
+from lichen.nn.router import update_selection_bias
+from lichen.nn.transformer import Transformer
 from lichen.ops.cross_entropy import IGNORE
 from lichen.optim import Muon, qk_clip
 from lichen.optim.schedule import lr_factor
@@ -46,6 +47,7 @@ from lichen.train.checkpoint import (
     seed_rng,
 )
 from lichen.train.metrics import Sample, StepMetrics, load_balance
+from lichen.train.objective import LossOutput, NextToken
 from lichen.train.replicas import Replicas
 from lichen.train.run import Run, default_device, optimizer_recipe, optimizer_table
 from lichen.train.trained import check_tokenizer, end_ids
@@ -114,7 +116,7 @@ class Trainer:
         if self.rule.qk_clip_tau is not None:
             clipped = sum(qk_clip(self.model, max_logits, self.rule.qk_clip_tau).values())
         if counts and train.bias_update_rate:
-            self.model.update_selection_bias(counts, train.bias_update_rate)
+            update_selection_bias(self.model, counts, train.bias_update_rate)
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
         self.step += 1
@@ -147,8 +149,10 @@ class Trainer:
         """Gradients of the whole step; its losses, tokens per expert, and largest logit per head."""
         normalizer = int((batch.targets != IGNORE).sum())
 
+        objective = NextToken(self.mtp_weight, max_logits=True)
+
         def differentiate(model: Transformer, *rows: Tensor) -> LossOutput:
-            output = model.loss(*rows, max_logits=True, mtp_weight=self.mtp_weight, normalizer=normalizer)
+            output = objective(model, *rows, normalizer=normalizer)
             output.loss.backward()
             return replace(output, loss=output.loss.detach())
 
@@ -188,9 +192,11 @@ class Trainer:
         if not self.dataset.manifest.splits["validation"].documents:
             return None
 
+        objective = NextToken()
+
         @torch.no_grad()
         def score(model: Transformer, *rows: Tensor) -> float:
-            return float(model.loss(*rows, normalizer=1).cross_entropy)
+            return float(objective(model, *rows, normalizer=1).cross_entropy)
 
         nats, targets, text_bytes = 0.0, 0, 0
         for batch in self._loader("validation", seed=0).batches():

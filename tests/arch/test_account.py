@@ -16,20 +16,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lichen.arch.account import account, adamw_state_bytes, muon_state_bytes
+from lichen.arch.declaration import Weight
 from lichen.arch.families import for_export, load_spec, read_config, write_config
 from lichen.arch.flops import flops_per_token, training_flops_per_token
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.moe import MoE, Router
+from lichen.arch.parts.rope import Rope
 from lichen.arch.published import named_models
-from lichen.arch.spec import GQA, MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
-from lichen.arch.weights import (
-    Weight,
-    active_parameters,
-    mtp_weights,
-    parameters,
-    total_parameters,
-    weight_bytes,
-    weights,
-)
+from lichen.arch.spec import LayerSpec, ModelSpec
+from lichen.arch.storage import weight_bytes
+from lichen.arch.weights import active_parameters, mtp_weights, parameters, total_parameters, weights
 from lichen.errors import SpecError
+from tests.conftest import read
 
 NAMES = list(named_models())
 TRAINABLE = [
@@ -130,23 +130,17 @@ def test_active_parameters_count_the_chosen_experts_only() -> None:
 
 
 def small_deepseek(**changes: object) -> ModelSpec:
-    attention = MLA(4, 24, 16, 8, 4, 12)
+    attention = MLA(4, 24, 16, 8, 4, 12, Rope(10000.0, interleaved=True))
     router = Router(8, 3, n_group=2, topk_group=1)
     moe = LayerSpec(attention, MoE(router, 12, n_shared_experts=1))
     layers = (LayerSpec(attention, Dense(40)), moe, moe)
-    rope = Rope(10000.0, interleaved=True)
-    spec = ModelSpec(
-        "deepseek_v3", vocab_size=50, hidden_size=32, layers=layers, rope=rope, max_position_embeddings=64
-    )
+    spec = ModelSpec("deepseek_v3", vocab_size=50, hidden_size=32, layers=layers, max_position_embeddings=64)
     return replace(spec, **changes)
 
 
 def small_llama() -> ModelSpec:
-    layer = LayerSpec(GQA(6, 2, 8), Dense(40))
-    rope = Rope(10000.0, interleaved=False)
-    return ModelSpec(
-        "llama", vocab_size=50, hidden_size=48, layers=(layer,) * 2, rope=rope, max_position_embeddings=64
-    )
+    layer = LayerSpec(GQA(6, 2, 8, Rope(10000.0, interleaved=False)), Dense(40))
+    return ModelSpec("llama", vocab_size=50, hidden_size=48, layers=(layer,) * 2, max_position_embeddings=64)
 
 
 @pytest.mark.parametrize("spec", [small_deepseek(), small_deepseek(tie_word_embeddings=True), small_llama()])
@@ -192,17 +186,16 @@ def test_decode_reads_mla_absorbed() -> None:
 def test_decode_is_what_our_engine_computes(spec: ModelSpec) -> None:
     """Without experts, whose rows the engine may pad; two tokens at once, since PyTorch's counter does not
     know the fused kernel that serves a single one."""
-    from lichen.nn.cache import Cache
+    from lichen.kv.contiguous import Contiguous
     from lichen.nn.transformer import Transformer
 
     model = Transformer(spec)
     model.initialize(0)
-    cache = Cache(spec, 1, 64, torch.float32, torch.device("cpu"))
+    storage = Contiguous(spec, slots=1, capacity=64)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad():
-        model.extend(torch.zeros(1, 20, dtype=torch.int64), cache)
-        with counter:
-            model.extend(torch.zeros(1, 2, dtype=torch.int64), cache, all_logits=True)
+    read(model, torch.zeros(1, 20, dtype=torch.int64), storage)
+    with counter:
+        read(model, torch.zeros(1, 2, dtype=torch.int64), storage)
     # The engine mixes MLA's whole cache entries and drops the rotary part of the result.
     unused = sum(
         2 * 22 * layer.attention.num_attention_heads * layer.attention.qk_rope_head_dim

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lichen.arch.attention import GQA, Attention, Entries
 from lichen.arch.cache import (
     bytes_per_token,
     cache_bytes,
@@ -19,9 +18,11 @@ from lichen.arch.cache import (
     most_sequences,
     native_layout,
 )
+from lichen.arch.declaration import Entries
 from lichen.arch.families import load_spec, read_config
+from lichen.arch.parts.gqa import GQA
 from lichen.arch.published import named_models
-from lichen.arch.spec import ModelSpec
+from lichen.arch.spec import Attention, ModelSpec
 from lichen.errors import SpecError
 
 from .conftest import DEEPSEEK_V4, DEEPSEEK_V32, GEMMA4, KIMI_LINEAR, LLAMA4, QWEN35, transformers_model
@@ -122,7 +123,7 @@ def _tensors(values: dict[Any, Any], path: str) -> dict[str, int]:
 def declared(part: Attention, tokens: int) -> Counter[str]:
     """The same from what the part declares, counted by hand."""
     counts: Counter[str] = Counter()
-    for item in part.cache():
+    for item in part.stores():
         if isinstance(item, Entries):
             seen = tokens if item.window is None else min(tokens, item.window)
             counts[item.name] += item.width * (seen // item.every)

@@ -11,9 +11,13 @@ import pytest
 from transformers import AutoConfig, DeepseekV3Config, Kimi_K25Config, LlamaConfig
 
 from lichen.arch.families import for_export, load_spec, read_config, write_config
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.moe import MoE
+from lichen.arch.parts.rope import Rope, Yarn
 from lichen.arch.published import named_models
-from lichen.arch.spec import GQA, Dense, LayerSpec, MoE, Yarn
-from lichen.arch.weights import released_bytes, released_dtype
+from lichen.arch.spec import LayerSpec, ModelSpec
+from lichen.arch.storage import released_bytes, released_dtype
 from lichen.errors import SpecError
 
 NAMES = list(named_models())
@@ -89,11 +93,11 @@ def test_deepseek_v3_is_read_as_published() -> None:
     kinds = [type(layer.feed_forward) for layer in spec.layers]
     assert kinds == [Dense] * 3 + [MoE] * 58
     assert spec.mtp == spec.layers[-1:]
-    assert isinstance(spec.rope.scaling, Yarn)
-    assert spec.rope.interleaved
+    assert isinstance(spec.layers[0].attention.rope.scaling, Yarn)
+    assert spec.layers[0].attention.rope.interleaved
     # transformers: 0.1 ln 40 + 1, squared
-    assert spec.rope.scaling.softmax_factor == pytest.approx(1.8739, abs=1e-4)
-    assert spec.rope.scaling.attention_factor == 1.0
+    assert spec.layers[0].attention.rope.scaling.softmax_factor == pytest.approx(1.8739, abs=1e-4)
+    assert spec.layers[0].attention.rope.scaling.attention_factor == 1.0
 
 
 # ------------------------------------------------------------------------- what transformers 5 saves
@@ -135,7 +139,7 @@ def test_defaults_are_those_of_transformers() -> None:
     }
     theirs = json.loads(LlamaConfig(**minimal, dtype="float32").to_json_string())
     assert replace(read_config(theirs), metadata={}) == read_config(minimal)
-    assert read_config(minimal).layers[0].attention == GQA(4, 4, 16)
+    assert read_config(minimal).layers[0].attention == GQA(4, 4, 16, Rope(10000.0, interleaved=False))
     assert read_config(minimal).eos_token_id == (2, 3)
 
 
@@ -306,7 +310,12 @@ def test_rotary_embeddings_that_cannot_be_computed_are_refused(rope: dict, words
 def test_llama_does_not_scale_its_softmax() -> None:
     with pytest.raises(SpecError, match=r"mscale_all_dim is 1\.0"):
         read_config(config_of("llama-3.1-8b") | {"rope_scaling": YARN | {"mscale": 1, "mscale_all_dim": 1}})
-    assert read_config(config_of("llama-3.1-8b") | {"rope_scaling": YARN}).rope.scaling.factor == 4
+    assert (
+        read_config(config_of("llama-3.1-8b") | {"rope_scaling": YARN})
+        .layers[0]
+        .attention.rope.scaling.factor
+        == 4
+    )
 
 
 NEEDED = [
@@ -343,6 +352,15 @@ def test_the_wrapper_and_the_text_tower_must_agree() -> None:
         read_config(broken)
 
 
+def with_rope(spec: ModelSpec, **changes: object) -> ModelSpec:
+    def changed(layer: LayerSpec) -> LayerSpec:
+        return replace(
+            layer, attention=replace(layer.attention, rope=replace(layer.attention.rope, **changes))
+        )
+
+    return replace(spec, layers=tuple(map(changed, spec.layers)))
+
+
 def test_a_family_writes_only_what_its_config_can_say() -> None:
     deepseek, llama = load_spec("deepseek-v3"), load_spec("llama-3.1-8b")
     dense, moe = deepseek.layers[0], deepseek.layers[-1]
@@ -355,9 +373,12 @@ def test_a_family_writes_only_what_its_config_can_say() -> None:
         (replace(deepseek, family="deepseek_v32"), "MLA with an indexer"),
         (load_spec("deepseek-v4-pro"), 'family is "deepseek_v4"; configs can be written of'),
         (replace(llama, layers=(replace(llama.layers[0], sandwich_norms=True),) * 2), "plain residuals"),
-        (replace(llama, layers=(LayerSpec(GQA(32, 8, 128, window=9), Dense(5)),)), "plain GQA"),
+        (
+            replace(llama, layers=(LayerSpec(GQA(32, 8, 128, Rope(1e4, False), window=9), Dense(5)),)),
+            "plain GQA",
+        ),
         (replace(llama, layers=(*llama.layers[:3], moe)), "same layer"),
-        (replace(llama, rope=replace(llama.rope, interleaved=True)), "halves"),
+        (with_rope(llama, interleaved=True), "halves"),
         (replace(deepseek, layers=(moe, dense, moe, moe), mtp=()), r"layers \[0, 2, 3\] have experts"),
         (replace(deepseek, layers=(dense, other, moe)), "same dense feed-forward"),
         (replace(deepseek, layers=(LayerSpec(dense.attention, Dense(5, mlp_bias=True)),), mtp=()), "no bias"),

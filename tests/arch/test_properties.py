@@ -14,8 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lichen.arch.account import account
 from lichen.arch.families import WRITERS, for_export, load_spec, read_config, write_config
 from lichen.arch.flops import flops_per_token
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.moe import MoE, Router
+from lichen.arch.parts.rope import Llama3Scaling, Rope, Yarn
 from lichen.arch.published import named_models
-from lichen.arch.spec import GQA, MLA, Dense, LayerSpec, Llama3Scaling, ModelSpec, MoE, Rope, Router, Yarn
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.arch.weights import active_parameters, parameters, total_parameters
 from lichen.errors import SpecError
 
@@ -86,13 +91,13 @@ def common(draw):
 def llamas(draw):
     kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     head_dim = 2 * draw(st.integers(2, 4))
-    attention = GQA(kv_heads * group, kv_heads, head_dim, draw(biased))
+    rope = Rope(draw(st.floats(2, 1e6)), False, draw(st.none() | yarns(False) | llama3_scalings()))
+    attention = GQA(kv_heads * group, kv_heads, head_dim, rope, draw(biased))
     layer = LayerSpec(attention, Dense(draw(st.integers(1, 24)), draw(biased)))
     return ModelSpec(
         family="llama",
         hidden_size=kv_heads * group * draw(st.integers(1, 4)),
         layers=(layer,) * draw(st.integers(1, 4)),
-        rope=Rope(draw(st.floats(2, 1e6)), False, draw(st.none() | yarns(False) | llama3_scalings())),
         **common(draw),
     )
 
@@ -106,6 +111,9 @@ def deepseeks(draw, scoring=("sigmoid", "softmax"), frequencies=(1, 2, 3), share
         qk_nope_head_dim=draw(st.integers(1, 8)),
         qk_rope_head_dim=2 * draw(st.integers(2, 4)),
         v_head_dim=draw(st.integers(1, 8)),
+        rope=Rope(
+            draw(st.floats(2, 1e6)), draw(st.booleans()), draw(st.none() | yarns(True) | llama3_scalings())
+        ),
         attention_bias=draw(biased),
     )
     experts = LayerSpec(
@@ -122,9 +130,6 @@ def deepseeks(draw, scoring=("sigmoid", "softmax"), frequencies=(1, 2, 3), share
         hidden_size=draw(st.integers(1, 16)),
         layers=layers[:n],
         mtp=layers[n:],
-        rope=Rope(
-            draw(st.floats(2, 1e6)), draw(st.booleans()), draw(st.none() | yarns(True) | llama3_scalings())
-        ),
         **common(draw),
     )
 

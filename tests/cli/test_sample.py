@@ -9,7 +9,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lichen.arch.families import write_config
-from lichen.arch.spec import GQA, Dense, LayerSpec, ModelSpec, Rope
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.rope import Rope
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.nn.transformer import Transformer
 from lichen.weights.checkpoint import save_weights
 
@@ -18,8 +21,7 @@ SPEC = ModelSpec(
     family="llama",
     vocab_size=264,
     hidden_size=32,
-    layers=(LayerSpec(GQA(2, 1, 16), Dense(48)),),
-    rope=Rope(10_000, interleaved=False),
+    layers=(LayerSpec(GQA(2, 1, 16, Rope(10_000, interleaved=False)), Dense(48)),),
     max_position_embeddings=CONTEXT,
     initializer_range=0.3,
     dtype="float32",

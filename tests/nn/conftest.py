@@ -7,7 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lichen.arch.spec import GQA, MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router, Yarn
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.moe import MoE, Router
+from lichen.arch.parts.rope import Rope, Yarn
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.nn.transformer import Transformer
 
 LATENT = MLA(
@@ -17,6 +22,7 @@ LATENT = MLA(
     qk_nope_head_dim=6,
     qk_rope_head_dim=4,
     v_head_dim=5,
+    rope=Rope(10000.0, True, Yarn(4.0, 16, mscale=1.0, mscale_all_dim=1.0)),
 )
 ROUTER = Router(
     n_routed_experts=8,
@@ -35,7 +41,6 @@ DEEPSEEK = ModelSpec(
     hidden_size=16,
     layers=(LayerSpec(LATENT, Dense(24)), EXPERTS),
     mtp=(EXPERTS, EXPERTS),
-    rope=Rope(10000.0, True, Yarn(4.0, 16, mscale=1.0, mscale_all_dim=1.0)),
     max_position_embeddings=64,
 )
 # GQA with biases, tied embeddings
@@ -43,8 +48,8 @@ LLAMA = ModelSpec(
     family="llama",
     vocab_size=40,
     hidden_size=16,
-    layers=(LayerSpec(GQA(4, 2, 6, attention_bias=True), Dense(24, mlp_bias=True)),) * 2,
-    rope=Rope(10000.0, False),
+    layers=(LayerSpec(GQA(4, 2, 6, Rope(10000.0, False), attention_bias=True), Dense(24, mlp_bias=True)),)
+    * 2,
     max_position_embeddings=64,
     tie_word_embeddings=True,
 )

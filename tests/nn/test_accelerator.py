@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lichen.arch.spec import ModelSpec
-from lichen.nn.cache import Cache
+from lichen.kv.contiguous import Contiguous
+from tests.conftest import loss_of, read
 
 from .conftest import DEEPSEEK, LLAMA, make_model, next_tokens, random_tokens
 
@@ -30,7 +31,8 @@ def test_loss_and_gradients(spec: ModelSpec, packed: bool, max_logits: bool) -> 
     for place in (torch.device("cpu"), device()):
         model = make_model(spec).to(place)
         segments = None if segment_ids is None else segment_ids.to(place)
-        output = model.loss(
+        output = loss_of(
+            model,
             tokens.to(place),
             next_tokens(tokens).to(place),
             segments,
@@ -49,11 +51,11 @@ def test_loss_and_gradients(spec: ModelSpec, packed: bool, max_logits: bool) -> 
 
 
 @SPECS
-def test_extend(spec: ModelSpec) -> None:
+def test_storage(spec: ModelSpec) -> None:
     tokens = random_tokens(2, 40)
     logits = []
     for place in (torch.device("cpu"), device()):
-        model, cache = make_model(spec).to(place), Cache(spec, 2, 40, device=place)
-        parts = [model.extend(part, cache, all_logits=True) for part in tokens.to(place).split([30, 1, 9], 1)]
+        model, storage = make_model(spec).to(place), Contiguous(spec, 2, 40, device=place)
+        parts = [read(model, part, storage) for part in tokens.to(place).split([30, 1, 9], 1)]
         logits.append(torch.cat(parts, 1).cpu())
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lichen.arch.spec import ModelSpec
 from lichen.nn.transformer import Transformer
+from tests.conftest import loss_of
 
 from .conftest import DEEPSEEK, LLAMA, ROUTER, make_model, next_tokens, random_tokens, with_router
 
@@ -33,11 +34,11 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "float", Tensor.double)
 
 
-def loss_of(model: Transformer, segment_ids: Tensor | None) -> Tensor:
+def whole_loss(model: Transformer, segment_ids: Tensor | None) -> Tensor:
     tokens = random_tokens(2, 20)
     targets = next_tokens(tokens)
     targets[0, 7:12] = -100
-    return model.loss(tokens, targets, segment_ids, mtp_weight=0.3).loss
+    return loss_of(model, tokens, targets, segment_ids, mtp_weight=0.3).loss
 
 
 @pytest.mark.usefixtures("double")
@@ -50,7 +51,7 @@ def loss_of(model: Transformer, segment_ids: Tensor | None) -> Tensor:
 def test_every_parameter(spec: ModelSpec, segment_ids: Tensor | None) -> None:
     """Along a random direction of each parameter: the change of the loss is its gradient's share."""
     model = make_model(spec, torch.float64).double()
-    loss = loss_of(model, segment_ids)
+    loss = whole_loss(model, segment_ids)
     assert loss.dtype == torch.float64
     loss.backward()
     generator = torch.Generator().manual_seed(5)
@@ -62,7 +63,7 @@ def test_every_parameter(spec: ModelSpec, segment_ids: Tensor | None) -> None:
         with torch.no_grad():
             for step in (STEP, -2 * STEP):
                 parameter += step * direction
-                ends.append(loss_of(model, segment_ids))
+                ends.append(whole_loss(model, segment_ids))
             parameter += STEP * direction
         quotient = (ends[0] - ends[1]) / (2 * STEP)
         assert abs(quotient - (parameter.grad * direction).sum()) < 1e-8 * (1 + quotient.abs()), name

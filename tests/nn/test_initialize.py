@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lichen.arch.spec import ModelSpec
 from lichen.nn.transformer import Transformer
+from tests.conftest import loss_of
 
 from .conftest import DEEPSEEK, LLAMA
 
@@ -77,5 +78,5 @@ def test_a_fresh_model_predicts_nothing_in_particular() -> None:
     model = Transformer(DEEPSEEK)
     model.initialize(0)
     tokens = torch.arange(40)[None]
-    loss = model.loss(tokens, tokens.flip(1)).cross_entropy
+    loss = loss_of(model, tokens, tokens.flip(1)).cross_entropy
     assert loss.item() == pytest.approx(torch.tensor(40.0).log().item(), abs=0.05)

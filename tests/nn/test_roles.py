@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from lichen.arch.families import load_spec
-from lichen.arch.spec import GQA, MLA, ModelSpec, MoE
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.moe import MoE
+from lichen.arch.spec import ModelSpec
 from lichen.nn.transformer import Transformer
 
 from .conftest import DEEPSEEK, LLAMA

@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import eager_attention_forward
 
-from lichen.ops.attention import (
-    BLOCK,
-    HEADS,
-    CausalMask,
-    _fused,
-    attention_reference,
-    cached_attention,
-    causal_attention,
-)
+from lichen.ops.attention import HEADS, _fused, attention, attention_reference, stored_attention
+from lichen.ops.sequences import BLOCK, Sequences
 
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -40,6 +33,23 @@ def qkv(rows: int, length: int, shape: tuple[int, int, int, int], seed: int = 0)
 def documents(rows: list[list[int]]) -> Tensor:
     """Segment ids (B, T) of rows whose documents have these lengths."""
     return torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in rows])
+
+
+def flat(x_BHTD: Tensor) -> Tensor:
+    """(B, H, T, D) as the attention of a flat list takes it: (H, N, D)."""
+    return x_BHTD.transpose(0, 1).flatten(1, 2)
+
+
+def in_rows(out_NHV: Tensor, rows: int) -> Tensor:
+    return out_NHV.unflatten(0, (rows, -1)).transpose(1, 2)
+
+
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, scale: float, max_logits: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Of rows (B, H, T, D), all of whose tokens are in the list."""
+    out, largest = attention(flat(q), flat(k), flat(v), None, sequences, scale, max_logits)
+    return in_rows(out, len(q)), largest
 
 
 def allowed(length: int, segment_ids: Tensor | None) -> Tensor:
@@ -84,11 +94,13 @@ def test_values_and_gradients(form: str, rows: list[list[int]] | None, shape: tu
     length, scale = 300, 0.37
     assert length % BLOCK != 0
     segment_ids = None if rows is None else documents(rows)
-    mask = CausalMask(length, segment_ids)
+    sequences = Sequences.packed(2, length, segment_ids)
     forms: dict[str, Form] = {
-        "reference": lambda q, k, v: attention_reference(q, k, v, mask, scale)[0],
-        "blocks": lambda q, k, v: causal_attention(q, k, v, mask, scale)[0],
-        "fused": lambda q, k, v: _fused(q, k, v, mask, scale),
+        "reference": lambda q, k, v: in_rows(
+            attention_reference(flat(q), flat(k), flat(v), sequences, scale)[0], 2
+        ),
+        "blocks": lambda q, k, v: causal_attention(q, k, v, sequences, scale)[0],
+        "fused": lambda q, k, v: in_rows(_fused(flat(q), flat(k), flat(v), sequences, scale), 2),
     }
     inputs = qkv(2, length, shape)
     truth = values_and_gradients(torch_attention(allowed(length, segment_ids), scale), inputs, torch.float64)
@@ -113,12 +125,12 @@ def test_any_documents_in_blocks_of_any_size(
 ) -> None:
     segment_ids = documents(rows)
     length = segment_ids.shape[1]
-    mask = CausalMask(length, segment_ids, block=block)
+    sequences = Sequences.packed(len(rows), length, segment_ids, block=block)
     inputs = qkv(len(rows), length, shape, seed=length)
     largest: list[Tensor | None] = []
 
     def blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out, of_heads = causal_attention(q, k, v, mask, 0.5, max_logits=True)
+        out, of_heads = causal_attention(q, k, v, sequences, 0.5, max_logits=True)
         largest.append(of_heads)
         return out
 
@@ -136,8 +148,17 @@ def test_documents_are_runs_not_numbers() -> None:
     q, k, v = qkv(2, 40, SHAPES[0])
     first = documents([[10, 30], [25, 15]])
     second = torch.stack([first[0] * 900 - 7, 5 - first[1]]).int()
-    out, _ = causal_attention(q, k, v, CausalMask(40, first), 0.3)
-    assert torch.equal(out, causal_attention(q, k, v, CausalMask(40, second), 0.3)[0])
+    out, _ = causal_attention(q, k, v, Sequences.packed(2, 40, first), 0.3)
+    assert torch.equal(out, causal_attention(q, k, v, Sequences.packed(2, 40, second), 0.3)[0])
+
+
+def test_a_list_without_rows_is_one_row() -> None:
+    """Sequences of any lengths, one after another."""
+    q, k, v = qkv(1, 60, SHAPES[2])
+    lengths = [17, 1, 30, 12]
+    out, _ = causal_attention(q, k, v, Sequences(lengths), 0.3)
+    expected = torch_attention(allowed(60, documents([lengths])), 0.3)(q, k, v)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -146,15 +167,15 @@ def test_largest_logit_of_every_head(shape: tuple[int, int, int, int]) -> None:
     q[0, 1, 7] = 3.0  # one head's largest by far, and with the last key, which this query must not see
     k[0, :, 7], k[0, :, -1] = 4.0, 100.0
     scores = (q @ repeated(q, k).mT * 0.2).masked_fill(~allowed(300, None), -torch.inf)
-    mask = CausalMask(300)
-    _, largest = causal_attention(q, k, v, mask, 0.2, max_logits=True)
-    _, of_reference = attention_reference(q, k, v, mask, 0.2)
+    sequences = Sequences.packed(2, 300)
+    _, largest = causal_attention(q, k, v, sequences, 0.2, max_logits=True)
+    _, of_reference = attention_reference(flat(q), flat(k), flat(v), sequences, 0.2)
     assert largest is not None
     assert (largest.shape, largest.dtype) == ((shape[0],), torch.float32)
     assert not largest.requires_grad
     torch.testing.assert_close(largest, scores.amax((0, 2, 3)))
     torch.testing.assert_close(of_reference, scores.amax((0, 2, 3)))
-    assert causal_attention(q, k, v, mask, 0.2)[1] is None
+    assert causal_attention(q, k, v, sequences, 0.2)[1] is None
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -162,7 +183,7 @@ def test_largest_logit_in_bf16(sign: float) -> None:
     """Also where every logit of a head is negative, and the mask's -inf are the least of all."""
     q, k, v = (x.abs().bfloat16() for x in qkv(1, 200, SHAPES[0]))
     q[:, 0] *= sign
-    _, largest = causal_attention(q, k, v, CausalMask(200), 1.0, max_logits=True)
+    _, largest = causal_attention(q, k, v, Sequences.packed(1, 200), 1.0, max_logits=True)
     scores = (q.float() @ repeated(q, k).float().mT).masked_fill(~allowed(200, None), -torch.inf)
     torch.testing.assert_close(largest, scores.amax((0, 2, 3)), rtol=2**-8, atol=0)
 
@@ -173,7 +194,7 @@ def test_bf16_is_as_exact_as_eager_attention_in_bf16(shape: tuple[int, int, int,
     heads, key_heads, width, _ = shape
     length, scale = 300, width**-0.5
     segment_ids = documents([[150, 150], [10, 290]])
-    mask, visible = CausalMask(length, segment_ids), allowed(length, segment_ids)
+    sequences, visible = Sequences.packed(2, length, segment_ids), allowed(length, segment_ids)
     inputs = [x.bfloat16() for x in qkv(2, length, shape)]
     module = SimpleNamespace(num_key_value_groups=heads // key_heads, training=False)
     hidden = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf).bfloat16()
@@ -182,7 +203,7 @@ def test_bf16_is_as_exact_as_eager_attention_in_bf16(shape: tuple[int, int, int,
         return eager_attention_forward(module, q, k, v, hidden, scale)[0].transpose(1, 2)
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return causal_attention(q, k, v, mask, scale)[0]
+        return causal_attention(q, k, v, sequences, scale)[0]
 
     truth = values_and_gradients(torch_attention(visible, scale), inputs, torch.float64)
     of_eager = differences(values_and_gradients(eager, inputs, torch.bfloat16), truth)
@@ -193,13 +214,13 @@ def test_bf16_is_as_exact_as_eager_attention_in_bf16(shape: tuple[int, int, int,
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("new", [1, 3, BLOCK, BLOCK + 22])
-def test_cached_attention_is_the_end_of_full_attention(new: int, shape: tuple[int, int, int, int]) -> None:
-    """Rows of different lengths in one cache; beyond a row's own tokens it holds anything."""
+def test_stored_attention_is_the_end_of_full_attention(new: int, shape: tuple[int, int, int, int]) -> None:
+    """Rows of different lengths in one storage; beyond a row's own tokens it holds anything."""
     lengths, scale = [new, new + 60], 0.4
     q, k, v = qkv(2, max(lengths), shape)
-    positions = torch.stack([torch.arange(n - new, n) for n in lengths])
+    (batch,) = Sequences([new, new], [n - new for n in lengths], [0, 1]).batches
     new_q = torch.stack([row[:, n - new : n] for row, n in zip(q, lengths, strict=True)])
-    out = cached_attention(new_q, k, v, positions, scale)
+    out = stored_attention(new_q, k, v, batch, scale)
     for row, n in enumerate(lengths):
         inputs = [x[row : row + 1, :, :n] for x in (q, k, v)]
         full = torch_attention(allowed(n, None), scale)(*inputs)
@@ -209,12 +230,12 @@ def test_cached_attention_is_the_end_of_full_attention(new: int, shape: tuple[in
 @pytest.mark.parametrize("max_logits", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_on_another_device_everything_stays_there(shape: tuple[int, int, int, int], max_logits: bool) -> None:
-    """The meta device stands for an accelerator; of the mask, a CPU tensor would fail on a real one."""
+    """The meta device stands for an accelerator; of the masks, a CPU tensor would fail on a real one."""
     q, k, v = (x.to("meta") for x in qkv(2, 300, shape))
-    mask = CausalMask(300, device=q.device)
-    out, largest = causal_attention(q, k, v, mask, 0.3, max_logits)
+    sequences = Sequences.packed(2, 300, device=q.device)
+    out, largest = causal_attention(q, k, v, sequences, 0.3, max_logits)
     assert out.is_meta
     assert out.shape == (2, shape[0], 300, shape[3])
     assert max_logits == (largest is not None and largest.is_meta)
-    assert all(block.hidden_QS.is_meta for block in mask.blocks(0))
-    assert mask.dense().is_meta
+    assert all(block.hidden_QS.is_meta for block in sequences.blocks)
+    assert sequences.allowed_BTT.is_meta

@@ -18,8 +18,8 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lichen.arch.families import read_config
+from lichen.arch.parts.rope import Rope
 from lichen.arch.published import named_models
-from lichen.arch.spec import Rope
 from lichen.ops.rope import apply_rope, frequencies, turns
 
 FAMILIES = ("deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "llama")  # with one rotary embedding
@@ -39,7 +39,7 @@ def their_config(config: dict[str, Any]) -> DeepseekV3Config | LlamaConfig:
 
 def our_rope(config: dict[str, Any]) -> tuple[Rope, int]:
     spec = read_config(config)
-    return spec.rope, spec.layers[0].attention.rope_dim
+    return spec.layers[0].attention.rope, spec.layers[0].attention.rope_dim
 
 
 @pytest.mark.parametrize("name", MODELS)

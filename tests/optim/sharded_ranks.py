@@ -24,16 +24,21 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from lichen.arch.spec import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.moe import MoE, Router
+from lichen.arch.parts.rope import Rope
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.machine.precision import matmul_dtype
 from lichen.nn.roles import Role
 from lichen.nn.transformer import Transformer
 from lichen.optim import Muon, OptimizerRecipe, ParameterTable, parameter_table, qk_clip, recipes, sharded
 from lichen.optim.table import Row
+from lichen.train.objective import NextToken
 
 # Sizes that no number of ranks divides are among them, and dimensions smaller than the number of ranks.
 PARAMETERS: dict[str, tuple[tuple[int, ...], Role]] = {
@@ -166,7 +171,15 @@ def bytes_case(mesh: DeviceMesh) -> list[str]:
     return found
 
 
-ATTENTION = MLA(4, q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8)
+ATTENTION = MLA(
+    4,
+    q_lora_rank=24,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=4,
+    v_head_dim=8,
+    rope=Rope(10000.0, interleaved=True),
+)
 ROUTER = Router(n_routed_experts=6, num_experts_per_tok=2)
 MODEL = ModelSpec(
     family="deepseek_v3",
@@ -176,7 +189,6 @@ MODEL = ModelSpec(
         LayerSpec(ATTENTION, Dense(48)),
         LayerSpec(ATTENTION, MoE(moe_intermediate_size=24, n_shared_experts=1, router=ROUTER)),
     ),
-    rope=Rope(10000.0, interleaved=True),
     max_position_embeddings=64,
 )
 
@@ -192,7 +204,6 @@ def sharded_model() -> Transformer:
     for layer in model.get_submodule("model.layers").children():
         fully_shard(layer)
     fully_shard(model)
-    register_fsdp_forward_method(model, "loss")
     return model
 
 
@@ -210,7 +221,7 @@ def copies_case() -> list[str]:
     """QK-clip of a model in DistributedDataParallel, every rank with its own batch: copies stay alike."""
     ours, reference = model_of(), model_of()
     tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(dist.get_rank()))
-    here = ours.loss(tokens, tokens, max_logits=True).max_logits
+    here = NextToken(max_logits=True)(ours, tokens, tokens).max_logits
     logits = largest(here)
     tau = float(torch.cat(list(logits.values())).median())
     clipped = qk_clip(nn.parallel.DistributedDataParallel(ours), here, tau)
@@ -225,7 +236,7 @@ def model_case() -> list[str]:
     ours, reference = sharded_model(), model_of()
     optimizer, plain_optimizer = Muon(parameter_table(ours), recipe), Muon(parameter_table(reference), recipe)
     tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(dist.get_rank()))
-    output = ours.loss(tokens, tokens, max_logits=True)
+    output = NextToken(max_logits=True)(ours, tokens, tokens)
     output.loss.backward()
     for mine, theirs in zip(ours.parameters(), reference.parameters(), strict=True):
         theirs.grad = mine.grad.full_tensor()
@@ -290,7 +301,7 @@ def rank_0_state_case() -> list[str]:
     ours, again = sharded_model(), sharded_model()
     optimizer, other = (Muon(parameter_table(model), RECIPE) for model in (ours, again))
     tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(dist.get_rank()))
-    ours.loss(tokens, tokens).loss.backward()
+    NextToken()(ours, tokens, tokens).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
     giving = StateDictOptions(full_state_dict=True, cpu_offload=True)

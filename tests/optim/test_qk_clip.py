@@ -6,19 +6,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from lichen.arch.spec import GQA, MLA, Dense, LayerSpec, ModelSpec, Rope, Yarn
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.rope import Rope, Yarn
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import LichenError
 from lichen.nn.transformer import Transformer
 from lichen.optim import Muon, parameter_table, qk_clip, recipes
+from tests.conftest import loss_of
 
 HEADS, HIDDEN, VOCABULARY = 4, 32, 50
+ROPE = Rope(10000.0, interleaved=True, scaling=Yarn(4.0, 64, mscale=1.0, mscale_all_dim=1.0))
 ATTENTION = {
-    "mla": MLA(HEADS, q_lora_rank=12, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5),
-    "mla without q_lora": MLA(
-        HEADS, q_lora_rank=None, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5
+    "mla": MLA(
+        HEADS, q_lora_rank=12, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, rope=ROPE
     ),
-    "gqa": GQA(HEADS, num_key_value_heads=2, head_dim=8),
-    "gqa with bias": GQA(HEADS, num_key_value_heads=2, head_dim=8, attention_bias=True),
+    "mla without q_lora": MLA(
+        HEADS,
+        q_lora_rank=None,
+        kv_lora_rank=8,
+        qk_nope_head_dim=6,
+        qk_rope_head_dim=4,
+        v_head_dim=5,
+        rope=ROPE,
+    ),
+    "gqa": GQA(HEADS, num_key_value_heads=2, head_dim=8, rope=ROPE),
+    "gqa with bias": GQA(HEADS, num_key_value_heads=2, head_dim=8, rope=ROPE, attention_bias=True),
 }
 NAME = "model.layers.0.self_attn"
 
@@ -32,7 +46,6 @@ def build(attention: MLA | GQA) -> Transformer:
             vocab_size=VOCABULARY,
             hidden_size=HIDDEN,
             layers=(LayerSpec(attention, Dense(16)),),
-            rope=Rope(10000.0, interleaved=True, scaling=Yarn(4.0, 64, mscale=1.0, mscale_all_dim=1.0)),
             max_position_embeddings=256,
         )
     )
@@ -48,7 +61,7 @@ def build(attention: MLA | GQA) -> Transformer:
 
 def largest_logits(model: Transformer) -> dict[str, Tensor]:
     tokens = torch.randint(0, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(5))
-    return model.loss(tokens, tokens, max_logits=True).max_logits
+    return loss_of(model, tokens, tokens, max_logits=True).max_logits
 
 
 @pytest.mark.parametrize("attention", ATTENTION.values(), ids=ATTENTION.keys())
@@ -99,7 +112,7 @@ def test_a_clipped_step_ends_near_tau() -> None:
     recipe = replace(recipes.muonclip, lr=1e-5, qk_clip_tau=5.0)
     optimizer = Muon(parameter_table(model), recipe)
     tokens = torch.randint(0, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(5))
-    out = model.loss(tokens, tokens, max_logits=True)
+    out = loss_of(model, tokens, tokens, max_logits=True)
     assert out.max_logits[NAME].min() > 5.0
     out.loss.backward()
     optimizer.step()

@@ -35,12 +35,18 @@ from transformers import (
     VitDetModel,
 )
 
-from lichen.arch.spec import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.moe import MoE, Router
+from lichen.arch.parts.rope import Rope
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import LichenError
 from lichen.nn.roles import Role
 from lichen.nn.transformer import Transformer
 from lichen.optim import Muon, Override, ParameterTable, parameter_table, recipes
 from lichen.optim.table import Row
+
+ROPE = Rope(10000.0, interleaved=True)
 
 
 class Tagged(nn.Module):
@@ -211,11 +217,10 @@ def test_models_of_lichen_state_their_roles() -> None:
         vocab_size=64,
         hidden_size=32,
         layers=(
-            LayerSpec(MLA(2, 16, 8, 8, 4, 8), Dense(48)),
-            LayerSpec(MLA(2, None, 8, 8, 4, 8), MoE(Router(4, 2), 8, n_shared_experts=1)),
+            LayerSpec(MLA(2, 16, 8, 8, 4, 8, ROPE), Dense(48)),
+            LayerSpec(MLA(2, None, 8, 8, 4, 8, ROPE), MoE(Router(4, 2), 8, n_shared_experts=1)),
         ),
-        mtp=(LayerSpec(MLA(2, 16, 8, 8, 4, 8), Dense(48)),),
-        rope=Rope(10000.0, interleaved=True),
+        mtp=(LayerSpec(MLA(2, 16, 8, 8, 4, 8, ROPE), Dense(48)),),
         max_position_embeddings=64,
     )
     model = Transformer(spec)
@@ -457,12 +462,8 @@ def test_models_inside_of_other_modules() -> None:
         nn.ModuleDict({"loss": nn.CrossEntropyLoss(), "net": model, "aux": nn.Linear(16, 1)})
     )
     assert kinds(inside)["net.lm_head.weight"] == "head"
-    layer = LayerSpec(MLA(2, 16, 8, 8, 4, 8), MoE(Router(4, 2), 8, n_shared_experts=1))
-    ours = Transformer(
-        ModelSpec(
-            "deepseek_v3", 64, 32, (layer,), rope=Rope(1e4, interleaved=True), max_position_embeddings=64
-        )
-    )
+    layer = LayerSpec(MLA(2, 16, 8, 8, 4, 8, ROPE), MoE(Router(4, 2), 8, n_shared_experts=1))
+    ours = Transformer(ModelSpec("deepseek_v3", 64, 32, (layer,), max_position_embeddings=64))
     inside = parameter_table(nn.ModuleDict({"net": ours}))
     assert {row.name.removeprefix("net."): row.role for row in inside} == ours.parameter_roles()
 

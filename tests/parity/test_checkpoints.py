@@ -19,6 +19,7 @@ from transformers.models.kimi_k25 import Kimi_K25Config, Kimi_K25ForConditionalG
 from lichen.arch.families import for_export, read_config, write_config
 from lichen.nn.transformer import Transformer
 from lichen.weights.checkpoint import load_model, save_weights
+from tests.conftest import logits_of, loss_of
 
 from .conftest import DEEPSEEK, YARN, Oracle, build, randomise, save
 from .test_forward import assert_same_logits, shifted
@@ -60,7 +61,8 @@ def test_every_form_that_transformers_saves(
 ) -> None:
     save(oracle.model, tmp_path, **options)
     with torch.no_grad():
-        assert torch.equal(load_model(tmp_path)(tokens), load_model(oracle.folder)(tokens))
+        again, whole = (logits_of(load_model(folder), tokens) for folder in (tmp_path, oracle.folder))
+        assert torch.equal(again, whole)
 
 
 def test_bfloat16(oracle: Oracle, tokens: Tensor, tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_bfloat16(oracle: Oracle, tokens: Tensor, tmp_path: Path) -> None:
         tmp_path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
     with torch.no_grad():
-        assert_same_logits(load_model(tmp_path)(tokens), theirs(tokens).logits)
+        assert_same_logits(logits_of(load_model(tmp_path), tokens), theirs(tokens).logits)
 
 
 # ------------------------------------------------------------------------------- multi-token prediction
@@ -110,7 +112,7 @@ def test_mtp_layer_against_transformers(
         expected = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), tokens[:, 2:].flatten(), reduction="sum"
         )
-        output = with_mtp.loss(tokens, shifted(tokens), mtp_weight=0.3)
+        output = loss_of(with_mtp, tokens, shifted(tokens), mtp_weight=0.3)
     assert output.mtp is not None
     assert output.mtp.item() * output.n_targets == pytest.approx(expected.item(), rel=1e-6)
     assert output.loss.item() == pytest.approx(output.cross_entropy.item() + 0.3 * output.mtp.item())
@@ -154,7 +156,7 @@ def test_a_checkpoint_that_lost_its_mtp_layer_loads_without(tokens: Tensor, tmp_
         ours = load_model(tmp_path)
     assert not ours.spec.mtp
     with torch.no_grad():
-        assert_same_logits(ours(tokens), theirs(tokens).logits)
+        assert_same_logits(logits_of(ours, tokens), theirs(tokens).logits)
 
 
 # --------------------------------------------------------------------------------------------- Kimi K2.5
@@ -192,4 +194,4 @@ def test_text_tower_of_kimi_k25(tokens: Tensor, tmp_path: Path, layout: str) -> 
     with pytest.warns(UserWarning, match="tensors of the vision tower are not carried"):
         ours = load_model(tmp_path)
     with torch.no_grad():
-        assert_same_logits(ours(tokens), theirs(input_ids=tokens).logits)
+        assert_same_logits(logits_of(ours, tokens), theirs(input_ids=tokens).logits)

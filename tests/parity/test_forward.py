@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lichen.weights.checkpoint import load_model
+from tests.conftest import logits_of, loss_of
 
 from .conftest import Oracle
 
@@ -30,13 +31,13 @@ def their_loss(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_logits(oracle: Oracle, tokens: Tensor) -> None:
-    assert_same_logits(load_model(oracle.folder)(tokens), oracle.logits(tokens))
+    assert_same_logits(logits_of(load_model(oracle.folder), tokens), oracle.logits(tokens))
 
 
 @torch.no_grad()
 def test_packed_documents_do_not_see_each_other(oracle: Oracle, tokens: Tensor) -> None:
     segment_ids = (torch.arange(tokens.shape[1]) >= 29).int().expand_as(tokens)
-    ours = load_model(oracle.folder)(tokens, segment_ids)
+    ours = logits_of(load_model(oracle.folder), tokens, segment_ids)
     assert_same_logits(ours[:, :29], oracle.logits(tokens[:, :29]))
     assert_same_logits(ours[:, 29:], oracle.logits(tokens[:, 29:]))
 
@@ -56,7 +57,7 @@ def test_the_selection_bias_decides_in_these_models(oracle: Oracle, tokens: Tens
 
 def test_loss_and_gradients(oracle: Oracle, tokens: Tensor) -> None:
     ours, theirs = load_model(oracle.folder), copy.deepcopy(oracle.model)
-    output = ours.loss(tokens, shifted(tokens))
+    output = loss_of(ours, tokens, shifted(tokens))
     output.loss.backward()
     expected = their_loss(theirs, tokens)
     expected.backward()
@@ -79,7 +80,7 @@ def test_training_curve(oracle: Oracle) -> None:
     for _ in range(6):
         start = torch.randint(16, (4, 1), generator=generator)
         batch = (start + torch.arange(24)) * 7 % 16  # learnable: the next token follows from this one
-        losses = [ours.loss(batch, shifted(batch)).loss, their_loss(theirs, batch)]
+        losses = [loss_of(ours, batch, shifted(batch)).loss, their_loss(theirs, batch)]
         for curve, loss, optimizer in zip(curves, losses, optimizers, strict=True):
             curve.append(loss.item())
             optimizer.zero_grad()

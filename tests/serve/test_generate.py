@@ -3,22 +3,27 @@ import dataclasses
 import pytest
 import torch
 
-from lichen.arch.spec import MLA, Dense, LayerSpec, ModelSpec, MoE, Rope, Router
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.moe import MoE, Router
+from lichen.arch.parts.rope import Rope
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import LichenError
 from lichen.nn.transformer import Transformer
 from lichen.serve import generate as generate_module
 from lichen.serve.generate import generate
 from lichen.serve.sampling import SamplingParams
+from tests.conftest import logits_of
 
+ROPE = Rope(10_000, interleaved=True)
 SPEC = ModelSpec(
     family="deepseek_v3",
     vocab_size=60,
     hidden_size=32,
     layers=(
-        LayerSpec(MLA(2, 16, 16, 8, 8, 8), Dense(48)),
-        LayerSpec(MLA(2, 16, 16, 8, 8, 8), MoE(Router(4, 2), 16, n_shared_experts=1)),
+        LayerSpec(MLA(2, 16, 16, 8, 8, 8, ROPE), Dense(48)),
+        LayerSpec(MLA(2, 16, 16, 8, 8, 8, ROPE), MoE(Router(4, 2), 16, n_shared_experts=1)),
     ),
-    rope=Rope(10_000, interleaved=True),
     max_position_embeddings=40,
     initializer_range=0.2,
 )
@@ -42,7 +47,7 @@ def by_forward(model, prompt, count):
     """The greedy continuation, from scratch for every token."""
     ids = list(prompt)
     for _ in range(count):
-        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+        ids.append(int(logits_of(model, torch.tensor([ids]))[0, -1].argmax()))
     return ids[len(prompt) :]
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from lichen.arch.spec import ModelSpec
 from lichen.nn.transformer import Transformer
 from lichen.train.replicas import Replicas
+from tests.conftest import loss_of
 from tests.nn.conftest import DEEPSEEK, LLAMA, ROUTER, make_model, next_tokens, random_tokens
-from tests.nn.test_loss import assert_same_gradients, gradients
+from tests.train.test_objective import assert_same_gradients, gradients
 
 
 @pytest.fixture(params=[2, 3])
@@ -25,7 +26,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def differentiate(model: Transformer, tokens: Tensor, targets: Tensor) -> tuple[float, dict[str, Tensor]]:
-    output = model.loss(tokens, targets, normalizer=100)
+    output = loss_of(model, tokens, targets, normalizer=100)
     output.loss.backward()
     return float(output.loss.detach()), output.routing
 
@@ -62,7 +63,7 @@ def test_replicas_see_what_happens_to_the_model(threads: int) -> None:
     with torch.no_grad():
         model.head_weight.zero_()
     for name in routing:
-        model.get_submodule(name).gate.e_score_correction_bias[0] = 100.0
+        model.get_submodule(name).e_score_correction_bias[0] = 100.0
     after = replicas.map(differentiate, (tokens, next_tokens(tokens)))
     assert sum(loss for loss, _ in after) > before
     for _, layers in after:

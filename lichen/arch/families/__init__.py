@@ -20,8 +20,9 @@ from lichen.arch.families.kimi_linear import config as kimi_linear
 from lichen.arch.families.llama import config as llama
 from lichen.arch.families.llama4 import config as llama4
 from lichen.arch.families.qwen3_5 import config as qwen35
+from lichen.arch.parts.moe import MoE
 from lichen.arch.published import named_models
-from lichen.arch.spec import ModelSpec, MoE
+from lichen.arch.spec import ModelSpec
 from lichen.errors import SpecError, did_you_mean
 
 READERS: dict[str, Callable[[Mapping[str, Any]], ModelSpec]] = {

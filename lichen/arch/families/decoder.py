@@ -8,15 +8,9 @@ from collections.abc import Collection
 from typing import Any
 
 from lichen.arch.families.fields import MOST_LAYERS, Fields, shown
-from lichen.arch.spec import (
-    AttentionResiduals,
-    Engram,
-    HyperConnections,
-    LayerSpec,
-    ModelSpec,
-    Rope,
-    Storage,
-)
+from lichen.arch.parts.activation import Activation
+from lichen.arch.parts.engram import Engram
+from lichen.arch.spec import LayerSpec, ModelSpec, Residual, Storage
 from lichen.errors import SpecError
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -27,11 +21,9 @@ def read_decoder(
     family: str,
     architecture: str,
     layers: tuple[LayerSpec, ...],
-    rope: Rope | None = None,
     mtp: tuple[LayerSpec, ...] = (),
-    residual: HyperConnections | AttentionResiduals | None = None,
+    residual: Residual | None = None,
     engram: Engram | None = None,
-    activation: str = "silu",
 ) -> ModelSpec:
     """The model around `layers`. Called last: fields that nobody read become the spec's metadata.
 
@@ -40,14 +32,12 @@ def read_decoder(
     """
     fields.get("model_type")
     fields.fixed("architectures", [architecture], "the model_type's language model")
-    fields.fixed("hidden_act", activation, "the activation of the family's gated feed-forward")
     fields.fixed("attention_dropout", 0, "this version computes without dropout")
     return ModelSpec(
         family=family,
         vocab_size=fields.integer("vocab_size"),
         hidden_size=fields.integer("hidden_size"),
         layers=layers,
-        rope=rope,
         max_position_embeddings=fields.integer("max_position_embeddings"),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         initializer_range=fields.number("initializer_range", 0.02),
@@ -63,6 +53,12 @@ def read_decoder(
         not_carried=(*_storage_notes(fields), *_code_notes(fields)),
         metadata=fields.rest(),
     )
+
+
+def read_activation(fields: Fields, name: str = "silu", **numbers: float | None) -> Activation:
+    """The activation of the gated feed-forward, which is that of the family. `numbers`: its parameters."""
+    fields.fixed("hidden_act", name, "the activation of the family's gated feed-forward")
+    return Activation(name, **numbers)  # type: ignore[arg-type]
 
 
 def write_decoder(spec: ModelSpec, architecture: str) -> dict[str, Any]:

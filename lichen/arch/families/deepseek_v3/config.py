@@ -10,10 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lichen.arch.families.decoder import read_decoder, uniform, write_decoder
+from lichen.arch.families.decoder import read_activation, read_decoder, uniform, write_decoder
 from lichen.arch.families.fields import MOST_LAYERS, Fields
 from lichen.arch.families.rope import read_rope, write_rope
-from lichen.arch.spec import MLA, Dense, LayerSpec, ModelSpec, MoE, Router
+from lichen.arch.parts import of_kind
+from lichen.arch.parts.activation import SILU, Activation
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.moe import MoE, Router
+from lichen.arch.parts.rope import Rope
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import SpecError
 
 ARCHITECTURE = "DeepseekV3ForCausalLM"
@@ -28,7 +34,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     fields = Fields(config)
     family = fields.choice("model_type", MODEL_TYPES)
     fields.fixed("index_topk", None, "sparse attention belongs to DeepSeek-V3.2")
-    attention = _read_attention(fields)
+    attention = _read_attention(fields, read_rope(fields, fields.boolean("rope_interleave", True)))
+    activation = read_activation(fields)
     n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
     # Configs saved before multi-token prediction was known to their writer do not have the field.
     n_mtp = fields.integer("num_nextn_predict_layers", 0, least=0, largest=MOST_LAYERS)
@@ -40,19 +47,18 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     # A field is read only where a layer uses it: a model without experts need not describe them.
     parts: dict[bool, Dense | MoE] = {}
     if any(has_experts):
-        parts[True] = _read_experts(fields)
+        parts[True] = _read_experts(fields, activation)
     if not all(has_experts):
-        parts[False] = Dense(fields.integer("intermediate_size"))
+        parts[False] = Dense(fields.integer("intermediate_size"), activation=activation)
     layers = tuple(LayerSpec(attention, parts[moe]) for moe in has_experts)
-    rope = read_rope(fields, fields.boolean("rope_interleave", True))
-    return read_decoder(fields, family, ARCHITECTURE, layers[:n_layers], rope, layers[n_layers:])
+    return read_decoder(fields, family, ARCHITECTURE, layers[:n_layers], mtp=layers[n_layers:])
 
 
 def _expert_pattern(n: int, first_k_dense_replace: int, moe_layer_freq: int) -> list[bool]:
     return [layer >= first_k_dense_replace and layer % moe_layer_freq == 0 for layer in range(n)]
 
 
-def _read_attention(fields: Fields) -> MLA:
+def _read_attention(fields: Fields, rope: Rope) -> MLA:
     attention = MLA(
         num_attention_heads=fields.integer("num_attention_heads"),
         q_lora_rank=fields.integer_or_null("q_lora_rank"),
@@ -60,6 +66,7 @@ def _read_attention(fields: Fields) -> MLA:
         qk_nope_head_dim=fields.integer("qk_nope_head_dim"),
         qk_rope_head_dim=fields.integer("qk_rope_head_dim"),
         v_head_dim=fields.integer("v_head_dim"),
+        rope=rope,
         attention_bias=fields.boolean("attention_bias", False),
     )
     fields.fixed("num_key_value_heads", attention.num_attention_heads, "MLA's heads all have their own keys")
@@ -69,7 +76,7 @@ def _read_attention(fields: Fields) -> MLA:
     return attention
 
 
-def _read_experts(fields: Fields) -> MoE:
+def _read_experts(fields: Fields, activation: Activation) -> MoE:
     # transformers 5 saves neither scoring_func nor topk_method: its DeepseekV3 always scores with a sigmoid
     # and selects with the bias. DeepSeek's own config class has the same two defaults.
     scoring_func = fields.choice("scoring_func", ("sigmoid", "softmax"), "sigmoid")
@@ -89,7 +96,12 @@ def _read_experts(fields: Fields) -> MoE:
         aux_loss_alpha=aux_loss_alpha,
     )
     _check_selection(router, "topk_method")
-    return MoE(router, fields.integer("moe_intermediate_size"), fields.integer("n_shared_experts", 0))
+    return MoE(
+        router,
+        moe_intermediate_size=fields.integer("moe_intermediate_size"),
+        n_shared_experts=fields.integer("n_shared_experts", 0),
+        activation=activation,
+    )
 
 
 def _check_selection(router: Router, where: str) -> None:
@@ -107,14 +119,16 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     Raises SpecError for a model that is not of this family.
     """
     attention = uniform([layer.attention for layer in spec.all_layers], spec.family, "attention")
-    if not isinstance(attention, MLA) or attention.indexer or attention.output_gate or spec.rope is None:
+    plain = of_kind([attention], MLA)
+    rope = plain[0].rope if plain else None
+    if rope is None or attention.indexer or attention.output_gate or rope.partial_rotary_factor != 1:
         raise SpecError(f"{spec.family}: attention is plain MLA with RoPE; this model has {attention}")
     if spec.residual is not None or any(layer.sandwich_norms for layer in spec.all_layers):
         raise SpecError(f"{spec.family}: residuals are plain sums, with one norm before each sub-layer")
     return {
         **write_decoder(spec, ARCHITECTURE),
-        **write_rope(spec.rope, "type"),
-        "rope_interleave": spec.rope.interleaved,
+        **write_rope(rope, "type"),
+        "rope_interleave": rope.interleaved,
         "num_attention_heads": attention.num_attention_heads,
         "num_key_value_heads": attention.num_attention_heads,
         "q_lora_rank": attention.q_lora_rank,
@@ -130,7 +144,10 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 
 def _write_feed_forwards(spec: ModelSpec) -> dict[str, Any]:
     parts = [layer.feed_forward for layer in spec.all_layers]
-    has_experts = [isinstance(part, MoE) for part in parts]
+    dense_parts, expert_parts = of_kind(parts, Dense), of_kind(parts, MoE)
+    if len(dense_parts) + len(expert_parts) < len(parts) or any(part.activation != SILU for part in parts):
+        raise SpecError(f"{spec.family}: feed-forward layers are SwiGLU, dense or experts; here {parts}")
+    has_experts = [part in expert_parts for part in parts]
     first = has_experts.index(True) if any(has_experts) else len(parts)
     frequency = next(
         (f for f in range(1, len(parts) + 1) if _expert_pattern(len(parts), first, f) == has_experts), None
@@ -142,12 +159,12 @@ def _write_feed_forwards(spec: ModelSpec) -> dict[str, Any]:
             "cannot say; supported: every n-th layer from some layer on"
         )
     config: dict[str, Any] = {"first_k_dense_replace": first, "moe_layer_freq": frequency}
-    dense = uniform([part for part in parts if isinstance(part, Dense)], spec.family, "dense feed-forward")
+    dense = uniform(dense_parts, spec.family, "dense feed-forward")
     if dense is not None:
         if dense.mlp_bias:
             raise SpecError(f"{spec.family}: mlp_bias is true; feed-forward layers here have no bias")
         config["intermediate_size"] = dense.intermediate_size
-    experts = uniform([part for part in parts if isinstance(part, MoE)], spec.family, "experts")
+    experts = uniform(expert_parts, spec.family, "experts")
     if experts is not None:
         config |= _write_experts(experts, spec.family)
     return config

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.attention import MLA, Indexer
 from lichen.arch.families.deepseek_v3 import config as deepseek_v3
 from lichen.arch.families.fields import Fields
+from lichen.arch.parts import of_kind
+from lichen.arch.parts.indexer import Indexer
+from lichen.arch.parts.mla import MLA
 from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import SpecError
 
@@ -32,9 +34,10 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """The `config.json` of a spec. Raises SpecError for a model that is not of this family."""
-    part = spec.layers[0].attention
-    indexer = part.indexer if isinstance(part, MLA) else None
+    latent = of_kind([layer.attention for layer in spec.layers], MLA)
+    indexer = latent[0].indexer if latent else None
     if indexer is None:
+        part = spec.layers[0].attention
         raise SpecError(f"{MODEL_TYPE}: attention is MLA with an indexer; this model has {part}")
     return {
         **deepseek_v3.write(_with_indexer(spec, None)),
@@ -47,7 +50,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 
 def _with_indexer(spec: ModelSpec, indexer: Indexer | None) -> ModelSpec:
     def changed(layer: LayerSpec) -> LayerSpec:
-        part = layer.attention
-        return replace(layer, attention=replace(part, indexer=indexer)) if isinstance(part, MLA) else layer
+        latent = of_kind([layer.attention], MLA)
+        return replace(layer, attention=replace(latent[0], indexer=indexer)) if latent else layer
 
     return replace(spec, layers=tuple(map(changed, spec.layers)), mtp=tuple(map(changed, spec.mtp)))

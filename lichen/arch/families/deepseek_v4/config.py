@@ -10,10 +10,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.attention import Compressed, Indexer
-from lichen.arch.families.decoder import read_decoder
+from lichen.arch.families.decoder import read_activation, read_decoder
 from lichen.arch.families.fields import MOST_LAYERS, Fields
-from lichen.arch.spec import HyperConnections, LayerSpec, ModelSpec, MoE, Router
+from lichen.arch.families.rope import read_scaling
+from lichen.arch.parts.compressed import Compressed
+from lichen.arch.parts.hyper_connections import HyperConnections
+from lichen.arch.parts.indexer import Indexer
+from lichen.arch.parts.moe import MoE, Router
+from lichen.arch.parts.rope import Rope
+from lichen.arch.spec import LayerSpec, ModelSpec
 
 CSA, HCA, WINDOW_ONLY = 4, 128, 0
 
@@ -46,7 +51,34 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 
 def _attention(fields: Fields, ratio: int) -> Compressed:
     local, indexer = read_window(fields), read_indexer(fields)
-    return replace(local, compress_ratio=ratio, indexer=indexer if ratio == CSA else None)
+    if ratio == WINDOW_ONLY:
+        return local
+    rope = read_rope_of_entries(fields)
+    return replace(local, compress_ratio=ratio, indexer=indexer if ratio == CSA else None, rope=rope)
+
+
+def read_rope_of_window(fields: Fields) -> Rope:
+    """Of layers with a window alone: plain, whatever `rope_scaling` says."""
+    kinds = fields.section("rope_parameters")  # as transformers saves it
+    theta = _kind(kinds, "main").number("rope_theta") if kinds else fields.number("rope_theta", 10000.0)
+    return Rope(theta, interleaved=True)
+
+
+def read_rope_of_entries(fields: Fields) -> Rope:
+    """Of layers with compressed entries: a base of its own, and YaRN that multiplies nothing."""
+    section, theta = fields.section("rope_scaling"), fields.number("compress_rope_theta", 160000.0)
+    if kinds := fields.section("rope_parameters"):
+        section = _kind(kinds, "compress")
+        theta = section.number("rope_theta")
+    scaling = read_scaling(section, scaled=False) if section else None
+    return Rope(theta, interleaved=True, scaling=scaling)
+
+
+def _kind(kinds: Fields, kind: str) -> Fields:
+    section = kinds.section(kind)
+    if section is None:
+        kinds.refuse(kind, "the rotary embedding of these layers is needed")
+    return section
 
 
 def read_indexer(fields: Fields) -> Indexer:
@@ -69,6 +101,7 @@ def read_window(fields: Fields) -> Compressed:
         o_groups=fields.integer("o_groups"),
         o_lora_rank=fields.integer("o_lora_rank"),
         window=fields.integer("sliding_window"),
+        rope=read_rope_of_window(fields),
     )
 
 
@@ -81,4 +114,9 @@ def read_experts(fields: Fields) -> MoE:
         routed_scaling_factor=fields.number("routed_scaling_factor"),
     )
     fields.fixed("topk_method", "noaux_tc", "experts are selected with the balancing bias")
-    return MoE(router, fields.integer("moe_intermediate_size"), fields.integer("n_shared_experts", 0))
+    return MoE(
+        router,
+        moe_intermediate_size=fields.integer("moe_intermediate_size"),
+        n_shared_experts=fields.integer("n_shared_experts", 0),
+        activation=read_activation(fields, limit=fields.number_or_none("swiglu_limit")),
+    )

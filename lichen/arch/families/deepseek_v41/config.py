@@ -11,12 +11,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.attention import CSA2, Compressed
 from lichen.arch.families.decoder import read_decoder
-from lichen.arch.families.deepseek_v4.config import read_experts, read_indexer, read_window
+from lichen.arch.families.deepseek_v4.config import (
+    read_experts,
+    read_indexer,
+    read_rope_of_entries,
+    read_window,
+)
 from lichen.arch.families.fields import MOST_LAYERS, Fields
 from lichen.arch.families.wrapper import open_text_config
-from lichen.arch.spec import Engram, HyperConnections, LayerSpec, ModelSpec
+from lichen.arch.parts.compressed import Compressed
+from lichen.arch.parts.csa2 import CSA2
+from lichen.arch.parts.engram import Engram
+from lichen.arch.parts.hyper_connections import HyperConnections
+from lichen.arch.spec import LayerSpec, ModelSpec
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -43,6 +51,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 
 def _attention(fields: Fields, ratios: list[int]) -> list[Compressed | CSA2]:
     local, indexer = read_window(fields), read_indexer(fields)
+    rope = read_rope_of_entries(fields)
     makers, choosers = fields.integers("kv_source_layer_ids"), fields.integers("index_source_layer_ids")
     first = next((number for number, ratio in enumerate(ratios) if ratio), None)
     for key, sources in (("kv_source_layer_ids", makers), ("index_source_layer_ids", choosers)):
@@ -55,6 +64,7 @@ def _attention(fields: Fields, ratios: list[int]) -> list[Compressed | CSA2]:
             local,
             compress_ratio=ratio,
             indexer=indexer,
+            rope=rope,
             makes_entries=number in makers,
             chooses=number in choosers,
             candidates=candidates if 0 <= candidate_source < number else None,

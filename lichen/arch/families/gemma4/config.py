@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.attention import GQA
 from lichen.arch.families.decoder import read_decoder, read_layer_types
+from lichen.arch.families.fields import Fields
+from lichen.arch.families.rope import read_rope_of_kind
 from lichen.arch.families.wrapper import open_text_config
-from lichen.arch.spec import Dense, LayerSpec, ModelSpec
+from lichen.arch.parts.activation import Activation
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.rope import Rope
+from lichen.arch.spec import LayerSpec, ModelSpec
 
 # Of the smaller Gemma 4 models, which are built of more than is described here.
 ABSENT = {
@@ -19,6 +24,11 @@ ABSENT = {
     "use_double_wide_mlp": False,
 }
 
+ROPE = {
+    "sliding_attention": Rope(1e4, interleaved=False),
+    "full_attention": Rope(1e6, interleaved=False, partial_rotary_factor=0.25, proportional=True),
+}
+
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of the text tower. Raises SpecError for what it cannot express."""
@@ -26,11 +36,13 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     for key, value in ABSENT.items():
         fields.fixed(key, value, "the dense Gemma 4 without shared keys and per-layer inputs")
     fields.fixed("hidden_activation", "gelu_pytorch_tanh", "the family's activation")
+    rope = _read_rope(fields)
     heads, bias = fields.integer("num_attention_heads"), fields.boolean("attention_bias", False)
     sliding = GQA(
         num_attention_heads=heads,
         num_key_value_heads=fields.integer("num_key_value_heads"),
         head_dim=fields.integer("head_dim"),
+        rope=rope["sliding_attention"],
         attention_bias=bias,
         window=fields.integer("sliding_window"),
         qk_norm=True,
@@ -39,11 +51,12 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         num_attention_heads=heads,
         num_key_value_heads=fields.integer("num_global_key_value_heads", sliding.num_key_value_heads),
         head_dim=fields.integer("global_head_dim"),
+        rope=rope["full_attention"],
         attention_bias=bias,
         qk_norm=True,
         values_from_keys=fields.boolean("attention_k_eq_v"),
     )
-    feed_forward = Dense(fields.integer("intermediate_size"))
+    feed_forward = Dense(fields.integer("intermediate_size"), activation=Activation("gelu_pytorch_tanh"))
     kinds = {
         "sliding_attention": LayerSpec(sliding, feed_forward, sandwich_norms=True),
         "full_attention": LayerSpec(everywhere, feed_forward, sandwich_norms=True),
@@ -51,3 +64,17 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     layers = tuple(kinds[kind] for kind in read_layer_types(fields, kinds))
     spec = read_decoder(fields, "gemma4", "Gemma4ForCausalLM", layers)
     return replace(spec, not_carried=(*spec.not_carried, *notes))
+
+
+def _read_rope(fields: Fields) -> dict[str, Rope]:
+    """Of both kinds of layers; where the config says nothing, transformers' own."""
+    kinds = fields.section("rope_parameters")
+    if kinds is None:
+        return ROPE
+    found = {}
+    for kind in ROPE:
+        section = kinds.section(kind)
+        if section is None:
+            kinds.refuse(kind, "the rotary embedding of these layers is needed")
+        found[kind] = read_rope_of_kind(section)
+    return found

@@ -11,11 +11,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.attention import KDA, MLA
-from lichen.arch.families.decoder import read_decoder
+from lichen.arch.families.decoder import read_activation, read_decoder
 from lichen.arch.families.fields import MOST_LAYERS, Fields
 from lichen.arch.families.wrapper import open_text_config
-from lichen.arch.spec import AttentionResiduals, Dense, LayerSpec, ModelSpec, MoE, Router
+from lichen.arch.parts.activation import Activation
+from lichen.arch.parts.attention_residuals import AttentionResiduals
+from lichen.arch.parts.delta import KDA
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.moe import MoE, Router
+from lichen.arch.spec import LayerSpec, ModelSpec
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -25,7 +30,9 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
     linear, is_linear = _linear_attention(fields, n_layers)
     full = _full_attention(fields)
-    experts, dense = _read_experts(fields), Dense(fields.integer("intermediate_size"))
+    activation = _read_activation(fields, wrapped)
+    experts = _read_experts(fields, activation)
+    dense = Dense(fields.integer("intermediate_size"), activation=activation)
     first = fields.integer("first_k_dense_replace", least=0)
     fields.fixed("moe_layer_freq", 1, "experts in every layer from first_k_dense_replace on")
     fields.fixed("num_nextn_predict_layers", 0, "no multi-token prediction")
@@ -41,7 +48,6 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         "KimiLinearForCausalLM",
         layers,
         residual=residual,
-        activation="situ" if wrapped else "silu",
     )
     return replace(spec, not_carried=(*spec.not_carried, *notes))
 
@@ -76,7 +82,18 @@ def _full_attention(fields: Fields) -> MLA:
     )
 
 
-def _read_experts(fields: Fields) -> MoE:
+def _read_activation(fields: Fields, wrapped: bool) -> Activation:
+    if not wrapped:
+        return read_activation(fields)
+    return read_activation(
+        fields,
+        "situ",
+        beta=fields.number("activation_situ_beta"),
+        linear_beta=fields.number("activation_situ_linear_beta"),
+    )
+
+
+def _read_experts(fields: Fields, activation: Activation) -> MoE:
     router = Router(
         n_routed_experts=fields.integer("num_experts"),
         num_experts_per_tok=fields.integer("num_experts_per_token"),
@@ -95,4 +112,5 @@ def _read_experts(fields: Fields) -> MoE:
         moe_intermediate_size=fields.integer("moe_intermediate_size"),
         n_shared_experts=fields.integer("num_shared_experts", 0),
         latent_size=latent,
+        activation=activation,
     )

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lichen.arch.families.decoder import read_decoder, uniform, write_decoder
+from lichen.arch.families.decoder import read_activation, read_decoder, uniform, write_decoder
 from lichen.arch.families.fields import MOST_LAYERS, Fields
 from lichen.arch.families.rope import read_rope, write_rope
-from lichen.arch.spec import GQA, Dense, LayerSpec, ModelSpec, Rope, Yarn
+from lichen.arch.parts import of_kind
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.rope import Rope, Yarn
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import SpecError
 
 ARCHITECTURE = "LlamaForCausalLM"
@@ -19,18 +23,21 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     fields = Fields(config)
     heads = fields.integer("num_attention_heads")
     hidden_size = fields.integer("hidden_size")
+    rope = read_rope(fields, interleaved=False)
     layer = LayerSpec(
         GQA(
             num_attention_heads=heads,
             num_key_value_heads=fields.integer("num_key_value_heads", heads),
             head_dim=fields.integer("head_dim", hidden_size // max(heads, 1)),
+            rope=rope,
             attention_bias=fields.boolean("attention_bias", False),
         ),
-        Dense(fields.integer("intermediate_size"), fields.boolean("mlp_bias", False)),
+        Dense(
+            fields.integer("intermediate_size"), fields.boolean("mlp_bias", False), read_activation(fields)
+        ),
     )
     layers = (layer,) * fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
-    rope = read_rope(fields, interleaved=False)
-    spec = read_decoder(fields, "llama", ARCHITECTURE, layers, rope)
+    spec = read_decoder(fields, "llama", ARCHITECTURE, layers)
     _check(spec.hidden_size, heads, rope)
     return spec
 
@@ -38,23 +45,29 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 def write(spec: ModelSpec) -> dict[str, Any]:
     """The `config.json` of a spec. Raises SpecError for a model that is not a Llama."""
     layer = uniform(list(spec.all_layers), "llama", "layer")
-    if not isinstance(layer.attention, GQA) or not isinstance(layer.feed_forward, Dense):
+    grouped, dense = of_kind([layer.attention], GQA), of_kind([layer.feed_forward], Dense)
+    if not grouped or not dense:
         raise SpecError(f"llama: layers are GQA and Dense; this model has {layer}")
-    if spec.rope is None or spec.rope.interleaved or spec.mtp:
+    attention, feed_forward = grouped[0], dense[0]
+    rope = attention.rope
+    if rope is None or rope.interleaved or spec.mtp:
         raise SpecError("llama: rotary pairs are the two halves of a head, and there are no MTP layers")
-    attention, feed_forward = layer.attention, layer.feed_forward
-    plain = GQA(
-        attention.num_attention_heads,
-        attention.num_key_value_heads,
-        attention.head_dim,
-        attention.attention_bias,
+    plain = LayerSpec(
+        GQA(
+            attention.num_attention_heads,
+            attention.num_key_value_heads,
+            attention.head_dim,
+            Rope(rope.theta, interleaved=False, scaling=rope.scaling),
+            attention.attention_bias,
+        ),
+        Dense(feed_forward.intermediate_size, feed_forward.mlp_bias),
     )
-    if attention != plain or layer.sandwich_norms or spec.residual is not None:
+    if layer != plain or spec.residual is not None:
         raise SpecError(f"llama: layers are plain GQA between plain residuals; this model has {layer}")
-    _check(spec.hidden_size, attention.num_attention_heads, spec.rope)
+    _check(spec.hidden_size, attention.num_attention_heads, rope)
     return {
         **write_decoder(spec, ARCHITECTURE),
-        **write_rope(spec.rope, "rope_type"),
+        **write_rope(rope, "rope_type"),
         "num_attention_heads": attention.num_attention_heads,
         "num_key_value_heads": attention.num_key_value_heads,
         "head_dim": attention.head_dim,

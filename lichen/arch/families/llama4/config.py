@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.attention import GQA
-from lichen.arch.families.decoder import read_decoder
+from lichen.arch.families.decoder import read_activation, read_decoder
 from lichen.arch.families.fields import MOST_LAYERS, Fields
+from lichen.arch.families.rope import read_rope
 from lichen.arch.families.wrapper import open_text_config
-from lichen.arch.spec import Dense, LayerSpec, ModelSpec, MoE, Router
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.moe import MoE, Router
+from lichen.arch.spec import LayerSpec, ModelSpec
 
 NO_ROPE_INTERVAL = 4  # the default of Meta's configs, which leave it out
 
@@ -26,8 +29,10 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         head_dim=fields.integer("head_dim"),
         attention_bias=fields.boolean("attention_bias", False),
     )
-    chunked = replace(everywhere, window=fields.integer("attention_chunk_size"), chunked=True)
-    dense = Dense(fields.integer("intermediate_size_mlp"))
+    rope = read_rope(fields, interleaved=True)
+    chunked = replace(everywhere, rope=rope, window=fields.integer("attention_chunk_size"), chunked=True)
+    activation = read_activation(fields)
+    dense = Dense(fields.integer("intermediate_size_mlp"), activation=activation)
     experts = MoE(
         Router(
             n_routed_experts=fields.integer("num_local_experts"),
@@ -37,6 +42,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         ),
         moe_intermediate_size=fields.integer("intermediate_size"),
         n_shared_experts=1,
+        activation=activation,
     )
     step = fields.integer("interleave_moe_layer_step", 1, least=1)
     fields.fixed("moe_layers", list(range(step - 1, n_layers, step)), "every interleave_moe_layer_step-th")

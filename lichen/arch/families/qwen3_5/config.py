@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.attention import GQA, GatedDeltaNet
-from lichen.arch.families.decoder import read_decoder, read_layer_types
+from lichen.arch.families.decoder import read_activation, read_decoder, read_layer_types
 from lichen.arch.families.fields import MOST_LAYERS
+from lichen.arch.families.rope import read_rope
 from lichen.arch.families.wrapper import open_text_config
-from lichen.arch.spec import Dense, LayerSpec, ModelSpec
+from lichen.arch.parts.delta import GatedDeltaNet
+from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.spec import LayerSpec, ModelSpec
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -21,6 +24,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         num_attention_heads=fields.integer("num_attention_heads"),
         num_key_value_heads=fields.integer("num_key_value_heads"),
         head_dim=fields.integer("head_dim"),
+        rope=read_rope(fields, interleaved=False, partial=True),
         attention_bias=fields.boolean("attention_bias", False),
         qk_norm=True,
         output_gate=True,
@@ -32,7 +36,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         value_head_dim=fields.integer("linear_value_head_dim"),
         conv_kernel=fields.integer("linear_conv_kernel_dim"),
     )
-    feed_forward = Dense(fields.integer("intermediate_size"))
+    feed_forward = Dense(fields.integer("intermediate_size"), activation=read_activation(fields))
     kinds = {
         "full_attention": LayerSpec(full, feed_forward),
         "linear_attention": LayerSpec(linear, feed_forward),

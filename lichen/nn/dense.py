@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lichen.nn.forward import Pass
 from lichen.nn.linear import Linear
 from lichen.ops.swiglu import silu_mul
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x)) on (..., hidden_size)."""
+    """down(silu(gate(x)) * up(x)) on (N, hidden_size)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool = False) -> None:
         super().__init__()
@@ -17,5 +18,5 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden_size, intermediate_size, bias)
         self.down_proj = Linear(intermediate_size, hidden_size, bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))
+    def forward(self, x_NH: Tensor, at: Pass) -> Tensor:
+        return self.down_proj(silu_mul(self.gate_proj(x_NH), self.up_proj(x_NH)))

@@ -12,14 +12,17 @@ from transformers import DeepseekV3Config, DeepseekV3Model
 
 from lichen.arch.families import write_config
 from lichen.arch.spec import ModelSpec
-from lichen.nn.moe import MoELayer
-from lichen.nn.transformer import LossOutput, Transformer
-from lichen.ops.attention import CausalMask
-
-from .conftest import DEEPSEEK, LLAMA, ROUTER, make_model, next_tokens, random_tokens, with_router
+from lichen.nn.forward import Pass
+from lichen.nn.router import TopK
+from lichen.nn.transformer import Transformer
+from lichen.ops.sequences import Sequences
+from lichen.train.balance import balance_by_row, copies_by_row
+from lichen.train.objective import LossOutput
+from tests.conftest import logits_of, loss_of
+from tests.nn.conftest import DEEPSEEK, LLAMA, ROUTER, make_model, next_tokens, random_tokens, with_router
 
 BALANCED_ELSEWHERE = with_router(DEEPSEEK, replace(ROUTER, aux_loss_alpha=0.0))
-MODULES = {f"model.layers.{i}.mlp" for i in (1, 2, 3)}
+MODULES = {f"model.layers.{i}.mlp.gate" for i in (1, 2, 3)}
 
 
 def gradients(model: Transformer) -> dict[str, Tensor]:
@@ -45,8 +48,8 @@ def test_cross_entropy_is_that_of_the_logits(spec: ModelSpec) -> None:
     model, tokens = make_model(spec), random_tokens(3, 24)
     targets = next_tokens(tokens)
     targets[1, 5:9] = -100
-    output = model.loss(tokens, targets)
-    expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+    output = loss_of(model, tokens, targets)
+    expected = F.cross_entropy(logits_of(model, tokens).flatten(0, 1), targets.flatten())
     torch.testing.assert_close(output.cross_entropy, expected)
     assert output.n_targets == int((targets != -100).sum())
     assert output.mtp is None
@@ -55,7 +58,7 @@ def test_cross_entropy_is_that_of_the_logits(spec: ModelSpec) -> None:
 
 def test_nothing_to_predict_is_no_loss() -> None:
     model, tokens = make_model(DEEPSEEK), random_tokens(2, 8)
-    output = model.loss(tokens, torch.full_like(tokens, -100), mtp_weight=1.0)
+    output = loss_of(model, tokens, torch.full_like(tokens, -100), mtp_weight=1.0)
     assert output.n_targets == 0
     assert output.loss.item() == 0.0
 
@@ -70,7 +73,7 @@ def test_bf16_stays_near_fp32() -> None:
     outputs, grads = [], []
     for dtype in (torch.float32, torch.bfloat16):
         model = make_model(spec, dtype)
-        outputs.append(model.loss(tokens, next_tokens(tokens), mtp_weight=0.3))
+        outputs.append(loss_of(model, tokens, next_tokens(tokens), mtp_weight=0.3))
         outputs[-1].loss.backward()
         grads.append(gradients(model))
         assert all(gradient.dtype == torch.float32 for gradient in grads[-1].values())
@@ -88,12 +91,13 @@ def test_accumulated_micro_batches_are_one_batch() -> None:
     targets = next_tokens(tokens)
     targets[0, 8] = targets[3, 14] = -100
     targets[1, 10:] = -100
-    whole = model.loss(tokens, targets, segment_ids, max_logits=True, mtp_weight=0.3)
+    whole = loss_of(model, tokens, targets, segment_ids, max_logits=True, mtp_weight=0.3)
     whole.loss.backward()
     of_whole = gradients(model)
     parts: list[LossOutput] = []
     for rows in ([0], [1, 2, 3]):
-        part = model.loss(
+        part = loss_of(
+            model,
             tokens[rows],
             targets[rows],
             segment_ids[rows],
@@ -116,7 +120,7 @@ def test_accumulated_micro_batches_are_one_batch() -> None:
 
 def test_what_is_reported_adds_up() -> None:
     model, tokens = make_model(DEEPSEEK), random_tokens(2, 24)
-    output = model.loss(tokens, next_tokens(tokens), mtp_weight=0.3)
+    output = loss_of(model, tokens, next_tokens(tokens), mtp_weight=0.3)
     assert output.mtp is not None
     assert output.balance is not None
     torch.testing.assert_close(output.loss.detach(), output.cross_entropy + 0.3 * output.mtp + output.balance)
@@ -127,13 +131,13 @@ def test_what_is_reported_adds_up() -> None:
         assert (counts.shape, counts.dtype) == ((8,), torch.int64)
         assert counts.sum() == tokens.numel() * ROUTER.num_experts_per_tok
     assert output.max_logits == {}
-    assert model.loss(tokens, next_tokens(tokens)).routing.keys() == {"model.layers.1.mlp"}
+    assert loss_of(model, tokens, next_tokens(tokens)).routing.keys() == {"model.layers.1.mlp.gate"}
 
 
 @pytest.mark.parametrize("spec", [DEEPSEEK, LLAMA], ids=["deepseek", "llama"])
 def test_largest_logits_are_named_by_module(spec: ModelSpec) -> None:
     model, tokens = make_model(spec), random_tokens(2, 24)
-    output = model.loss(tokens, next_tokens(tokens), max_logits=True, mtp_weight=0.3)
+    output = loss_of(model, tokens, next_tokens(tokens), max_logits=True, mtp_weight=0.3)
     assert len(output.max_logits) == len(spec.all_layers)
     for name, largest in output.max_logits.items():
         assert largest.shape == (model.get_submodule(name).spec.num_attention_heads,)
@@ -143,7 +147,7 @@ def test_largest_logits_are_named_by_module(spec: ModelSpec) -> None:
         (attention.q_b_proj if spec is DEEPSEEK else attention.q_proj).weight.mul_(2)
         if spec is LLAMA:
             attention.q_proj.bias.mul_(2)
-    again = doubled.loss(tokens, next_tokens(tokens), max_logits=True)
+    again = loss_of(doubled, tokens, next_tokens(tokens), max_logits=True)
     first = "model.layers.0.self_attn"
     torch.testing.assert_close(again.max_logits[first], 2 * output.max_logits[first])
 
@@ -155,13 +159,13 @@ def test_packed_documents_are_as_good_as_rows_of_their_own() -> None:
     """Same loss, same multi-token-prediction loss, same gradients; only the balance loss looks at rows."""
     model, documents = make_model(BALANCED_ELSEWHERE), [random_tokens(1, n, seed=n) for n in (17, 2, 29, 1)]
     for document in documents:
-        model.loss(document, next_tokens(document), mtp_weight=0.3, normalizer=1).loss.backward()
+        loss_of(model, document, next_tokens(document), mtp_weight=0.3, normalizer=1).loss.backward()
     apart = gradients(model)
     tokens = torch.cat(documents, 1)
     targets = torch.cat([next_tokens(document) for document in documents], 1)
     lengths = torch.tensor([document.shape[1] for document in documents])
     segment_ids = torch.arange(len(documents)).repeat_interleave(lengths)[None]
-    model.loss(tokens, targets, segment_ids, mtp_weight=0.3, normalizer=1).loss.backward()
+    loss_of(model, tokens, targets, segment_ids, mtp_weight=0.3, normalizer=1).loss.backward()
     assert_same_gradients(gradients(model), apart)
 
 
@@ -204,8 +208,7 @@ def test_multi_token_prediction(masked: bool) -> None:
     targets = next_tokens(tokens)
     if masked:
         targets[0, :7] = targets[1, 4] = -100
-    turn = model._turns(torch.arange(tokens.shape[1])[None])
-    hidden, _ = model._trunk(tokens, CausalMask(tokens.shape[1]), turn)
+    hidden = model(tokens.flatten(), Pass(Sequences.packed(*tokens.shape))).unflatten(0, tokens.shape)
     total = torch.zeros(())
     for depth, index in ((1, 2), (2, 3)):
         prefix = f"model.layers.{index}."
@@ -219,7 +222,7 @@ def test_multi_token_prediction(masked: bool) -> None:
         logits = normed(hidden, state[prefix + "shared_head.norm.weight"], model) @ head.T
         total += F.cross_entropy(logits.flatten(0, 1), targets[:, depth:].flatten(), reduction="sum")
     n_targets = int((targets != -100).sum())
-    output = model.loss(tokens, targets, mtp_weight=0.3)
+    output = loss_of(model, tokens, targets, mtp_weight=0.3)
     torch.testing.assert_close(output.mtp, (total / 2 / n_targets).detach(), rtol=1e-5, atol=0)
 
 
@@ -231,19 +234,35 @@ def test_no_prediction_across_documents() -> None:
     targets[:, 11:] = -100
     other = tokens.clone()
     other[:, 12:] = (other[:, 12:] + 7) % 40
-    ours, theirs = (model.loss(rows, targets, segment_ids, mtp_weight=0.3) for rows in (tokens, other))
+    ours, theirs = (loss_of(model, rows, targets, segment_ids, mtp_weight=0.3) for rows in (tokens, other))
     assert torch.equal(ours.loss, theirs.loss)
 
 
 # ---------------------------------------------------------------------------------------------- balance loss
 
 
-def balance_by_hand(layer: MoELayer, x: Tensor) -> Tensor:
+def routed(gate: TopK, x_BTH: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (N, E) and chosen experts (N, k)."""
+    at = Pass(Sequences.packed(*x_BTH.shape[:2]), observe=["routing"])
+    gate(x_BTH.flatten(0, 1), at)
+    _, scores, experts = at.records["routing"][gate]
+    return scores, experts
+
+
+def load_and_balance(gate: TopK, x_BTH: Tensor, real_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Copies per expert (E,) and the balance loss of every row (B,)."""
+    real = torch.ones(x_BTH.shape[:2], dtype=torch.int64) if real_BT is None else real_BT
+    scores, experts = routed(gate, x_BTH)
+    copies = copies_by_row(experts, real, len(gate.weight))
+    return copies.sum(0), balance_by_row(gate.spec, scores, copies, real)
+
+
+def balance_by_hand(gate: TopK, x: Tensor) -> Tensor:
     """DeepSeek-V3's equations 17-20 for every row, symbol by symbol."""
-    router, losses = layer.spec.router, []
+    router, losses = gate.spec, []
     experts, k = router.n_routed_experts, router.num_experts_per_tok
     for row in x:
-        scores, chosen, _ = layer.gate(row)
+        scores, chosen = routed(gate, row[None])
         length = len(row)
         loss = torch.zeros(())
         for i in range(experts):
@@ -254,32 +273,35 @@ def balance_by_hand(layer: MoELayer, x: Tensor) -> Tensor:
     return torch.stack(losses)
 
 
+def gate_of(model: Transformer) -> TopK:
+    gate = model.get_submodule("model.layers.1.mlp.gate")
+    assert isinstance(gate, TopK)
+    return gate
+
+
 @pytest.mark.parametrize("scoring_func", ["sigmoid", "softmax"])
 def test_balance_loss_of_a_layer(scoring_func: str) -> None:
-    spec = with_router(DEEPSEEK, replace(ROUTER, scoring_func=scoring_func))
-    layer = make_model(spec).get_submodule("model.layers.1.mlp")
-    assert isinstance(layer, MoELayer)
+    gate = gate_of(make_model(with_router(DEEPSEEK, replace(ROUTER, scoring_func=scoring_func))))
     x = torch.randn(3, 15, 16, generator=torch.Generator().manual_seed(0))
     weight = torch.tensor([1.0, 0.5, 2.0])
-    _, routing = layer(x, with_balance=True)
-    assert routing.balance is not None
-    ours = torch.autograd.grad((routing.balance * weight).sum(), layer.gate.weight)[0]
-    expected = balance_by_hand(layer, x)
-    theirs = torch.autograd.grad((expected * weight).sum(), layer.gate.weight)[0]
-    torch.testing.assert_close(routing.balance, expected)
+    _, balance = load_and_balance(gate, x)
+    ours = torch.autograd.grad((balance * weight).sum(), gate.weight)[0]
+    expected = balance_by_hand(gate, x)
+    theirs = torch.autograd.grad((expected * weight).sum(), gate.weight)[0]
+    torch.testing.assert_close(balance, expected)
     torch.testing.assert_close(ours, theirs)
 
 
 def test_padding_counts_in_no_statistics() -> None:
     """A row with padding behind it is to the routers what it is without; one of padding alone is nothing."""
-    layer = make_model(DEEPSEEK).get_submodule("model.layers.1.mlp")
+    gate = gate_of(make_model(DEEPSEEK))
     x = torch.randn(3, 15, 16, generator=torch.Generator().manual_seed(0))
-    padding = torch.arange(15) >= torch.tensor([[15], [9], [0]])
-    _, routing = layer(x, padding, with_balance=True)
-    alone = [layer(row, with_balance=True)[1] for row in (x[:1], x[1:2, :9])]
-    torch.testing.assert_close(routing.balance, torch.cat([*(one.balance for one in alone), torch.zeros(1)]))
-    assert torch.equal(routing.counts, alone[0].counts + alone[1].counts)
-    assert routing.counts.sum() == 24 * ROUTER.num_experts_per_tok
+    real = (torch.arange(15) < torch.tensor([[15], [9], [0]])).long()
+    counts, balance = load_and_balance(gate, x, real)
+    alone = [load_and_balance(gate, row) for row in (x[:1], x[1:2, :9])]
+    torch.testing.assert_close(balance, torch.cat([*(one[1] for one in alone), torch.zeros(1)]))
+    assert torch.equal(counts, alone[0][0] + alone[1][0])
+    assert counts.sum() == 24 * ROUTER.num_experts_per_tok
 
     model, tokens = make_model(DEEPSEEK), random_tokens(1, 20)
     tokens[0, 12:14] = tokens[0, :2]  # what its two MTP layers see ahead of the end of the short row
@@ -287,8 +309,8 @@ def test_padding_counts_in_no_statistics() -> None:
     targets[0, 11:] = -100
     segments = torch.zeros(1, 20, dtype=torch.int32)
     segments[0, 12:] = -1
-    whole = model.loss(tokens, targets, segments, mtp_weight=0.3)
-    short = model.loss(tokens[:, :12], targets[:, :12], mtp_weight=0.3)
+    whole = loss_of(model, tokens, targets, segments, mtp_weight=0.3)
+    short = loss_of(model, tokens[:, :12], targets[:, :12], mtp_weight=0.3)
     torch.testing.assert_close(whole.loss, short.loss)
     for name, counts in short.routing.items():
         assert torch.equal(whole.routing[name], counts)
@@ -299,13 +321,15 @@ def test_balance_loss_of_a_batch() -> None:
     model, tokens = make_model(replace(DEEPSEEK, mtp=())), random_tokens(2, 20)
     targets = next_tokens(tokens)
     targets[1, 6:] = -100
-    layer = model.get_submodule("model.layers.1.mlp")
-    assert isinstance(layer, MoELayer)
+    gate = gate_of(model)
     seen: list[Tensor] = []
-    layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    output = model.loss(tokens, targets)
-    expected = (balance_by_hand(layer, seen[0]) * torch.tensor([19 / 25, 6 / 25])).sum()
+    watching = gate.register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[0].unflatten(0, (2, 20)))
+    )
+    output = loss_of(model, tokens, targets)
+    watching.remove()
+    expected = (balance_by_hand(gate, seen[0]) * torch.tensor([19 / 25, 6 / 25])).sum()
     torch.testing.assert_close(output.balance, expected.detach())
     torch.testing.assert_close(output.loss.detach(), output.cross_entropy + expected.detach())
     model.eval()
-    assert model.loss(tokens, targets).balance is None
+    assert loss_of(model, tokens, targets).balance is None

@@ -11,8 +11,11 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkR
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
-from lichen.arch.spec import Router
-from lichen.nn.moe import Gate
+from lichen.arch.parts.moe import Router
+from lichen.nn.forward import Pass
+from lichen.nn.router import TopK, update_selection_bias
+from lichen.ops.sequences import Sequences
+from tests.conftest import loss_of
 
 from .conftest import DEEPSEEK, make_model, next_tokens, random_tokens
 
@@ -23,12 +26,25 @@ def tokens(seed: int = 0) -> Tensor:
     return torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(seed))
 
 
-def make_gate(spec: Router) -> Gate:
+def update(gate: TopK, counts: Tensor, rate: float) -> None:
+    update_selection_bias(gate, {"": counts}, rate)
+
+
+def make_gate(spec: Router) -> TopK:
     generator = torch.Generator().manual_seed(1)
-    gate = Gate(HIDDEN, spec)
+    gate = TopK(spec, HIDDEN)
     for tensor in gate.state_dict().values():
         tensor.normal_(0.0, 0.3, generator=generator)
     return gate
+
+
+def routed(gate: TopK, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, chosen experts and their weights."""
+    at = Pass(Sequences([len(x)]), observe=["routing"])
+    experts, weights = gate(x, at)
+    _, scores, recorded = at.records["routing"][gate]
+    assert torch.equal(recorded, experts)
+    return scores, experts, weights
 
 
 def spread(experts: Tensor, weights: Tensor) -> Tensor:
@@ -36,11 +52,11 @@ def spread(experts: Tensor, weights: Tensor) -> Tensor:
     return torch.zeros(len(experts), EXPERTS).scatter(1, experts, weights)
 
 
-def assert_same_routing(gate: Gate, theirs: torch.nn.Module) -> None:
+def assert_same_routing(gate: TopK, theirs: torch.nn.Module) -> None:
     """Same experts, same weights, same gradient of the router's matrix."""
     theirs.load_state_dict(gate.state_dict())
     x = tokens()
-    _, experts, weights = gate(x)
+    _, experts, weights = routed(gate, x)
     ours = spread(experts, weights)
     _, their_weights, their_experts = theirs(x)
     reference = spread(their_experts, their_weights)
@@ -67,9 +83,9 @@ def test_sigmoid_router_is_deepseek_v3s(n_group: int, topk_group: int, norm: boo
     gate.state_dict()["e_score_correction_bias"].sub_(1)  # biased scores may all be negative
     config = DeepseekV3Config(hidden_size=HIDDEN, **choices)
     assert_same_routing(gate, DeepseekV3TopkRouter(config))
-    unbiased = gate(tokens())[0].topk(4).indices
+    unbiased = routed(gate, tokens())[0].topk(4).indices
     assert not torch.equal(
-        spread(gate(tokens())[1], torch.ones(TOKENS, 4)), spread(unbiased, torch.ones(TOKENS, 4))
+        spread(routed(gate, tokens())[1], torch.ones(TOKENS, 4)), spread(unbiased, torch.ones(TOKENS, 4))
     )
 
 
@@ -97,7 +113,7 @@ def test_softmax_router_with_normalised_weights_is_qwen3s() -> None:
 
 def test_routing_is_fp32_whatever_the_compute_dtype() -> None:
     gate, x = make_gate(Router(EXPERTS, 4)), tokens().bfloat16()
-    for ours, exact in zip(gate(x), gate(x.float()), strict=True):
+    for ours, exact in zip(routed(gate, x), routed(gate, x.float()), strict=True):
         assert torch.equal(ours, exact)
 
 
@@ -106,7 +122,7 @@ def test_the_bias_chooses_but_does_not_weigh() -> None:
     assert gate.e_score_correction_bias is not None
     gate.e_score_correction_bias.zero_()
     gate.e_score_correction_bias[3] = 10.0
-    scores, experts, weights = gate(tokens())
+    scores, experts, weights = routed(gate, tokens())
     assert torch.all((experts == 3).any(1))
     torch.testing.assert_close(weights, scores.gather(1, experts))
 
@@ -123,7 +139,7 @@ def test_the_bias_chooses_but_does_not_weigh() -> None:
 def test_sign_rule_recentred(counts: list[int], moves: list[float]) -> None:
     gate = make_gate(Router(4, 2))
     before = gate.state_dict()["e_score_correction_bias"].clone()
-    gate.update_selection_bias(torch.tensor(counts), 0.01)
+    update(gate, torch.tensor(counts), 0.01)
     change = gate.state_dict()["e_score_correction_bias"] - before
     torch.testing.assert_close(change, 0.01 * torch.tensor(moves))
     assert change.sum().abs() < 1e-7
@@ -132,7 +148,7 @@ def test_sign_rule_recentred(counts: list[int], moves: list[float]) -> None:
 def test_without_a_bias_there_is_nothing_to_update() -> None:
     gate = make_gate(Router(4, 2, selection_bias=False))
     before = gate.weight.clone()
-    gate.update_selection_bias(torch.tensor([4, 0, 0, 0]), 0.01)
+    update(gate, torch.tensor([4, 0, 0, 0]), 0.01)
     assert gate.e_score_correction_bias is None
     assert torch.equal(gate.weight, before)
 
@@ -150,7 +166,7 @@ def test_updates_balance_a_skewed_router(n_group: int, topk_group: int) -> None:
 
     def load(seed: int) -> Tensor:
         with torch.no_grad():
-            _, experts, _ = gate(tokens(seed) + 4 * shared)
+            _, experts, _ = routed(gate, tokens(seed) + 4 * shared)
         return torch.bincount(experts.flatten(), minlength=EXPERTS)
 
     def imbalance() -> float:
@@ -159,7 +175,7 @@ def test_updates_balance_a_skewed_router(n_group: int, topk_group: int) -> None:
 
     assert imbalance() > 4
     for step in range(600):
-        gate.update_selection_bias(load(step), rate=0.002)
+        update(gate, load(step), rate=0.002)
     assert imbalance() < 1.15
     bias = gate.state_dict()["e_score_correction_bias"]
     assert bias.abs().max() > 0.1
@@ -170,11 +186,11 @@ def test_the_model_updates_every_router_by_its_own_load() -> None:
     model = make_model(DEEPSEEK)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     tokens = random_tokens(2, 30)
-    output = model.loss(tokens, next_tokens(tokens), mtp_weight=0.1)
-    model.update_selection_bias(output.routing, rate=0.25)
+    output = loss_of(model, tokens, next_tokens(tokens), mtp_weight=0.1)
+    update_selection_bias(model, output.routing, rate=0.25)
     after = dict(model.named_buffers())
-    assert set(output.routing) == {f"model.layers.{i}.mlp" for i in (1, 2, 3)}
+    assert set(output.routing) == {f"model.layers.{i}.mlp.gate" for i in (1, 2, 3)}
     for name, counts in output.routing.items():
-        buffer = f"{name}.gate.e_score_correction_bias"
+        buffer = f"{name}.e_score_correction_bias"
         sign = torch.sign(counts.float().mean() - counts)
         torch.testing.assert_close(after[buffer], before[buffer] + 0.25 * (sign - sign.mean()))

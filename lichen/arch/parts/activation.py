@@ -1,0 +1,26 @@
+"""The function between the two layers of a gated feed-forward: down(f(gate) * up)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lichen.arch.declaration import require_positive
+
+
+@dataclass(frozen=True)
+class Activation:
+    """`name` as configs have it. `limit`: gate is cut off above it, up beyond it on both sides (DeepSeek-V4).
+    `beta` and `linear_beta` are the numbers of Kimi K3's "situ"."""
+
+    name: Literal["silu", "gelu_pytorch_tanh", "situ"] = "silu"
+    limit: float | None = None
+    beta: float | None = None
+    linear_beta: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {"swiglu_limit": self.limit, "situ_beta": self.beta, "situ_linear_beta": self.linear_beta}
+        require_positive("activation", **{name: value for name, value in given.items() if value is not None})
+
+
+SILU = Activation()

@@ -1,0 +1,56 @@
+"""What a pass tells the modules that it goes through, and what it takes back from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from lichen.arch.parts.rope import Rope
+from lichen.ops.rope import turns
+from lichen.ops.sequences import Sequences
+
+
+class Storage(Protocol):
+    """What inference keeps of the tokens it has seen (`lichen.kv`)."""
+
+    def append(self, layer: int, sequences: Sequences, entries: Mapping[str, Tensor]) -> Tensor: ...
+
+
+class Pass:
+    """One pass over a flat list of N tokens.
+
+    sequences: which of them belong together. records: what was asked for by name, from every module that has
+    it; a name that is not there costs nothing:
+
+    max_logits  the largest attention logit of each head over the list, (heads,) fp32
+    routing     a router's spec, scores (N, E) fp32, differentiable, and chosen experts (N, k) int64
+    """
+
+    def __init__(
+        self, sequences: Sequences, storage: Storage | None = None, observe: Collection[str] = ()
+    ) -> None:
+        self.sequences = sequences
+        self.records: dict[str, dict[nn.Module, Any]] = {name: {} for name in observe}
+        self._storage = storage
+        self._turns: dict[tuple[Rope, int], Tensor] = {}
+
+    def turn(self, rope: Rope, dim: int) -> Tensor:
+        """How far `dim` channels of every token turn, (N, dim / 2) complex64; computed once per pass."""
+        if (rope, dim) not in self._turns:
+            self._turns[rope, dim] = turns(rope, dim, self.sequences.positions_N)
+        return self._turns[rope, dim]
+
+    def keep(self, layer: int, **entries: Tensor) -> Tensor | None:
+        """Store a part's entries (N, width), under the names that it declares, and return all that there are
+        so far, (slots, capacity, widths side by side). None where nothing is kept: the list is all."""
+        return self._storage.append(layer, self.sequences, entries) if self._storage else None
+
+    def observes(self, name: str) -> bool:
+        return name in self.records
+
+    def record(self, name: str, module: nn.Module, value: Any) -> None:
+        """Hand `value` to whoever asked for `name`."""
+        if name in self.records:
+            self.records[name][module] = value

@@ -1,0 +1,14 @@
+"""How sub-layers, functions of a normed input, are joined."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lichen.nn.forward import Pass
+
+
+class Sum(nn.Module):
+    """x + f(norm(x))."""
+
+    def forward(self, x_NH: Tensor, norm: nn.Module, sub_layer: nn.Module, at: Pass) -> Tensor:
+        return x_NH + sub_layer(norm(x_NH), at)

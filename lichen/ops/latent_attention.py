@@ -1,0 +1,90 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): two forms with the same result.
+
+    k_h = [W_uk,h c ; k_r]     c is the latent and k_r the rotated key, which all heads share
+    v_h = W_uv,h c
+
+Expanded: keys and values are made from the latents. Absorbed: W_uk goes into the query and W_uv into the
+output, and heads attend to the latents themselves, q_c,h . W_uk,h c = (W_uk,h^T q_c,h) . c, which does more
+arithmetic per key but reads 576 numbers where the expanded form makes and reads 128 x 320 (V3's sizes). In
+training everything is expanded; for new tokens after stored ones the cheaper form is taken.
+
+Shapes as in `lichen.ops.attention`; L latent width, R rotated width, C = D - R content width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lichen.ops.attention import attention, stored_attention
+from lichen.ops.linear import linear
+from lichen.ops.sequences import Batch, Sequences
+
+
+def latent_attention(
+    q_content_NHC: Tensor,
+    q_rotary_NHR: Tensor,
+    latent_NL: Tensor,
+    rope_key_NR: Tensor,
+    stored_BSW: Tensor | None,
+    up: Tensor,
+    sequences: Sequences,
+    scale: float,
+    max_logits: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of every token to its own sequence's tokens up to itself.
+
+    up (H (C + V), L): W_uk and W_uv of every head in turn. stored: latents and rotated keys side by side,
+    W = L + R, of all tokens so far, these included; None where the list is all there is.
+
+    Returns the output (N, H, V) and, with `max_logits`, the largest scaled logit of each head over the list,
+    (H,) fp32; else, and of stored tokens, None.
+    """
+    if stored_BSW is None:
+        k, v = _expanded(latent_NL, rope_key_NR, up, q_content_NHC)
+        q = torch.cat([q_content_NHC.transpose(0, 1), q_rotary_NHR.transpose(0, 1)], -1)
+        return attention(q, k, v, None, sequences, scale, max_logits)
+    outs = []
+    for batch in sequences.batches:
+        stored = stored_BSW[batch.slots, : batch.longest].to(q_content_NHC.dtype)
+        q_content, q_rotary = q_content_NHC[batch.tokens], q_rotary_NHR[batch.tokens]
+        outs.append(_stored_latent_attention(q_content, q_rotary, stored, up, batch, scale))
+    return outs[0] if len(outs) == 1 else torch.cat(outs), None
+
+
+def _stored_latent_attention(
+    q_content_NHC: Tensor, q_rotary_NHR: Tensor, stored_BSW: Tensor, up: Tensor, batch: Batch, scale: float
+) -> Tensor:
+    heads, content = q_content_NHC.shape[1:]
+    rotary = q_rotary_NHR.shape[-1]
+    latent = stored_BSW.shape[-1] - rotary
+    value = len(up) // heads - content
+    if absorbs(batch.shape[1], content, latent, value):
+        w_uk, w_uv = up.unflatten(0, (heads, -1)).split([content, value], 1)
+        # Each weight on the side where it is read as it lies: einsum would copy it (docs/log.md).
+        q_latent = torch.bmm(q_content_NHC.transpose(0, 1), w_uk).unflatten(1, batch.shape).transpose(0, 1)
+        q = torch.cat([q_latent, q_rotary_NHR.unflatten(0, batch.shape).transpose(1, 2)], -1)
+        stored = stored_BSW.unsqueeze(1)
+        mixed = stored_attention(q, stored, stored, batch, scale)[..., :latent]
+        return torch.bmm(w_uv, mixed.transpose(0, 1).flatten(1, 2).mT).permute(2, 0, 1)
+    k, v = _expanded(stored_BSW[..., :latent], stored_BSW[..., latent:], up, q_content_NHC)
+    q = torch.cat([q_content_NHC, q_rotary_NHR], -1).unflatten(0, batch.shape).transpose(1, 2)
+    return stored_attention(q, k, v.contiguous(), batch, scale).transpose(1, 2).flatten(0, 1)
+
+
+def absorbs(length: int, content: int, latent: int, value: int) -> bool:
+    """Whether attending to latents costs less than expanding every stored key and value.
+
+    Per stored token and head, in multiply-adds: expanding costs (C + V) L once and (C + R + V) for each of
+    `length` queries; absorbed attention costs (2 L + R) per query.
+    """
+    return length * (2 * latent - content - value) < (content + value) * latent
+
+
+def _expanded(latent: Tensor, rope_key: Tensor, up: Tensor, q_content_NHC: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys (..., H, S, D) and values (..., H, S, V) of all heads, from (..., S, L) and (..., S, R)."""
+    heads, content = q_content_NHC.shape[1:]
+    up_projected = linear(latent, up).unflatten(-1, (heads, -1)).transpose(-3, -2)
+    k_content, v = up_projected.tensor_split([content], -1)
+    k_rotary = rope_key.unsqueeze(-3).expand(*k_content.shape[:-1], -1)
+    return torch.cat([k_content, k_rotary], -1), v

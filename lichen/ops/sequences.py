@@ -1,0 +1,209 @@
+"""Which tokens of a flat list belong together, and who may attend to whom.
+
+A pass works on N tokens of any number of sequences, one after another: packed documents in training, the new
+tokens of several requests, one prompt. What fills up a row in training is a sequence like the others, which
+nobody asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+BLOCK = 128  # queries per block: measured best of 64-256 on CPU (docs/log.md)
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """Queries [start, end) see keys [first_key, end), less those that `hidden_QS` marks.
+
+    hidden_QS (end - start, S') is True where one of the last S' keys is later than the query or belongs to
+    another sequence.
+    """
+
+    start: int
+    end: int
+    first_key: int
+    hidden_QS: Tensor
+
+    @property
+    def queries(self) -> slice:
+        return slice(self.start, self.end)
+
+    @property
+    def keys(self) -> slice:
+        return slice(self.first_key, self.end)
+
+    def hide(self, logits_KQGS: Tensor) -> None:
+        """Set the logits of the hidden keys to -inf, in place."""
+        hidden = self.hidden_QS
+        penalty_QS = torch.zeros_like(hidden, dtype=logits_KQGS.dtype).masked_fill_(hidden, -torch.inf)
+        logits_KQGS[..., -hidden.shape[1] :] += penalty_QS[:, None]  # filling is 3 times as slow on CPU
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Neighbours in the list that are computed together: B sequences with T new tokens each.
+
+    `tokens` are theirs in the list, `slots` their places in the storage, `longest` the most tokens that one
+    of them has, the new ones included; `level`: all have so many.
+    """
+
+    tokens: slice
+    slots: slice
+    shape: tuple[int, int]
+    longest: int
+    level: bool
+    positions_BT: Tensor
+
+    def later(self, start: int, end: int) -> Tensor:
+        """True where a stored token is later than one of the new ones [start, end): (B, end - start, S)."""
+        stored = torch.arange(self.longest, device=self.positions_BT.device)
+        return stored > self.positions_BT[:, start:end, None]
+
+    @cached_property
+    def seen_B11S(self) -> Tensor | None:
+        """Which stored tokens the one new token sees, where it does not see all."""
+        return None if self.level else ~self.later(0, 1).unsqueeze(1)
+
+
+class Sequences:
+    """Sequence number i has `lengths[i]` tokens in the list, after `kept[i]` that are in storage.
+
+    With `kept` None nothing was kept and nothing will be, as in training: the list is all there is to see.
+    `slots[i]` is the place of sequence i in the storage.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        kept: Sequence[int] | None = None,
+        slots: Sequence[int] = (),
+        *,
+        row: int | None = None,
+        block: int = BLOCK,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """row: the list is made of stretches of so many tokens, across whose ends no sequence reaches, so
+        that they can be computed as the rows of a batch."""
+        self.lengths, self.kept, self.slots = tuple(lengths), kept and tuple(kept), tuple(slots)
+        self.total = sum(self.lengths)
+        self.row = row or self.total
+        self.device = torch.device(device or "cpu")
+        self._block = block
+
+    @classmethod
+    def packed(
+        cls,
+        rows: int,
+        length: int,
+        segment_ids_BT: Tensor | None = None,
+        *,
+        block: int = BLOCK,
+        device: torch.device | str | None = None,
+    ) -> Sequences:
+        """The sequences of a batch (B, T): its rows, or the runs of equal numbers in `segment_ids_BT`."""
+        lengths = [length] * rows
+        if segment_ids_BT is not None:
+            lengths = [
+                run
+                for row in segment_ids_BT.cpu()
+                for run in torch.unique_consecutive(row, return_counts=True)[1].tolist()
+            ]
+        return cls(lengths, row=length, block=block, device=device)
+
+    @cached_property
+    def positions_N(self) -> Tensor:
+        """The position of every token, int64.
+
+        In rows it is counted along the row: rotary embedding only sees differences, and all rows turn alike.
+        """
+        if self.kept is None:
+            return torch.arange(self.row, device=self.device).repeat(self.total // self.row)
+        spans = [range(kept, kept + new) for kept, new in zip(self.kept, self.lengths, strict=True)]
+        return torch.tensor([position for span in spans for position in span], device=self.device)
+
+    @property
+    def ends(self) -> list[int]:
+        """The number of each sequence's last token in the list."""
+        return [start + length - 1 for start, length in zip(self._starts, self.lengths, strict=True)]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(self.lengths[:-1])]
+
+    # ------------------------------------------------------------------------------- what is all in the list
+
+    @cached_property
+    def blocks(self) -> list[QueryBlock]:
+        """The list in blocks of queries; a block ends where its row does."""
+        position = torch.arange(self.row, device=self.device)
+        later = position[: self._block] > position[: self._block, None]
+        blocks = []
+        for first in range(0, self.total, self.row):
+            starts = [start - first for start in self._starts if first <= start < first + self.row]
+            sizes = [end - start for start, end in zip(starts, [*starts[1:], self.row], strict=True)]
+            own_start = [start for start, size in zip(starts, sizes, strict=True) for _ in range(size)]
+            own_start_T = torch.tensor(own_start, device=self.device) if len(starts) > 1 else None
+            for start in range(0, self.row, self._block):
+                end = min(start + self._block, self.row)
+                first_key = own_start[start] // self._block * self._block
+                hidden = later[: end - start, : end - start]
+                if own_start_T is not None and own_start[end - 1] > first_key:
+                    keys, queries = position[first_key:end], position[start:end, None]
+                    hidden = (keys > queries) | (keys < own_start_T[start:end, None])
+                blocks.append(QueryBlock(first + start, first + end, first + first_key, hidden))
+        return blocks
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether every row is one sequence."""
+        return set(self.lengths) == {self.row}
+
+    @cached_property
+    def allowed_BTT(self) -> Tensor:
+        """True where attention is allowed: (1, T, T), or (B, T, T) where rows hold several sequences."""
+        allowed = torch.ones(1, self.row, self.row, dtype=torch.bool, device=self.device).tril_()
+        if self.whole_rows:
+            return allowed
+        lengths = torch.tensor(self.lengths, device=self.device)
+        ids = (
+            torch.arange(len(self.lengths), device=self.device).repeat_interleave(lengths).view(-1, self.row)
+        )
+        return allowed & (ids[:, :, None] == ids[:, None, :])
+
+    # ------------------------------------------------------------------------------------ what is in storage
+
+    @cached_property
+    def slot_N(self) -> Tensor:
+        """The place in storage of every token's sequence, int64."""
+        slots = [slot for slot, new in zip(self.slots, self.lengths, strict=True) for _ in range(new)]
+        return torch.tensor(slots, device=self.device)
+
+    @cached_property
+    def batches(self) -> tuple[Batch, ...]:
+        """The list in pieces that are whole batches: all of it, where sequences have equally many new tokens
+        and lie in storage one after another, else each sequence by itself."""
+        assert self.kept is not None
+        in_order = self.slots == tuple(range(self.slots[0], self.slots[0] + len(self.slots)))
+        together = len(set(self.lengths)) == 1 and in_order
+        return tuple(self._batches(len(self.lengths) if together else 1))
+
+    def _batches(self, rows: int) -> Iterator[Batch]:
+        assert self.kept is not None
+        for first in range(0, len(self.lengths), rows):
+            start, new, kept = self._starts[first], self.lengths[first], self.kept[first : first + rows]
+            tokens = slice(start, start + rows * new)
+            yield Batch(
+                tokens=tokens,
+                slots=slice(self.slots[first], self.slots[first] + rows),
+                shape=(rows, new),
+                longest=max(kept) + new,
+                level=len(set(kept)) == 1,
+                positions_BT=self.positions_N[tokens].view(rows, new),
+            )
