@@ -29,7 +29,7 @@ from lichen.arch.weights import weights
 from lichen.kv.contiguous import Contiguous
 from lichen.machine.precision import matmul_dtype
 from lichen.machine.rates import memory_rate
-from lichen.weights.checkpoint import load_model
+from lichen.weights.load import load_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -33,7 +33,7 @@ from lichen.machine.rates import matrix_rate
 from lichen.nn.transformer import Transformer
 from lichen.train.objective import NextToken
 from lichen.train.replicas import Replicas
-from lichen.weights.checkpoint import load_model
+from lichen.weights.load import load_model
 
 CPU = torch.device("cpu")
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}

@@ -38,8 +38,8 @@ def prepare(
         Path | None, typer.Option(help="Use this tokenizer.json, or the one in this folder.")
     ] = None,
     family: Annotated[
-        str, typer.Option(help="Whose special tokens: kimi_k2, deepseek_v3 or llama.")
-    ] = "kimi_k2",
+        str | None, typer.Option(help="Whose special tokens.", show_default="Kimi K2's")
+    ] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.05,
     field: Annotated[str, typer.Option(help="JSON field or Parquet column that holds the text.")] = "text",
     sample_mib: Annotated[

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from lichen.arch.families import token_families
 from lichen.data.encode import Part, remove_parts, token_dtype, write_shards
 from lichen.data.manifest import (
     FORMAT_VERSION,
@@ -62,7 +63,7 @@ def prepare(
     *,
     vocab_size: int | None = None,
     tokenizer: Path | None = None,
-    family: str = "kimi_k2",
+    family: str | None = None,
     validation_fraction: float = 0.05,
     field: str = "text",
     sample_bytes: int = 2**27,
@@ -75,13 +76,15 @@ def prepare(
     `sources`: files, folders and glob patterns of text, JSONL or Parquet (`field` holds the text), plain,
     .gz or .zst; none means the modules of Python's standard library. The tokenizer is the given one, or
     byte-level BPE of `vocab_size` (8192) trained on at most `sample_bytes` of the training split, with the
-    special tokens of `family`. About `validation_fraction` of the documents, chosen by the hash of their
-    text, are held out. Memory: the sample, one shard, and for each of `workers` threads (all cores) a few
-    MiB, up to 200 MiB while it encodes a document of 1 MiB; besides a few hundred bytes per source file.
+    special tokens of `family`, Kimi K2's if none is named. About `validation_fraction` of the documents,
+    chosen by the hash of their text, are held out. Memory: the sample, one shard, and for each of `workers`
+    threads (all cores) a few MiB, up to 200 MiB while it encodes a document of 1 MiB; besides a few hundred
+    bytes per source file.
 
     Raises LichenError if there is no readable text, the vocabulary is larger than the text supports, `out`
     holds something else, a source changed since `out` was begun, or the tokenizer does not fit the family.
     """
+    family = family or token_families()[0]
     if not 0 <= validation_fraction < 1:
         raise LichenError(f"validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
     if tokenizer:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from lichen.data.special_tokens import family_tokens
+from lichen.arch.families import special_tokens
 from lichen.errors import LichenError
 
 # BPE merges never cross the borders this pattern draws, so it decides what a token can be.
@@ -40,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> Token
     if `vocab_size` leaves no room for the 256 bytes and the special tokens, or if the texts hold too few
     different pairs to fill it.
     """
-    special = family_tokens(family)
+    special = special_tokens(family)
     smallest = 256 + len(special.markup)
     if vocab_size < smallest:
         raise LichenError(

@@ -26,7 +26,8 @@ class Role:
     Parameters of other people's models may be laid out otherwise. `layout` says where an output of the
     matrix lies: in a row, as in `nn.Linear`; in a column, (..., inputs, outputs); or in a convolution
     "kernel" (outputs, inputs, *window), which is one matrix. `interleaved` means that the fused matrices
-    take turns row by row instead of following each other.
+    take turns row by row instead of following each other. `fp32`: it multiplies in fp32 whatever the model
+    computes in, and loses by being kept in less.
     """
 
     kind: Kind
@@ -34,3 +35,4 @@ class Role:
     heads: int = 1
     layout: Layout = "rows"
     interleaved: bool = False
+    fp32: bool = False

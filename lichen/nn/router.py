@@ -26,7 +26,7 @@ from lichen.nn.roles import Role
 class TopK(nn.Module):
     """The best experts by score."""
 
-    roles: ClassVar[dict[str, Role]] = {"weight": Role("matrix")}
+    roles: ClassVar[dict[str, Role]] = {"weight": Role("matrix", fp32=True)}
 
     def __init__(self, spec: Router, hidden_size: int) -> None:
         super().__init__()

@@ -12,6 +12,9 @@ from lichen.errors import LichenError
 from lichen.nn.roles import Kind
 from lichen.optim.newton_schulz import DEEPSEEK_V4, KELLER_JORDAN, Schedule
 
+Published = Literal["adamw", "muon", "moonlight", "muonclip", "deepseek_v4", "deepseek_v4_1"]
+"""The names of the recipes below."""
+
 EVERY_KIND: tuple[Kind, ...] = ("matrix", "embedding", "head", "norm", "bias", "vector")
 
 

@@ -25,9 +25,8 @@ import torch
 from tokenizers import Tokenizer
 
 import lichen
-from lichen.arch.families import for_export, write_config
+from lichen.arch.families import chat_template, for_export, write_config
 from lichen.arch.spec import ModelSpec
-from lichen.chat.template import chat_template
 from lichen.data.special_tokens import SpecialIds, special_ids
 from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
@@ -36,7 +35,8 @@ from lichen.train.checkpoint import step_of
 from lichen.train.model_card import model_card
 from lichen.train.run import open_run
 from lichen.train.trained import EXPORT_MARK, end_ids, newest_checkpoint
-from lichen.weights.checkpoint import load_model, save_weights
+from lichen.weights.load import load_model
+from lichen.weights.save import save_weights
 
 FORMAT_VERSION = 1
 

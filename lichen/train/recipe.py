@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from lichen.errors import LichenError
 from lichen.files import write_text
 from lichen.nn.roles import Kind
+from lichen.optim.recipes import Published
 from lichen.optim.schedule import lr_factor
 
 
@@ -52,9 +53,7 @@ class OverrideRow(Section):
 
 
 class OptimizerSection(Section):
-    recipe: Literal["adamw", "muon", "moonlight", "muonclip", "deepseek_v4", "deepseek_v4_1"] = Field(
-        description="published update rule; its numbers hold unless given here"
-    )
+    recipe: Published = Field(description="published update rule; its numbers hold unless given here")
     lr: float | None = Field(default=None, gt=0, description="peak learning rate")
     adamw_lr: float | None = Field(
         default=None, gt=0, description="peak learning rate of what Muon leaves to AdamW; without it, lr"

@@ -19,7 +19,7 @@ from lichen.machine.precision import matmul_dtype
 from lichen.nn.transformer import Transformer
 from lichen.train.checkpoint import newest_good
 from lichen.train.run import Run, is_run, open_run
-from lichen.weights.checkpoint import load_model
+from lichen.weights.load import load_model
 
 EXPORT_MARK = "lichen.json"
 """What an export says about itself; a folder from elsewhere has none."""

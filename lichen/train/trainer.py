@@ -51,8 +51,9 @@ from lichen.train.objective import LossOutput, NextToken
 from lichen.train.replicas import Replicas
 from lichen.train.run import Run, default_device, optimizer_recipe, optimizer_table
 from lichen.train.trained import check_tokenizer, end_ids
-from lichen.weights.checkpoint import load_weights, save_weights
 from lichen.weights.folder import Outgoing, write_file
+from lichen.weights.load import load_weights
+from lichen.weights.save import save_weights
 
 
 class Diverged(LichenError):

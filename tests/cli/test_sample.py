@@ -14,7 +14,7 @@ from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.nn.transformer import Transformer
-from lichen.weights.checkpoint import save_weights
+from lichen.weights.save import save_weights
 
 CONTEXT = 32
 SPEC = ModelSpec(

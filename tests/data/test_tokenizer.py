@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lichen.arch.families import special_tokens, token_families
 from lichen.data.sources import standard_library
-from lichen.data.special_tokens import FAMILIES, special_ids
+from lichen.data.special_tokens import special_ids
 from lichen.data.tokenizer import (
     load_tokenizer,
     plain_encoder,
@@ -20,6 +21,7 @@ from lichen.data.tokenizer import (
 from lichen.errors import LichenError
 
 TEXTS = [path.read_text() for path in standard_library() if path.parent.name in ("json", "http")]
+FAMILIES = {family: special_tokens(family) for family in token_families()}
 TRAINED = {family: train_tokenizer(TEXTS, 700, family) for family in FAMILIES}
 MARKUP = [text for family in FAMILIES.values() for text in family.markup]
 ANY_TEXT = st.lists(st.one_of(st.text(), st.sampled_from(MARKUP), st.sampled_from(TEXTS[0].split(" ")))).map(

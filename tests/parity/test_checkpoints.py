@@ -18,7 +18,8 @@ from transformers.models.kimi_k25 import Kimi_K25Config, Kimi_K25ForConditionalG
 
 from lichen.arch.families import for_export, read_config, write_config
 from lichen.nn.transformer import Transformer
-from lichen.weights.checkpoint import load_model, save_weights
+from lichen.weights.load import load_model
+from lichen.weights.save import save_weights
 from tests.conftest import logits_of, loss_of
 
 from .conftest import DEEPSEEK, YARN, Oracle, build, randomise, save

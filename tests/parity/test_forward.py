@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lichen.weights.checkpoint import load_model
+from lichen.weights.load import load_model
 from tests.conftest import logits_of, loss_of
 
 from .conftest import Oracle

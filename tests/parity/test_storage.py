@@ -13,7 +13,7 @@ from torch import Tensor
 from lichen.errors import LichenError
 from lichen.kv.contiguous import Contiguous
 from lichen.nn.transformer import Transformer
-from lichen.weights.checkpoint import load_model
+from lichen.weights.load import load_model
 from tests.conftest import logits_of, read
 
 from .conftest import Oracle

@@ -23,7 +23,7 @@ from lichen.train.loop import train
 from lichen.train.recipe import read_recipe
 from lichen.train.run import Run, open_run, start_run
 from lichen.train.trained import load_trained
-from lichen.weights.checkpoint import load_model
+from lichen.weights.load import load_model
 from tests.conftest import logits_of
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from lichen.train import trainer as trainer_module
 from lichen.train.recipe import DataSection, OptimizerSection
 from lichen.train.run import start_run
 from lichen.train.trainer import Trainer
-from lichen.weights.checkpoint import save_weights
+from lichen.weights.save import save_weights
 from tests.conftest import logits_of
 
 DENSE = (

@@ -28,7 +28,8 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from lichen.arch.families import read_config, write_config
 from lichen.errors import LichenError
 from lichen.nn.transformer import Transformer
-from lichen.weights.checkpoint import load_model, load_weights, save_weights
+from lichen.weights.load import load_model, load_weights
+from lichen.weights.save import save_weights
 from tests.conftest import logits_of
 
 CONFIG: dict[str, Any] = {
@@ -397,7 +398,8 @@ def test_fp8_scales_of_the_wrong_shape(tmp_path: Path, shape: tuple[int, ...]) -
 MEASURE = """
 import json, sys, torch
 from pathlib import Path
-from lichen.weights.checkpoint import load_model, save_weights
+from lichen.weights.load import load_model
+from lichen.weights.save import save_weights
 
 def peak():
     status = Path("/proc/self/status").read_text()  # not getrusage: it starts from the parent's peak

@@ -1,67 +1,102 @@
-"""`config.json` <-> `ModelSpec`: one small file per family, and the way from a name or path to a spec."""
+"""One folder per family, found by itself; and the way from a name or path to a spec.
+
+config.py     MODEL_TYPES, `read` and, where its specs hold all that a config says, `write`; `exported`, where
+              other programs load such a model
+tensors.py    NAMES: how checkpoints name tensors, where it is not as in memory
+tokens.py     TOKENS: special tokens
+chat.jinja    how they write a conversation
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import pkgutil
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
+from importlib import import_module, resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lichen.arch.families.deepseek_v3 import config as deepseek_v3
-from lichen.arch.families.deepseek_v4 import config as deepseek_v4
-from lichen.arch.families.deepseek_v32 import config as deepseek_v32
-from lichen.arch.families.deepseek_v41 import config as deepseek_v41
 from lichen.arch.families.fields import shown
-from lichen.arch.families.gemma4 import config as gemma4
-from lichen.arch.families.kimi_k25 import config as kimi_k25
-from lichen.arch.families.kimi_linear import config as kimi_linear
-from lichen.arch.families.llama import config as llama
-from lichen.arch.families.llama4 import config as llama4
-from lichen.arch.families.qwen3_5 import config as qwen35
-from lichen.arch.parts.moe import MoE
+from lichen.arch.families.tensors import TensorNames
+from lichen.arch.families.tokens import SpecialTokens
 from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
-from lichen.errors import SpecError, did_you_mean
-
-READERS: dict[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
-    "deepseek_v3": deepseek_v3.read,
-    "deepseek_v32": deepseek_v32.read,
-    "deepseek_v4": deepseek_v4.read,
-    "deepseek_v41": deepseek_v41.read,
-    "gemma4": gemma4.read,
-    "gemma4_text": gemma4.read,
-    "kimi_k2": deepseek_v3.read,
-    "kimi_k25": kimi_k25.read,
-    "kimi_k3": kimi_linear.read,
-    "kimi_linear": kimi_linear.read,
-    "llama": llama.read,
-    "llama4": llama4.read,
-    "llama4_text": llama4.read,
-    "qwen3_5": qwen35.read,
-    "qwen3_5_text": qwen35.read,
-}
-
-# The other families are only accounted: their specs do not hold all that a config says.
-WRITERS: dict[str, Callable[[ModelSpec], dict[str, Any]]] = {
-    "deepseek_v3": deepseek_v3.write,
-    "deepseek_v32": deepseek_v32.write,
-    "kimi_k2": deepseek_v3.write,
-    "kimi_k25": kimi_k25.write,
-    "llama": llama.write,
-}
+from lichen.errors import LichenError, SpecError, did_you_mean
 
 LARGEST_CONFIG = 16 * 2**20
+
+
+# ------------------------------------------------------------------------------------------- the folders
+
+
+def _beside(family: str, file: str) -> Any:
+    """The module `file`.py in the folder of `family`, None where it has none."""
+    name = f"{__name__}.{family}.{file}"
+    known = family in _folders() and find_spec(name)
+    return import_module(name) if known else None
+
+
+@cache
+def _folders() -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in pkgutil.iter_modules(__path__) if entry.ispkg))
+
+
+@cache
+def _configs() -> dict[str, Any]:
+    """model_type -> the module that reads such a `config.json`."""
+    modules = (_beside(family, "config") for family in _folders())
+    return dict(sorted((kind, module) for module in modules for kind in module.MODEL_TYPES))
+
+
+def tensor_names(model_type: str) -> TensorNames:
+    """How checkpoints of such a model name their tensors."""
+    folder = _configs()[model_type].__package__.rpartition(".")[2]
+    found = _beside(folder, "tensors")
+    return TensorNames() if found is None else found.NAMES
+
+
+def token_families() -> tuple[str, ...]:
+    """The families whose special tokens are known, the one first that serves where none is named."""
+    found = {family: module for family in _folders() if (module := _beside(family, "tokens"))}
+    return tuple(sorted(found, key=lambda family: not getattr(found[family], "IS_DEFAULT", False)))
+
+
+def special_tokens(family: str) -> SpecialTokens:
+    """Raises LichenError for a family whose special tokens are not known."""
+    found = _beside(family, "tokens")
+    if found is None:
+        known = ", ".join(token_families())
+        raise LichenError(f"no special tokens are known for family {family!r}; known: {known}")
+    return found.TOKENS
+
+
+def chat_template(family: str) -> str:
+    """How the special tokens of `family` write a conversation: the Jinja source that readers of Hugging Face
+    folders render from `messages`, `tools` and `add_generation_prompt` in the form of OpenAI's chat API.
+
+    It gives the model no name that the conversation does not give it.
+    """
+    return (resources.files(f"{__name__}.{family}") / "chat.jinja").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------- config.json
 
 
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of a `config.json`. Raises SpecError naming the field, its value and what is supported."""
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in READERS:
+    if not isinstance(model_type, str) or model_type not in _configs():
         value = f"is {shown(model_type)}" if "model_type" in config else "is missing"
-        raise SpecError(f"model_type {value}; supported: " + ", ".join(READERS))
-    return READERS[model_type](config)
+        raise SpecError(f"model_type {value}; supported: " + ", ".join(_configs()))
+    return _configs()[model_type].read(config)
+
+
+def can_write(family: str) -> bool:
+    """Whether the family's specs hold all that its configs say; the others are only accounted."""
+    return hasattr(_configs().get(family), "write")
 
 
 def write_config(spec: ModelSpec) -> dict[str, Any]:
@@ -69,37 +104,21 @@ def write_config(spec: ModelSpec) -> dict[str, Any]:
 
     Raises SpecError for a model that the spec's family cannot express, or whose family is only accounted.
     """
-    if spec.family not in WRITERS:
-        raise SpecError(f"family is {shown(spec.family)}; configs can be written of " + ", ".join(WRITERS))
-    return dict(sorted(WRITERS[spec.family](spec).items()))
+    if not can_write(spec.family):
+        families = ", ".join(filter(can_write, _configs()))
+        raise SpecError(f"family is {shown(spec.family)}; configs can be written of {families}")
+    return dict(sorted(_configs()[spec.family].write(spec).items()))
 
 
 def for_export(spec: ModelSpec) -> ModelSpec:
     """The same model under the model_type that transformers, vLLM and llama.cpp all load.
 
-    Kimi's text towers become `deepseek_v3`, which is what they compute. Raises SpecError for a model that
-    transformers would load without a word and compute differently.
+    Raises SpecError for a model that transformers would load without a word and compute differently.
     """
-    if spec.family == "kimi_k25":
-        spec = kimi_k25.text_tower(spec)
-    if spec.family == "llama":
-        return spec
-    if spec.family not in ("deepseek_v3", "kimi_k2"):
+    exported = getattr(_configs().get(spec.family), "exported", None)
+    if exported is None:
         raise SpecError(f"{spec.family} can be accounted but not yet trained, so there is nothing to export")
-    config = write_config(spec)
-    if config["moe_layer_freq"] != 1:
-        raise SpecError(
-            f"moe_layer_freq is {config['moe_layer_freq']}; transformers puts experts into every layer from "
-            "first_k_dense_replace on, so only 1 can be exported"
-        )
-    for layer in spec.all_layers:
-        part = layer.feed_forward
-        if isinstance(part, MoE) and part.router.scoring_func != "sigmoid":
-            raise SpecError(
-                f"scoring_func is {shown(part.router.scoring_func)}; transformers scores the experts of this "
-                'family with a sigmoid, so only "sigmoid" can be exported'
-            )
-    return replace(spec, family="deepseek_v3")
+    return exported(spec)
 
 
 def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec:

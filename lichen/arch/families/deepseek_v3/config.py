@@ -1,17 +1,17 @@
-"""DeepSeek-V3 (arXiv 2412.19437) and Kimi K2 (arXiv 2507.20534): MLA, a few dense layers, then experts.
+"""DeepSeek-V3 (arXiv 2412.19437): MLA, a few dense layers, then experts.
 
-Both model types, `deepseek_v3` and `kimi_k2`, mean the same computation. Layer N has experts when
-`N >= first_k_dense_replace` and `N` is a multiple of `moe_layer_freq`; the multi-token-prediction layers are
-numbered on from the last and follow the same rule.
+Layer N has experts when `N >= first_k_dense_replace` and `N` is a multiple of `moe_layer_freq`; the
+multi-token-prediction layers are numbered on from the last and follow the same rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lichen.arch.families.decoder import read_activation, read_decoder, uniform, write_decoder
-from lichen.arch.families.fields import MOST_LAYERS, Fields
+from lichen.arch.families.fields import MOST_LAYERS, Fields, shown
 from lichen.arch.families.rope import read_rope, write_rope
 from lichen.arch.parts import of_kind
 from lichen.arch.parts.activation import SILU, Activation
@@ -23,7 +23,7 @@ from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import SpecError
 
 ARCHITECTURE = "DeepseekV3ForCausalLM"
-MODEL_TYPES = ("deepseek_v3", "kimi_k2")
+MODEL_TYPES = ("deepseek_v3",)
 
 # With the balancing bias, and plainly by score.
 TOPK_METHODS = ("noaux_tc", "greedy")
@@ -32,7 +32,6 @@ TOPK_METHODS = ("noaux_tc", "greedy")
 def read(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of a `config.json`. Raises SpecError for what it cannot express."""
     fields = Fields(config)
-    family = fields.choice("model_type", MODEL_TYPES)
     fields.fixed("index_topk", None, "sparse attention belongs to DeepSeek-V3.2")
     attention = _read_attention(fields, read_rope(fields, fields.boolean("rope_interleave", True)))
     activation = read_activation(fields)
@@ -51,7 +50,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     if not all(has_experts):
         parts[False] = Dense(fields.integer("intermediate_size"), activation=activation)
     layers = tuple(LayerSpec(attention, parts[moe]) for moe in has_experts)
-    return read_decoder(fields, family, ARCHITECTURE, layers[:n_layers], mtp=layers[n_layers:])
+    return read_decoder(fields, MODEL_TYPES[0], ARCHITECTURE, layers[:n_layers], mtp=layers[n_layers:])
 
 
 def _expert_pattern(n: int, first_k_dense_replace: int, moe_layer_freq: int) -> list[bool]:
@@ -189,3 +188,22 @@ def _write_experts(experts: MoE, family: str) -> dict[str, Any]:
         "aux_loss_alpha": router.aux_loss_alpha,
         **({"seq_aux": True} if router.aux_loss_alpha else {}),
     }
+
+
+def exported(spec: ModelSpec) -> ModelSpec:
+    """The model as transformers, vLLM and llama.cpp all load it. Raises SpecError for one that transformers
+    would load without a word and compute differently."""
+    config = write(spec)
+    if config["moe_layer_freq"] != 1:
+        raise SpecError(
+            f"moe_layer_freq is {config['moe_layer_freq']}; transformers puts experts into every layer from "
+            "first_k_dense_replace on, so only 1 can be exported"
+        )
+    for layer in spec.all_layers:
+        router = layer.feed_forward.router
+        if router and router.scoring_func != "sigmoid":
+            raise SpecError(
+                f"scoring_func is {shown(router.scoring_func)}; transformers scores the experts of this "
+                'family with a sigmoid, so only "sigmoid" can be exported'
+            )
+    return replace(spec, family=MODEL_TYPES[0])

@@ -14,7 +14,7 @@ from lichen.arch.parts.mla import MLA
 from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import SpecError
 
-MODEL_TYPE = "deepseek_v32"
+MODEL_TYPES = ("deepseek_v32",)
 ARCHITECTURE = "DeepseekV32ForCausalLM"
 
 
@@ -28,8 +28,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         head_dim=fields.integer("index_head_dim"),
         topk=fields.integer("index_topk"),
     )
-    spec = deepseek_v3.read({**fields.rest(), "model_type": "deepseek_v3"})
-    return _with_indexer(replace(spec, family=MODEL_TYPE), indexer)
+    spec = deepseek_v3.read({**fields.rest(), "model_type": deepseek_v3.MODEL_TYPES[0]})
+    return _with_indexer(replace(spec, family=MODEL_TYPES[0]), indexer)
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     indexer = latent[0].indexer if latent else None
     if indexer is None:
         part = spec.layers[0].attention
-        raise SpecError(f"{MODEL_TYPE}: attention is MLA with an indexer; this model has {part}")
+        raise SpecError(f"{MODEL_TYPES[0]}: attention is MLA with an indexer; this model has {part}")
     return {
         **deepseek_v3.write(_with_indexer(spec, None)),
         "architectures": [ARCHITECTURE],

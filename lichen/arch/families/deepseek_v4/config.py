@@ -20,6 +20,7 @@ from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
 
+MODEL_TYPES = ("deepseek_v4",)
 CSA, HCA, WINDOW_ONLY = 4, 128, 0
 
 

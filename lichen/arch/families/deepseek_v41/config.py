@@ -26,6 +26,8 @@ from lichen.arch.parts.engram import Engram
 from lichen.arch.parts.hyper_connections import HyperConnections
 from lichen.arch.spec import LayerSpec, ModelSpec
 
+MODEL_TYPES = ("deepseek_v41",)
+
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of the text tower. Raises SpecError for what it cannot express."""

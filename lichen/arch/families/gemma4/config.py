@@ -16,6 +16,8 @@ from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
 
+MODEL_TYPES = ("gemma4", "gemma4_text")
+
 # Of the smaller Gemma 4 models, which are built of more than is described here.
 ABSENT = {
     "enable_moe_block": False,

@@ -14,9 +14,13 @@ from typing import Any
 from lichen.arch.families.decoder import read_dtype
 from lichen.arch.families.deepseek_v3 import config as deepseek_v3
 from lichen.arch.families.fields import Fields, shown
+from lichen.arch.families.kimi_k2 import config as kimi_k2
 from lichen.arch.families.wrapper import vision_notes
 from lichen.arch.spec import ModelSpec
 from lichen.errors import SpecError
+
+MODEL_TYPES = ("kimi_k25",)
+TOWERS = (*deepseek_v3.MODEL_TYPES, *kimi_k2.MODEL_TYPES)
 
 # Moonshot's name, and the one under which transformers saves the same model.
 ARCHITECTURES = ("KimiK25ForConditionalGeneration", "Kimi_K25ForConditionalGeneration")
@@ -37,7 +41,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     outer = {key: fields.get(key) for key in REPEATED} | {"torch_dtype": read_dtype(fields)}
     outer = {key: value for key, value in outer.items() if value is not None}
     try:
-        tower = deepseek_v3.read({"model_type": "deepseek_v3", **outer, **inner.values})
+        kind = inner.choice("model_type", TOWERS, TOWERS[0])
+        tower = replace(deepseek_v3.read({**outer, **inner.values}), family=kind)
         written = deepseek_v3.write(tower)
     except SpecError as error:
         raise SpecError(f"text_config: {error}") from error
@@ -46,7 +51,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
             fields.refuse(key, f"text_config says {shown(written[key])}, and the two must agree")
     return replace(
         tower,
-        family="kimi_k25",
+        family=MODEL_TYPES[0],
         not_carried=(*tower.not_carried, *vision_notes(config.get("vision_config"))),
         metadata={**fields.rest(), "text_config": {"model_type": tower.family, **tower.metadata}},
     )
@@ -58,7 +63,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return {
         **copy.deepcopy(spec.metadata),
         "architectures": [ARCHITECTURES[0]],
-        "model_type": "kimi_k25",
+        "model_type": MODEL_TYPES[0],
         "text_config": text_config,
         **{key: text_config[key] for key in REPEATED},
     }
@@ -67,4 +72,9 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 def text_tower(spec: ModelSpec) -> ModelSpec:
     """The text tower as a model of its own, of family deepseek_v3 or kimi_k2."""
     metadata = dict(spec.metadata.get("text_config", {}))
-    return replace(spec, family=metadata.pop("model_type", "deepseek_v3"), metadata=metadata)
+    return replace(spec, family=metadata.pop("model_type", TOWERS[0]), metadata=metadata)
+
+
+def exported(spec: ModelSpec) -> ModelSpec:
+    """The text tower as a DeepSeek-V3, which it is."""
+    return deepseek_v3.exported(text_tower(spec))

@@ -22,6 +22,8 @@ from lichen.arch.parts.mla import MLA
 from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.spec import LayerSpec, ModelSpec
 
+MODEL_TYPES = ("kimi_k3", "kimi_linear")
+
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of the text tower. Raises SpecError for what it cannot express."""

@@ -15,6 +15,7 @@ from lichen.arch.parts.rope import Rope, Yarn
 from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import SpecError
 
+MODEL_TYPES = ("llama",)
 ARCHITECTURE = "LlamaForCausalLM"
 
 
@@ -88,3 +89,8 @@ def _check(hidden_size: int, heads: int, rope: Rope) -> None:
             f"rope_scaling.mscale_all_dim is {rope.scaling.mscale_all_dim}; supported: absent "
             "(Llama's attention does not scale its softmax by it)"
         )
+
+
+def exported(spec: ModelSpec) -> ModelSpec:
+    """A Llama is loaded under its own name."""
+    return spec

@@ -16,6 +16,7 @@ from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.spec import LayerSpec, ModelSpec
 
+MODEL_TYPES = ("llama4", "llama4_text")
 NO_ROPE_INTERVAL = 4  # the default of Meta's configs, which leave it out
 
 

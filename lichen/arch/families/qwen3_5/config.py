@@ -15,6 +15,8 @@ from lichen.arch.parts.dense import Dense
 from lichen.arch.parts.gqa import GQA
 from lichen.arch.spec import LayerSpec, ModelSpec
 
+MODEL_TYPES = ("qwen3_5", "qwen3_5_text")
+
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of the text tower. Raises SpecError for what it cannot express."""

@@ -4,7 +4,7 @@ import pytest
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lichen.chat.template import chat_template
+from lichen.arch.families import chat_template
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 BOS = "<bos>"
