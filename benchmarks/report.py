@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lichen.files import write_text
+from lichen.files.atomic import write_text
 from lichen.machine.rates import machine
 
 

@@ -32,7 +32,7 @@ from lichen.machine.precision import matmul_dtype, multiplies_bf16
 from lichen.machine.rates import matrix_rate
 from lichen.nn.transformer import Transformer
 from lichen.train.objective import NextToken
-from lichen.train.replicas import Replicas
+from lichen.train.parallel import Threads
 from lichen.weights.load import load_model
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def ours(folder: Path, shape: Shape, dtype: torch.dtype) -> Step:
     keep_freed_memory()  # as `lichen train` does
     model = load_model(folder, dtype).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    replicas = Replicas(model, shape.rows)
+    replicas = Threads(model, shape.rows)
     normalizer = shape.rows * (shape.length - 1)
     objective = NextToken()
 

@@ -6,8 +6,12 @@ A shell that runs the tests in the background has them ignore it, and every chil
 from __future__ import annotations
 
 import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -37,3 +41,15 @@ def read(model: Transformer, tokens: Tensor, storage: Contiguous) -> Tensor:
     """The logits after each of the new tokens (B, T) of all sequences in `storage`: (B, T, vocab_size)."""
     at = storage.take([tokens.shape[1]] * len(tokens))
     return model.logits(model(tokens.flatten(), at)).unflatten(0, tokens.shape)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """256 KiB."""
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f"mounting a small disk needs root: {mount.stderr.decode().strip()}")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)

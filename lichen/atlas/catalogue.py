@@ -28,7 +28,7 @@ from lichen.arch.spec import ModelSpec
 from lichen.atlas.facts import Fact, Past, Record, known, named, today
 from lichen.atlas.yaml_file import field_error, parse, read_yaml, replaced
 from lichen.errors import LichenError
-from lichen.files import write_text
+from lichen.files.atomic import write_text
 
 SHIPPED = Path(__file__).parent / "models"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"

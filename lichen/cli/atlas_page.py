@@ -21,7 +21,7 @@ def build(
     from lichen.atlas.facts import parse_as_of
     from lichen.atlas.page import build as build_page
     from lichen.errors import LichenError
-    from lichen.files import write_text
+    from lichen.files.atomic import write_text
 
     if out.is_dir():
         raise LichenError(f"--out {out} is a folder: name a file in it, like {out / 'atlas.html'}")

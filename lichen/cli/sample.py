@@ -31,15 +31,15 @@ def sample(
 
     On a terminal the prompt is printed before it.
     """
+    from lichen.machine.precision import default_device
     from lichen.serve.detokenizer import stream_text
     from lichen.serve.generate import generate
+    from lichen.serve.open import open_model
     from lichen.serve.sampling import SamplingParams
-    from lichen.train.run import default_device
-    from lichen.train.trained import load_trained
 
     params = SamplingParams(temperature, top_p, top_k, seed, max_tokens, tuple(stop or ()))
     text = _read_prompt(prompt)
-    trained = load_trained(model, default_device())
+    trained = open_model(model, default_device())
     tokens = generate(trained.model, trained.tokenizer.encode(text).ids, params, eos_ids=trained.eos_ids)
     if sys.stdout.isatty():
         typer.secho(text, bold=True, nl=False)

@@ -82,6 +82,6 @@ def _print_keys() -> None:
 
 def _print_optimizer(recipe: Recipe) -> None:
     """One line per parameter: what updates it, learning rate, weight decay and the matrices it holds."""
-    from lichen.train.run import model_spec, optimizer_recipe, planned_table
+    from lichen.train.resolve import model_spec, optimizer_recipe, planned_table
 
     print(planned_table(model_spec(recipe), recipe).describe(optimizer_recipe(recipe)))

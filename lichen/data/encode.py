@@ -43,7 +43,7 @@ from lichen.data.stream import (
 )
 from lichen.data.tokenizer import plain_encoder, vocabulary_size
 from lichen.errors import LichenError
-from lichen.files import atomic_write
+from lichen.files.atomic import atomic_write
 
 
 @dataclass(frozen=True)

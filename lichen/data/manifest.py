@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter
 
 from lichen.errors import LichenError
-from lichen.files import write_text
+from lichen.files.atomic import write_text
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"

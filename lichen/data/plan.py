@@ -24,7 +24,7 @@ from lichen.data.manifest import (
 )
 from lichen.data.parallel import in_order
 from lichen.errors import LichenError
-from lichen.files import atomic_write
+from lichen.files.atomic import atomic_write
 
 # Called with the name of the stage, and how much of how much of it is done.
 Progress = Callable[[str, int, int], None]

@@ -48,7 +48,7 @@ from lichen.data.tokenizer import (
     vocabulary_size,
 )
 from lichen.errors import LichenError
-from lichen.files import atomic_write, disk_errors, write_text
+from lichen.files.atomic import atomic_write, disk_errors, write_text
 
 DEFAULT_VOCAB_SIZE = 8192
 

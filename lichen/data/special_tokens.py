@@ -42,3 +42,8 @@ def special_ids(tokenizer: Tokenizer, family: str) -> SpecialIds:
         )
     start = (bos,) if tokens.bos_opens_documents and bos is not None else ()
     return SpecialIds(bos, eos, eos if pad is None else pad, end_of_turn, start)
+
+
+def end_ids(special: SpecialIds) -> list[int]:
+    """Tokens that end a text: the end of a document, and that of a turn where it is another token."""
+    return list(dict.fromkeys(i for i in (special.eos, special.end_of_turn) if i is not None))

@@ -1,4 +1,4 @@
-"""Which number format to compute in."""
+"""Where to compute, and in which number format."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from functools import cache
 
 import torch
+
+
+def default_device() -> torch.device:
+    """The accelerator, where there is one."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 @cache

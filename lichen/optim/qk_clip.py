@@ -58,6 +58,14 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
     return {name: int(count) for name, count in clipped.items()}
 
 
+def require_clippable(model: nn.Module) -> None:
+    """Raise LichenError for an attention in `model` that says that QK-clip is not defined for it."""
+    attention: Any
+    for attention in model.modules():
+        if hasattr(attention, "logit_factors"):
+            list(attention.logit_factors(torch.ones(attention.spec.num_attention_heads)))
+
+
 def _factors(name: str, attention: Any, gamma: Tensor) -> list[tuple[Tensor, Tensor]]:
     """What the attention edits, and by which factor each row, for its logits to shrink by gamma per head."""
     ask = getattr(attention, "logit_factors", None)

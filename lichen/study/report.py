@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lichen.files import atomic_write, write_text
+from lichen.files.atomic import atomic_write, write_text
 from lichen.study.plan import Point, Study
 from lichen.study.results import (
     SPIKE,
@@ -23,9 +23,9 @@ from lichen.study.results import (
     result,
     tokens_to_reach,
 )
-from lichen.train.draw import draw
-from lichen.train.plots import chart
-from lichen.train.report import filled
+from lichen.train.report.draw import draw
+from lichen.train.report.page import filled
+from lichen.train.report.plots import chart
 from lichen.train.run import Run
 
 COLOURS = [

@@ -9,9 +9,9 @@ from typing import Literal
 
 from lichen.arch.flops import training_flops_per_token
 from lichen.study.plan import Point
-from lichen.train.checkpoint import list_checkpoints
 from lichen.train.metrics import StepMetrics, read_metrics
 from lichen.train.run import Run
+from lichen.weights.checkpoints import list_checkpoints
 
 WINDOW = 16
 """Steps whose loss is averaged where one step's would be noise."""

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lichen.errors import LichenError
-from lichen.files import disk_errors
+from lichen.files.atomic import disk_errors
+from lichen.files.lock import locked
 from lichen.study.plan import Point, Study, point
 from lichen.study.results import best_labels, is_over, result
-from lichen.train.lock import locked
 from lichen.train.loop import stop_signals
 from lichen.train.run import Run, start_run
 

@@ -11,14 +11,16 @@ from pathlib import Path
 from rich.console import Console
 
 from lichen.errors import LichenError, is_out_of_memory
-from lichen.files import write_text
-from lichen.train.checkpoint import newest_good, step_of
-from lichen.train.lock import locked
+from lichen.files.atomic import write_text
+from lichen.files.lock import locked
+from lichen.train import state
+from lichen.train.evaluate import evaluate, samples
 from lichen.train.metrics import MetricsLog, StepMetrics
 from lichen.train.progress import Progress
-from lichen.train.report import write_report
+from lichen.train.report.page import write_report
 from lichen.train.run import Run, open_run
-from lichen.train.trainer import Diverged, Trainer
+from lichen.train.step import Diverged, Trainer
+from lichen.weights.checkpoints import newest_good, step_of
 
 
 def train(run: Run, console: Console) -> signal.Signals | None:
@@ -93,10 +95,10 @@ def _take_steps(run: Run, console: Console) -> signal.Signals | None:
                     progress.update(metrics)
                     if _due(run.recipe.checkpoint.every, trainer.step, steps):
                         log.sync()
-                        checkpoint = trainer.save()
+                        checkpoint = state.save(trainer)
                 if trainer.step > (step_of(checkpoint) if checkpoint else 0):
                     log.sync()
-                    trainer.save()
+                    state.save(trainer)
     return stop.signal if trainer.step < steps else None
 
 
@@ -118,10 +120,10 @@ def _step(trainer: Trainer) -> StepMetrics:
     """One optimizer step and, where they are due after it, an evaluation and samples."""
     recipe = trainer.run.recipe
     metrics = trainer.train_step()
-    if _due(recipe.eval.every, trainer.step, recipe.train.steps) and (scores := trainer.evaluate()):
+    if _due(recipe.eval.every, trainer.step, recipe.train.steps) and (scores := evaluate(trainer)):
         metrics = replace(metrics, validation_loss=scores[0], bits_per_byte=scores[1])
     if recipe.sample.prompts and _due(recipe.sample.every, trainer.step, recipe.train.steps):
-        metrics = replace(metrics, samples=trainer.sample())
+        metrics = replace(metrics, samples=samples(trainer))
     return metrics
 
 

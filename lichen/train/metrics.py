@@ -13,7 +13,7 @@ from typing import IO, Any
 from torch import Tensor
 
 from lichen.errors import LichenError
-from lichen.files import disk_errors, write_text
+from lichen.files.atomic import disk_errors, write_text
 from lichen.train.event_file import EventFile
 
 

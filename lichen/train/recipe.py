@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from lichen.errors import LichenError
-from lichen.files import write_text
+from lichen.files.atomic import write_text
 from lichen.nn.roles import Kind
 from lichen.optim.recipes import Published
 from lichen.optim.schedule import lr_factor

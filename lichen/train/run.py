@@ -2,10 +2,10 @@
 
 RUN/recipe.toml     the resolved recipe          RUN/metrics.jsonl   one line per step
 RUN/config.json     the model                    RUN/tensorboard/    the same, for TensorBoard
-RUN/tokenizer.json  its tokens                   RUN/checkpoints/    see `lichen.train.checkpoint`
+RUN/tokenizer.json  its tokens                   RUN/checkpoints/    see `lichen.weights.checkpoints`
 RUN/data.json       the manifest of its data     RUN/report.html     written at the end
 RUN/run.json        format, machine, versions    RUN/plots/          its figures
-RUN/lock            who trains, see `lichen.train.lock`
+RUN/lock            who trains, see `lichen.files.lock`
 
 Only training itself reads the data again: what has been trained can be used and exported without them.
 """
@@ -14,34 +14,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 import lichen
-from lichen.arch.families import load_spec, read_config, write_config
+from lichen.arch.families import read_config, write_config
 from lichen.arch.families.fields import shown
-from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
-from lichen.data.dataset import TokenDataset
 from lichen.data.manifest import TOKENIZER_FILE, Manifest, read_json, write_json
 from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
-from lichen.files import atomic_write, disk_errors, write_text
+from lichen.files.atomic import atomic_write, disk_errors, write_text
+from lichen.files.lock import LOCK_FILE, locked
+from lichen.machine.precision import default_device
 from lichen.machine.rates import machine
-from lichen.nn.build import require_modules
-from lichen.nn.roles import Role
-from lichen.nn.transformer import Transformer
-from lichen.optim import recipes
-from lichen.optim.recipes import OptimizerRecipe
-from lichen.optim.table import Override, ParameterTable, parameter_table
-from lichen.train.checkpoint import FORMAT_VERSION, check_format_version
-from lichen.train.lock import LOCK_FILE, locked
-from lichen.train.recipe import Recipe, differences, is_fixed, read_recipe, unknown_field, write_recipe
+from lichen.serve.open import is_run
+from lichen.train.recipe import Recipe, differences, is_fixed, read_recipe, write_recipe
+from lichen.train.resolve import resolve
+
+FORMAT_VERSION = 1
+"""Of run folders and their checkpoints; raised when an older Lichen could misread a newer run."""
 
 DATA_FILE = "data.json"
 
@@ -78,10 +72,6 @@ class Run:
         return self.checkpoints.exists() or (self.metrics.exists() and self.metrics.stat().st_size > 0)
 
 
-def is_run(folder: Path) -> bool:
-    return (folder / "recipe.toml").is_file() and (folder / "run.json").is_file()
-
-
 def start_run(recipe: Recipe, folder: Path) -> Run:
     """The run of `recipe` in `folder`: a new one, or the one already there if it is of the same recipe.
 
@@ -89,7 +79,8 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
     folder holds something else (it says what differs) or another process trains there, and when the recipe,
     the model and the data do not fit together; then no folder is made.
     """
-    recipe, spec, dataset = resolve(recipe)
+    plan = resolve(recipe)
+    recipe, spec, dataset = plan.recipe, plan.spec, plan.dataset
     if not _is_ours(folder):
         raise LichenError(f"{folder} exists and is not a run; choose another --out")
     facts = {
@@ -134,101 +125,15 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     return Run(folder, recipe, spec, manifest, facts)
 
 
-def resolve(recipe: Recipe) -> tuple[Recipe, ModelSpec, TokenDataset]:
-    """Make a recipe independent of the current folder and of Lichen's defaults; its model and its data.
-
-    The special tokens of the model are those of the data. Raises LichenError when the model and the data do
-    not fit together, and for an override of the optimizer that does not fit the model's parameters.
-    """
-    config, weights, rule = recipe.model.config, recipe.model.weights, optimizer_recipe(recipe)
-    spec = model_spec(recipe)
-    planned_table(spec, recipe)
-    dataset = TokenDataset.open(Path(recipe.data.path))
-    if isinstance(config, str) and config not in named_models():
-        config = str(Path(config).resolve())
-    _check_fit(recipe, spec, dataset)
-    special = dataset.special_ids
-    spec = replace(spec, bos_token_id=special.bos, eos_token_id=special.eos, pad_token_id=special.pad)
-    model = {"config": config, "weights": weights and str(Path(weights).resolve())}
-    optimizer = {key: getattr(rule, key) for key in ("lr", "adamw_lr", "weight_decay")}
-    if recipe.optimizer.qk_clip_tau is None:
-        optimizer["qk_clip_tau"] = rule.qk_clip_tau
-    resolved = recipe.model_copy(
-        update={
-            "model": recipe.model.model_copy(update=model),
-            "data": recipe.data.model_copy(update={"path": str(dataset.folder.resolve())}),
-            "optimizer": recipe.optimizer.model_copy(update=optimizer),
-        }
-    )
-    return resolved, spec, dataset
-
-
-def model_spec(recipe: Recipe) -> ModelSpec:
-    """The model that a recipe names or describes.
-
-    Published configs carry fields that say nothing about the model; in a description of one's own a field
-    that nobody reads can only be misspelt. Raises LichenError for it, and for a model that cannot be trained.
-    """
-    config = recipe.model.config
-    spec = load_spec(config) if isinstance(config, str) else read_config(config)
-    require_modules(spec)
-    if not isinstance(config, str) and spec.metadata:
-        raise LichenError(unknown_field(min(spec.metadata), write_config(replace(spec, metadata={}))))
-    return spec
-
-
-def optimizer_recipe(recipe: Recipe) -> OptimizerRecipe:
-    """The published update rule with the recipe's own numbers."""
-    chosen = recipe.optimizer
-    rule: OptimizerRecipe = getattr(recipes, chosen.recipe)
-    own = chosen.model_dump(exclude_none=True, exclude={"recipe", "overrides"})
-    if chosen.qk_clip_tau == 0:
-        own["qk_clip_tau"] = None
-    return replace(rule, **own)
-
-
-def optimizer_table(model: nn.Module, recipe: Recipe) -> ParameterTable:
-    """The parameter table of `model` with the recipe's own rows."""
-    rows = recipe.optimizer.overrides
-    return parameter_table(
-        model,
-        [Override(row.pattern, row.role and Role(row.role), row.lr_scale, row.weight_decay) for row in rows],
-    )
-
-
-def planned_table(spec: ModelSpec, recipe: Recipe) -> ParameterTable:
-    """The same table before there is a model. Raises LichenError for overrides that do not fit it."""
-    with torch.device("meta"):
-        return optimizer_table(Transformer(spec), recipe)
-
-
-def default_device() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+def check_format_version(version: int, path: Path) -> None:
+    if version > FORMAT_VERSION:
+        raise LichenError(
+            f"{path} was written by a newer Lichen (run format {version}; this one reads up to "
+            f"{FORMAT_VERSION}); update Lichen to continue it"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ details
-
-
-def _check_fit(recipe: Recipe, spec: ModelSpec, dataset: TokenDataset) -> None:
-    """Refuse a model that cannot read the data, or that learnt another tokenizer."""
-    vocab_size, seq_len = dataset.manifest.vocab_size, recipe.train.seq_len
-    if vocab_size > spec.vocab_size:
-        raise LichenError(
-            f"the data in {dataset.folder} has a vocabulary of {vocab_size:,} tokens and the model of "
-            f"{spec.vocab_size:,}; set the model's vocab_size to {vocab_size} or prepare the data with less"
-        )
-    if seq_len > spec.max_position_embeddings:
-        raise LichenError(
-            f"train.seq_len is {seq_len}, longer than the model's max_position_embeddings of "
-            f"{spec.max_position_embeddings}"
-        )
-    if recipe.model.weights is not None:
-        tokenizer = Path(recipe.model.weights) / "tokenizer.json"
-        if tokenizer.exists() and tokenizer_hash(tokenizer) != dataset.manifest.tokenizer_hash:
-            raise LichenError(
-                f"the weights in {recipe.model.weights} belong to another tokenizer than the data in "
-                f"{dataset.folder}; prepare the data with --tokenizer {tokenizer}"
-            )
 
 
 def _is_ours(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lichen.errors import LichenError
-from lichen.files import atomic_write, write_text
+from lichen.files.atomic import atomic_write, write_text
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -2,8 +2,7 @@
 
 import email
 import json
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,15 +118,3 @@ def metrics_of() -> Callable[[int], StepMetrics]:
         load_worst=1.5,
         load_mean=1.25,
     )
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """256 KiB."""
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip(f"mounting a small disk needs root: {mount.stderr.decode().strip()}")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)

@@ -15,14 +15,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lichen.data.prepare import prepare
 from lichen.errors import LichenError
+from lichen.files.sealed import seal
 from lichen.serve.generate import generate
+from lichen.serve.open import open_model
 from lichen.serve.sampling import SamplingParams
 from lichen.train import export as export_module
+from lichen.train import model_folder
 from lichen.train.export import export_run
 from lichen.train.loop import train
 from lichen.train.recipe import read_recipe
 from lichen.train.run import Run, open_run, start_run
-from lichen.train.trained import load_trained
 from lichen.weights.load import load_model
 from tests.conftest import logits_of
 
@@ -117,7 +119,7 @@ def run(runs, tmp_path) -> Run:
 @pytest.mark.parametrize("family", MODELS)
 def test_transformers_computes_the_logits_and_texts_of_the_run(runs, exports, family):
     theirs = AutoModelForCausalLM.from_pretrained(exports[family]).eval()
-    ours = load_trained(runs[family].folder, CPU)
+    ours = open_model(runs[family].folder, CPU)
     prompt = AutoTokenizer.from_pretrained(exports[family])("def f(x):\n    return x", return_tensors="pt")
     ids = prompt["input_ids"]
     assert ours.tokenizer.encode("def f(x):\n    return x").ids == ids[0].tolist()
@@ -134,7 +136,7 @@ def test_transformers_computes_the_logits_and_texts_of_the_run(runs, exports, fa
 
 @pytest.mark.parametrize("family", MODELS)
 def test_the_tokenizer_is_whole(runs, exports, family):
-    theirs, ours = AutoTokenizer.from_pretrained(exports[family]), load_trained(runs[family].folder, CPU)
+    theirs, ours = AutoTokenizer.from_pretrained(exports[family]), open_model(runs[family].folder, CPU)
     text = "class A:\n\tx = 'é 中 🎉'  # <think>\r\n\n"
     ids = theirs(text)["input_ids"]
     assert ids == ours.tokenizer.encode(text).ids
@@ -271,7 +273,58 @@ def test_a_run_is_exported_and_read_without_its_data(run, tmp_path):
     recipe = run.folder / "recipe.toml"
     recipe.write_text(recipe.read_text().replace(run.recipe.data.path, str(tmp_path / "gone")))
     export_run(run.folder, tmp_path / "out")
-    assert load_trained(run.folder, CPU).eos_ids == load_trained(tmp_path / "out", CPU).eos_ids
+    assert open_model(run.folder, CPU).eos_ids == open_model(tmp_path / "out", CPU).eos_ids
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_checkpoint_is_such_a_folder_too(runs, exports, family):
+    """For transformers, and for us by run, checkpoint or its folder: the same logits, tokens and ends."""
+    checkpoint = runs[family].checkpoints / "step-00000002"
+    theirs = AutoModelForCausalLM.from_pretrained(checkpoint / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint / "model")
+    ids = tokenizer("def f(x):\n    return x", return_tensors="pt")["input_ids"]
+    opened = [open_model(path, CPU) for path in (runs[family].folder, checkpoint, checkpoint / "model")]
+    exported = open_model(exports[family], CPU)
+    with torch.no_grad():
+        expected = logits_of(exported.model, ids)
+        assert (expected - theirs(ids).logits).abs().max() <= 1e-5 * expected.abs().max()
+        for one in opened:
+            assert torch.equal(logits_of(one.model, ids), expected)
+            assert one.eos_ids == exported.eos_ids
+            assert one.tokenizer.to_str() == exported.tokenizer.to_str()
+    names = {path.name for path in exports[family].iterdir()} - {"README.md", "lichen.json"}
+    assert {path.name for path in (checkpoint / "model").iterdir()} == names
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_checkpoint_that_keeps_no_tokenizer_is_opened_and_exported(runs, exports, family, tmp_path):
+    """As earlier versions wrote them: config.json of the run and weights alone."""
+    run = shutil.copytree(runs[family].folder, tmp_path / "run")
+    model = run / "checkpoints" / "step-00000002" / "model"
+    for path in model.iterdir():
+        if path.name != "model.safetensors":
+            path.unlink()
+    shutil.copyfile(run / "config.json", model / "config.json")
+    (model.parent / "manifest.json").unlink()
+    seal(model.parent)
+    exported = open_model(exports[family], CPU)
+    for path in (run, model.parent, model):
+        opened = open_model(path, CPU)
+        assert opened.eos_ids == exported.eos_ids
+        assert opened.model.compute_dtype == torch.float32
+        for ours, theirs in zip(opened.model.parameters(), exported.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+    export_run(run, tmp_path / "out")
+    for path in exports[family].iterdir():
+        if path.name not in ("README.md", "lichen.json"):
+            assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_damaged_checkpoint_is_not_opened(run):
+    checkpoint = run.checkpoints / "step-00000002"
+    os.truncate(checkpoint / "model" / "tokenizer.json", 9)
+    with pytest.raises(LichenError, match=r"step-00000002 is damaged: model/tokenizer\.json"):
+        open_model(checkpoint, CPU)
 
 
 def test_another_tokenizer_than_the_runs_is_noticed(run, runs, tmp_path):
@@ -283,13 +336,13 @@ def test_another_tokenizer_than_the_runs_is_noticed(run, runs, tmp_path):
 def test_an_export_with_another_tokenizer_is_refused(run, exports, tmp_path):
     out = tmp_path / "out"
     export_run(run.folder, out)
-    load_trained(out, CPU)
+    open_model(out, CPU)
     shutil.copyfile(exports["llama"] / "tokenizer.json", out / "tokenizer.json")
     with pytest.raises(LichenError, match="not the tokenizer that was exported with the model"):
-        load_trained(out, CPU)
+        open_model(out, CPU)
     (out / "lichen.json").write_text("{}")
     with pytest.raises(LichenError, match="does not say which tokenizer"):
-        load_trained(out, CPU)
+        open_model(out, CPU)
 
 
 def test_a_checkpoint_of_a_run_with_another_tokenizer_is_noticed(run, runs, tmp_path):
@@ -310,7 +363,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(run, tmp_path, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_module.shutil, "copyfile", full)
+    monkeypatch.setattr(model_folder.shutil, "copyfile", full)
     with pytest.raises(LichenError, match="no space left"):
         export_run(run.folder, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}

@@ -16,11 +16,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from lichen.errors import LichenError
-from lichen.train.checkpoint import list_checkpoints, newest_good, step_of
 from lichen.train.loop import train
 from lichen.train.metrics import TIMINGS, read_metrics
 from lichen.train.run import Run, open_run, start_run
-from lichen.train.trainer import Trainer
+from lichen.train.step import Trainer
+from lichen.weights.checkpoints import list_checkpoints, newest_good, step_of
 
 
 @pytest.fixture
@@ -103,11 +103,11 @@ import os, signal, sys
 from rich.console import Console
 from pathlib import Path
 import torch
-from lichen.train import loop, trainer
+from lichen.train import loop, step
 from lichen.train.run import open_run
 
 torch.set_num_threads(1)
-real = trainer.qk_clip
+real = step.qk_clip
 
 def die_in_the_middle_of_step_5(model, max_logits, tau):
     if calls := getattr(die_in_the_middle_of_step_5, "calls", 0) + 1:
@@ -116,7 +116,7 @@ def die_in_the_middle_of_step_5(model, max_logits, tau):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(model, max_logits, tau)
 
-trainer.qk_clip = die_in_the_middle_of_step_5
+step.qk_clip = die_in_the_middle_of_step_5
 loop.train(open_run(Path(sys.argv[1])), Console())
 """
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from lichen.errors import LichenError
 from lichen.train.recipe import Recipe, describe_keys, differences, is_fixed, read_recipe, write_recipe
-from lichen.train.run import optimizer_recipe, optimizer_table
+from lichen.train.resolve import optimizer_recipe, optimizer_table
 
 GOOD = """
 [model.config]

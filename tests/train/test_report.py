@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from lichen.errors import LichenError
-from lichen.train.draw import draw
 from lichen.train.metrics import MetricsLog, Sample
-from lichen.train.plots import MAX_POINTS, plots, smoothed
-from lichen.train.report import write_report
+from lichen.train.report.draw import draw
+from lichen.train.report.page import write_report
+from lichen.train.report.plots import MAX_POINTS, plots, smoothed
 from lichen.train.run import start_run
 
 
@@ -97,7 +97,8 @@ def test_what_cannot_be_drawn_is_told():
 
 def test_nothing_outlives_a_process_that_is_killed_while_it_draws(metrics_of):
     charts = [plot.spec for plot in plots([metrics_of(1), metrics_of(2)], None)]
-    script = f"import json; from lichen.train.draw import draw; draw(json.loads({json.dumps(charts)!r}) * 9)"
+    import_draw = "import json; from lichen.train.report.draw import draw"
+    script = f"{import_draw}; draw(json.loads({json.dumps(charts)!r}) * 9)"
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
     _wait(lambda: len(_living(process.pid)) > 1)
     process.kill()

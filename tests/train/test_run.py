@@ -8,11 +8,10 @@ import pytest
 
 from lichen.data.prepare import prepare
 from lichen.errors import LichenError
-from lichen.train.checkpoint import FORMAT_VERSION
-from lichen.train.lock import locked
+from lichen.files.lock import locked
 from lichen.train.metrics import MetricsLog, StepMetrics
 from lichen.train.recipe import Recipe, read_recipe
-from lichen.train.run import Run, is_run, open_run, start_run
+from lichen.train.run import FORMAT_VERSION, Run, is_run, open_run, start_run
 
 
 @pytest.fixture
@@ -219,7 +218,7 @@ def test_weights_of_another_tokenizer_are_refused(make_recipe, data: Path, tmp_p
 
 def test_shipped_recipes_build(data: Path):
     from lichen.arch.weights import total_parameters
-    from lichen.train.run import model_spec
+    from lichen.train.resolve import model_spec
 
     for path in Path(__file__).parents[2].glob("recipes/*.toml"):
         assert 1e6 < total_parameters(model_spec(read_recipe(path))) < 1e8

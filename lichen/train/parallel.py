@@ -23,8 +23,8 @@ T = TypeVar("T")
 Work = Callable[..., T]
 
 
-class Replicas:
-    """`model`, and replicas of it that share its weights and buffers: one for each thread there is work for.
+class Threads:
+    """`model`, and replicas of it that share its weights and buffers: one for each thread with work.
 
     A replica costs the memory of one gradient. On other devices than CPU the model is alone.
     """

@@ -1,13 +1,15 @@
 """Writing files so that nothing a user made is ever lost or half-written.
 
 A file is written under a temporary name in the same folder, flushed to the disk, and renamed: a
-reader sees the old content or the new, never a part. A full disk leaves the old content in place.
+reader sees the old content or the new, never a part. A full disk leaves the old content in place. The same
+holds for a folder as a whole.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,3 +70,42 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def whole_folder(target: Path, set_aside: Path | None = None) -> Iterator[Path]:
+    """A hidden folder beside `target` that takes its place once everything in it is on the disk.
+
+    A folder that is there goes to `set_aside`, or goes. Raises LichenError when the disk is full or cannot be
+    written; then, and after any other error, nothing has changed.
+    """
+    building = target.with_name(f".{target.name}.building")
+    previous = set_aside or target.with_name(f".{target.name}.previous")
+    with disk_errors(target):
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        try:
+            yield building
+            _sync(building)
+            if set_aside is None:
+                shutil.rmtree(previous, ignore_errors=True)
+            if target.exists():
+                os.rename(target, previous)
+            os.rename(building, target)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        sync_folder(target.parent)
+        if set_aside is None:
+            shutil.rmtree(previous, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Bring every file below `folder` to the disk, and the folders that name them."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    sync_folder(folder)

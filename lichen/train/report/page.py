@@ -11,11 +11,11 @@ from string import Template
 from lichen.arch.account import account
 from lichen.arch.cache import cache_bytes
 from lichen.arch.spec import ModelSpec
-from lichen.files import atomic_write, write_text
-from lichen.train.draw import draw
+from lichen.files.atomic import atomic_write, write_text
 from lichen.train.metrics import StepMetrics, read_metrics
-from lichen.train.plots import plots
 from lichen.train.progress import format_duration
+from lichen.train.report.draw import draw
+from lichen.train.report.plots import plots
 from lichen.train.run import Run
 
 Rows = list[tuple[str, str]]
@@ -31,7 +31,7 @@ def write_report(run: Run) -> None:
             file.write(png)
     sampled = [m for m in metrics if m.samples][-1:]
     page = filled(
-        "lichen.train",
+        "lichen.train.report",
         name=escape(run.folder.resolve().name),
         summary=escape(_summary(run, metrics)),
         cards="".join(_card(label, value) for label, value in _figures(metrics)),
@@ -46,7 +46,7 @@ def write_report(run: Run) -> None:
 
 def filled(package: str, **parts: object) -> str:
     """The report_page.html of `package` below the head that all reports have, `parts` in their places."""
-    found = (files("lichen.train") / "report_head.html", files(package) / "report_page.html")
+    found = (files("lichen.train.report") / "report_head.html", files(package) / "report_page.html")
     return Template("".join(each.read_text(encoding="utf-8") for each in found)).substitute(parts)
 
 

@@ -18,7 +18,7 @@ from lichen.errors import LichenError
 def draw(charts: Sequence[dict[str, Any]]) -> list[tuple[str, bytes]]:
     """The SVG text and the PNG file of each chart. Raises LichenError with what kept one from being drawn."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "lichen.train.draw"],
+        [sys.executable, "-P", "-m", "lichen.train.report.draw"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         input=json.dumps(charts).encode(),
         capture_output=True,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lichen.arch.spec import ModelSpec
 from lichen.nn.transformer import Transformer
-from lichen.train.replicas import Replicas
+from lichen.train.parallel import Threads
 from tests.conftest import loss_of
 from tests.nn.conftest import DEEPSEEK, LLAMA, ROUTER, make_model, next_tokens, random_tokens
 from tests.train.test_objective import assert_same_gradients, gradients
@@ -38,7 +38,7 @@ def test_replicas_compute_what_the_model_does(spec: ModelSpec, rows: int, thread
     loss, routing = differentiate(model, tokens, next_tokens(tokens))
     expected = gradients(model)
     for _ in range(2):  # the second time with gradients of the first handed over
-        found = Replicas(model, micro_batch=4).map(differentiate, (tokens, next_tokens(tokens)))
+        found = Threads(model, micro_batch=4).map(differentiate, (tokens, next_tokens(tokens)))
         assert sum(one for one, _ in found) == pytest.approx(loss, rel=1e-5)
         for name, counts in routing.items():
             torch.testing.assert_close(sum(layers[name] for _, layers in found), counts)
@@ -47,7 +47,7 @@ def test_replicas_compute_what_the_model_does(spec: ModelSpec, rows: int, thread
 
 def test_the_sum_is_the_same_to_the_last_bit_every_time(threads: int) -> None:
     model, tokens = make_model(DEEPSEEK), random_tokens(6, 24)
-    replicas = Replicas(model, micro_batch=3)
+    replicas = Threads(model, micro_batch=3)
     sums = []
     for _ in range(4):
         replicas.map(differentiate, (tokens, next_tokens(tokens)))
@@ -58,7 +58,7 @@ def test_the_sum_is_the_same_to_the_last_bit_every_time(threads: int) -> None:
 
 def test_replicas_see_what_happens_to_the_model(threads: int) -> None:
     model, tokens = make_model(DEEPSEEK), random_tokens(4, 24)
-    replicas = Replicas(model, micro_batch=4)
+    replicas = Threads(model, micro_batch=4)
     (before, routing), *_ = replicas.map(differentiate, (tokens, next_tokens(tokens)))
     with torch.no_grad():
         model.head_weight.zero_()
@@ -78,7 +78,7 @@ def test_rows_come_in_micro_batches_in_order(threads: int) -> None:
         assert torch.get_num_threads() == 1
         return rows.tolist()
 
-    found = Replicas(model, micro_batch=4).map(look, [torch.arange(9)])
+    found = Threads(model, micro_batch=4).map(look, [torch.arange(9)])
     assert [row for rows in found for row in rows] == list(range(9))
     assert max(len(rows) for rows in found) <= 4 // threads
     assert torch.get_num_threads() == threads
@@ -86,7 +86,7 @@ def test_rows_come_in_micro_batches_in_order(threads: int) -> None:
 
 def test_a_failure_ends_all_shares_and_leaves_no_gradients(threads: int) -> None:
     model, tokens = make_model(LLAMA), random_tokens(60, 24)
-    replicas = Replicas(model, micro_batch=threads)
+    replicas = Threads(model, micro_batch=threads)
     done: list[Tensor] = []
 
     def fail(model: Transformer, tokens: Tensor, targets: Tensor) -> None:

@@ -14,10 +14,12 @@ from lichen.arch.families import for_export, write_config
 from lichen.data.loader import Loader
 from lichen.data.prepare import prepare
 from lichen.errors import LichenError
-from lichen.train import trainer as trainer_module
+from lichen.train import state
+from lichen.train import step as step_module
+from lichen.train.evaluate import evaluate, samples
 from lichen.train.recipe import DataSection, OptimizerSection
 from lichen.train.run import start_run
-from lichen.train.trainer import Trainer
+from lichen.train.step import Trainer
 from lichen.weights.save import save_weights
 from tests.conftest import logits_of
 
@@ -112,14 +114,14 @@ def test_the_parts_of_the_loss_add_up(make_trainer):
 def test_selection_biases_move_once_per_step_by_the_rate(make_trainer, monkeypatch):
     trainer = make_trainer("train.bias_update_rate=0.25", "train.micro_batch=1")
     counts: dict[str, torch.Tensor] = {}
-    update = trainer_module.update_selection_bias
+    update = step_module.update_selection_bias
 
     def watched(model, given, rate):
         counts.update(given)
         update(model, given, rate)
 
-    monkeypatch.setattr(trainer_module, "update_selection_bias", watched)
-    batch = trainer._loader("train", trainer.run.recipe.train.seed).next_batch()
+    monkeypatch.setattr(step_module, "update_selection_bias", watched)
+    batch = trainer.loader_of("train", trainer.run.recipe.train.seed).next_batch()
     trainer.train_step()
     tokens = 2 * int((batch.targets != -100).sum())  # two experts per token, padding aside
     assert {name: int(layer.sum()) for name, layer in counts.items()} == dict.fromkeys(
@@ -174,17 +176,17 @@ def test_evaluation_is_the_mean_over_the_validation_documents(make_trainer):
                 logits = logits_of(trainer.model, piece[None, :-1])[0]
             nats += float(F.cross_entropy(logits, piece[1:], reduction="sum"))
             targets += len(piece) - 1
-    loss, bits = trainer.evaluate()
+    loss, bits = evaluate(trainer)
     assert loss == pytest.approx(nats / targets, rel=1e-5)
     assert bits == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
-    assert trainer.evaluate() == (loss, bits)
+    assert evaluate(trainer) == (loss, bits)
 
 
 def test_samples_repeat_and_do_not_disturb_training(make_trainer):
     plain, sampled = make_trainer(), make_trainer()
     for _ in range(2):
-        first = sampled.sample()
-        assert first == sampled.sample()
+        first = samples(sampled)
+        assert first == samples(sampled)
         assert plain.train_step().loss == sampled.train_step().loss
     assert first[0].prompt == "def "
 
@@ -202,10 +204,10 @@ def test_training_continues_from_given_weights(make_trainer, tmp_path: Path):
 def test_a_checkpoint_of_another_tokenizer_is_refused(make_trainer):
     trainer = make_trainer()
     trainer.train_step()
-    state = trainer.save() / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "tokenizer_hash": "0" * 64}))
+    saved = state.save(trainer) / "state.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "tokenizer_hash": "0" * 64}))
     with pytest.raises(LichenError, match="another tokenizer"):
-        Trainer(trainer.run, state.parent)
+        Trainer(trainer.run, saved.parent)
 
 
 def test_data_of_another_tokenizer_are_refused(make_trainer, data: Path, tmp_path: Path):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from lichen.errors import LichenError
-from lichen.train.lock import locked
+from lichen.files.lock import locked
 
 _HOLD = """
 import subprocess, sys
 from pathlib import Path
-from lichen.train.lock import locked
+from lichen.files.lock import locked
 
 with locked(Path(sys.argv[1]), ", or its child,") as lock:
     fds = (lock,) if sys.argv[2:] else ()
@@ -73,7 +73,7 @@ def test_a_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path):
     """With its name: closing the file must not fail once more on what is left to write."""
     code = (
-        "import resource, sys; from pathlib import Path; from lichen.train.lock import locked\n"
+        "import resource, sys; from pathlib import Path; from lichen.files.lock import locked\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
         "with locked(Path(sys.argv[1])): pass"
     )

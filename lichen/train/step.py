@@ -1,4 +1,4 @@
-"""One optimizer step after another: the state of a training run and what can be done with it.
+"""One optimizer step after another.
 
 A step takes a whole batch of `tokens_per_step` from the loader and cuts it into micro-batches that fit in
 memory, on as many threads as there are. Every micro-batch's loss is divided by the targets of the whole
@@ -9,15 +9,12 @@ biases move by the loads of the whole step.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lichen.arch.flops import training_flops_per_token
@@ -26,34 +23,21 @@ from lichen.data.loader import Batch, Loader
 from lichen.data.manifest import Split
 from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
-from lichen.files import write_text
 from lichen.machine.allocator import keep_freed_memory
-from lichen.machine.precision import matmul_dtype
+from lichen.machine.precision import default_device, matmul_dtype
 from lichen.machine.rates import matrix_rate
 from lichen.nn.router import update_selection_bias
 from lichen.nn.transformer import Transformer
 from lichen.ops.cross_entropy import IGNORE
 from lichen.optim import Muon, qk_clip
 from lichen.optim.schedule import lr_factor
-from lichen.serve.detokenizer import stream_text
-from lichen.serve.generate import generate
-from lichen.serve.sampling import SamplingParams
-from lichen.train.checkpoint import (
-    FORMAT_VERSION,
-    check_format_version,
-    restore_rng,
-    rng_state,
-    save_checkpoint,
-    seed_rng,
-)
-from lichen.train.metrics import Sample, StepMetrics, load_balance
+from lichen.train import state
+from lichen.train.metrics import StepMetrics, load_balance
 from lichen.train.objective import LossOutput, NextToken
-from lichen.train.replicas import Replicas
-from lichen.train.run import Run, default_device, optimizer_recipe, optimizer_table
-from lichen.train.trained import check_tokenizer, end_ids
-from lichen.weights.folder import Outgoing, write_file
+from lichen.train.parallel import Threads
+from lichen.train.resolve import optimizer_recipe, optimizer_table
+from lichen.train.run import Run
 from lichen.weights.load import load_weights
-from lichen.weights.save import save_weights
 
 
 class Diverged(LichenError):
@@ -61,7 +45,7 @@ class Diverged(LichenError):
 
 
 class Trainer:
-    """Model, optimizer, data and step of a run. `step` counts the optimizer steps taken."""
+    """Model, objective, optimizer and data of a run. `step` counts the optimizer steps taken."""
 
     def __init__(self, run: Run, checkpoint: Path | None = None) -> None:
         """Begin `run`, or continue it from a verified `checkpoint`, to the last bit as if without a pause.
@@ -77,25 +61,22 @@ class Trainer:
         self.tokenizer = load_tokenizer(run.tokenizer)
         self.prompts = {prompt: self._prompt_ids(prompt) for prompt in recipe.sample.prompts}
         keep_freed_memory()
-        seed_rng(recipe.train.seed)
+        state.seed_rng(recipe.train.seed)
         with self.device:
             self.model = Transformer(run.spec, self.compute_dtype)
         self.rule = optimizer_recipe(recipe)
         self.optimizer = Muon(optimizer_table(self.model, recipe), self.rule)
-        self.loader = self._loader("train", recipe.train.seed)
-        self.mtp_weight = recipe.train.mtp_weight if run.spec.mtp else 0.0
-        self.flops_per_token = training_flops_per_token(
-            run.spec, recipe.train.seq_len, mtp=self.mtp_weight > 0
-        )
+        self.loader = self.loader_of("train", recipe.train.seed)
+        mtp_weight = recipe.train.mtp_weight if run.spec.mtp else 0.0
+        self.objective = NextToken(mtp_weight, max_logits=True)
+        self.flops_per_token = training_flops_per_token(run.spec, recipe.train.seq_len, mtp=mtp_weight > 0)
         if checkpoint is not None:
-            self._restore(checkpoint)
+            state.restore(self, checkpoint)
         elif recipe.model.weights is not None:
             load_weights(self.model, Path(recipe.model.weights))
         else:
             self.model.initialize(recipe.train.seed)
-        self.replicas = Replicas(self.model, recipe.train.micro_batch)
-
-    # ------------------------------------------------------------------------------------------ training
+        self.parallel = Threads(self.model, recipe.train.micro_batch)
 
     def train_step(self) -> StepMetrics:
         """Take one optimizer step. Raises Diverged, with nothing applied, when the loss is not finite."""
@@ -150,17 +131,15 @@ class Trainer:
         """Gradients of the whole step; its losses, tokens per expert, and largest logit per head."""
         normalizer = int((batch.targets != IGNORE).sum())
 
-        objective = NextToken(self.mtp_weight, max_logits=True)
-
         def differentiate(model: Transformer, *rows: Tensor) -> LossOutput:
-            output = objective(model, *rows, normalizer=normalizer)
+            output = self.objective(model, *rows, normalizer=normalizer)
             output.loss.backward()
             return replace(output, loss=output.loss.detach())
 
         totals: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         max_logits: dict[str, Tensor] = {}
-        for output in self.replicas.map(differentiate, _columns(batch)):
+        for output in self.parallel.map(differentiate, columns(batch)):
             for name in ("loss", "cross_entropy", "mtp", "balance"):
                 value = getattr(output, name)
                 if value is not None:
@@ -178,47 +157,9 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
         return factor
 
-    def _loader(self, split: Split, seed: int) -> Loader:
+    def loader_of(self, split: Split, seed: int) -> Loader:
         recipe = self.run.recipe
         return Loader(self.dataset, split, recipe.sequences_per_step, recipe.train.seq_len, seed)
-
-    # ---------------------------------------------------------------------------------------- evaluation
-
-    def evaluate(self) -> tuple[float, float] | None:
-        """(nats per target, bits per UTF-8 byte) on the same validation text every time.
-
-        Reads the whole split, or batches until `eval.tokens` are seen. None when the data has no validation
-        split.
-        """
-        if not self.dataset.manifest.splits["validation"].documents:
-            return None
-
-        objective = NextToken()
-
-        @torch.no_grad()
-        def score(model: Transformer, *rows: Tensor) -> float:
-            return float(objective(model, *rows, normalizer=1).cross_entropy)
-
-        nats, targets, text_bytes = 0.0, 0, 0
-        for batch in self._loader("validation", seed=0).batches():
-            nats += sum(self.replicas.map(score, _columns(batch)))
-            targets += int((batch.targets != IGNORE).sum())
-            text_bytes += batch.n_bytes
-            if targets >= self.run.recipe.eval.tokens:
-                break
-        return nats / targets, nats / math.log(2) / text_bytes
-
-    def sample(self) -> tuple[Sample, ...]:
-        """One continuation of each of the recipe's prompts; each draws from the same seed."""
-        chosen, ends = self.run.recipe.sample, end_ids(self.dataset.special_ids)
-        params = SamplingParams(
-            temperature=chosen.temperature, seed=chosen.seed, max_tokens=chosen.max_tokens
-        )
-        samples = []
-        for prompt, ids in self.prompts.items():
-            tokens = generate(self.model, ids, params, eos_ids=ends)
-            samples.append(Sample(prompt, "".join(stream_text(tokens, self.tokenizer))))
-        return tuple(samples)
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(prompt).ids
@@ -230,41 +171,9 @@ class Trainer:
             )
         return ids
 
-    # --------------------------------------------------------------------------------------- checkpoints
 
-    def save(self) -> Path:
-        """Write a checkpoint of this step; it is durable when this returns."""
-
-        def write(folder: Path) -> None:
-            write_text(folder / "model" / "config.json", (self.run.folder / "config.json").read_text("utf-8"))
-            save_weights(self.model, folder / "model", torch.float32)
-            write_file(folder / "optimizer.safetensors", _optimizer_tensors(self.optimizer.named_state()))
-            state = {
-                "format_version": FORMAT_VERSION,
-                "step": self.step,
-                "tokenizer_hash": self.run.manifest.tokenizer_hash,
-                "loader": self.loader.state(),
-                "rng": rng_state(),
-            }
-            write_text(folder / "state.json", json.dumps(state) + "\n")
-
-        return save_checkpoint(self.run.checkpoints, self.step, self.run.recipe.checkpoint.keep, write)
-
-    def _restore(self, checkpoint: Path) -> None:
-        state = json.loads((checkpoint / "state.json").read_bytes())
-        check_format_version(state["format_version"], checkpoint)
-        check_tokenizer(self.run, checkpoint)
-        load_weights(self.model, checkpoint / "model")
-        # Learning rates and the like come from the recipe; the checkpoint brings only what was learnt.
-        groups = self.optimizer.state_dict()["param_groups"]
-        saved = _optimizer_state(load_file(checkpoint / "optimizer.safetensors"))
-        self.optimizer.load_state_dict({"state": saved, "param_groups": groups})
-        self.loader.restore(state["loader"])
-        restore_rng(state["rng"])
-        self.step = state["step"]
-
-
-# ------------------------------------------------------------------------------------------------ details
+def columns(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    return batch.tokens, batch.targets, batch.segment_ids
 
 
 def _open_data(run: Run) -> TokenDataset:
@@ -277,25 +186,5 @@ def _open_data(run: Run) -> TokenDataset:
     return dataset
 
 
-def _columns(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    return batch.tokens, batch.targets, batch.segment_ids
-
-
 def _compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return {"auto": matmul_dtype(device), "bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
-
-
-def _optimizer_tensors(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Outgoing]:
-    return {
-        f"{name}.{key}": Outgoing(tensor, tensor.dtype)
-        for name, entry in state.items()
-        for key, tensor in entry.items()
-    }
-
-
-def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    state: dict[str, dict[str, Tensor]] = {}
-    for dotted, tensor in tensors.items():
-        name, _, key = dotted.rpartition(".")
-        state.setdefault(name, {})[key] = tensor
-    return state

@@ -17,12 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lichen.errors import LichenError
-from lichen.train.checkpoint import (
-    find_damage,
+from lichen.files.sealed import find_damage
+from lichen.train.state import restore_rng, rng_state
+from lichen.weights.checkpoints import (
     list_checkpoints,
     newest_good,
-    restore_rng,
-    rng_state,
     save_checkpoint,
     step_of,
 )
@@ -160,7 +159,7 @@ def test_a_really_full_disk_keeps_what_was_saved(small_disk: Path):
 _SAVE_FOREVER = """
 import sys
 from pathlib import Path
-from lichen.train.checkpoint import save_checkpoint
+from lichen.weights.checkpoints import save_checkpoint
 
 def write(step):
     def fill(folder):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lichen.errors import LichenError
-from lichen.files import disk_errors
+from lichen.files.atomic import disk_errors
 
 LOCK_FILE = "lock"
 """Says which process has worked in its folder last; only what holds it counts, and the kernel knows that."""

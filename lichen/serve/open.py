@@ -1,4 +1,4 @@
-"""Loading a trained model for use: a run's newest good checkpoint, or a folder in the Hugging Face layout."""
+"""Opening a model for use: a run, a checkpoint, an export, or any folder in the Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from tokenizers import Tokenizer
 
 from lichen.arch.families import load_spec
 from lichen.arch.spec import ModelSpec
-from lichen.data.special_tokens import SpecialIds, special_ids
+from lichen.data.manifest import Manifest, read_json
+from lichen.data.special_tokens import end_ids, special_ids
 from lichen.data.tokenizer import load_tokenizer, tokenizer_file, tokenizer_hash, vocabulary_size
 from lichen.errors import LichenError
+from lichen.files.sealed import find_damage
 from lichen.machine.precision import matmul_dtype
 from lichen.nn.transformer import Transformer
-from lichen.train.checkpoint import newest_good
-from lichen.train.run import Run, is_run, open_run
+from lichen.weights.checkpoints import Damage, is_checkpoint, newest_good
 from lichen.weights.load import load_model
 
 EXPORT_MARK = "lichen.json"
@@ -26,7 +27,7 @@ EXPORT_MARK = "lichen.json"
 
 
 @dataclass(frozen=True)
-class Trained:
+class Opened:
     """What continues a text; a text ends before a token of `eos_ids`."""
 
     model: Transformer
@@ -34,62 +35,66 @@ class Trained:
     eos_ids: frozenset[int]
 
 
-def load_trained(folder: Path, device: torch.device) -> Trained:
-    """Load what `folder`, a run or a folder in the Hugging Face layout, holds.
+def open_model(folder: Path, device: torch.device) -> Opened:
+    """Open what `folder` holds: a run's newest good checkpoint, a checkpoint, or the folder itself.
 
     Weights stored as fp32, as in a run, compute in fp32; others in bf16 where `device` multiplies it faster.
 
     Raises LichenError when there is no model, a run has no good checkpoint, or model and tokenizer do not
     belong together.
     """
-    if is_run(folder):
-        run = open_run(folder)
-        checkpoint = newest_checkpoint(run)
-        weights, dtype, tokenizer_path = checkpoint / "model", torch.float32, run.tokenizer
-        ends = end_ids(special_ids(load_tokenizer(run.tokenizer), run.manifest.parameters.family))
-    else:
-        if not folder.is_dir():
-            raise LichenError(
-                f"there is no folder {folder}; name a run or a folder in the Hugging Face layout"
-            )
-        if not (folder / "config.json").is_file():
-            raise LichenError(f"{folder} holds no model: it is not a run, and it has no config.json")
-        _check_exported_tokenizer(folder)
-        spec = load_spec(folder)
-        weights, tokenizer_path, ends = folder, tokenizer_file(folder), _published_end_ids(folder, spec)
-        dtype = torch.float32 if spec.dtype == "float32" else matmul_dtype(device)
-    tokenizer = load_tokenizer(tokenizer_path)
+    weights = _model_folder(folder)
+    _check_exported_tokenizer(weights)
+    spec = load_spec(weights)
+    dtype = torch.float32 if spec.dtype == "float32" else matmul_dtype(device)
+    run = weights.resolve().parent.parent.parent
+    if (weights / "tokenizer.json").is_file() or not is_run(run):
+        tokenizer_path, ends = tokenizer_file(weights), _published_end_ids(weights, spec)
+        tokenizer = load_tokenizer(tokenizer_path)
+    else:  # a checkpoint of a version that kept the tokenizer beside its checkpoints only
+        dtype, tokenizer_path = torch.float32, tokenizer_file(run)
+        tokenizer = load_tokenizer(tokenizer_path)
+        ends = end_ids(special_ids(tokenizer, read_json(run / "data.json", Manifest).parameters.family))
     model = load_model(weights, dtype, device, param_dtype=dtype)
     if vocabulary_size(tokenizer) > model.spec.vocab_size:
         raise LichenError(
             f"{tokenizer_path} has {vocabulary_size(tokenizer):,} tokens and the model in {weights} a "
             f"vocab_size of {model.spec.vocab_size:,}; they do not belong together"
         )
-    return Trained(model, tokenizer, frozenset(ends))
+    return Opened(model, tokenizer, frozenset(ends))
 
 
-def newest_checkpoint(run: Run) -> Path:
+def is_run(folder: Path) -> bool:
+    return (folder / "recipe.toml").is_file() and (folder / "run.json").is_file()
+
+
+def newest_checkpoint(run: Path) -> Path:
     """The newest checkpoint of `run` whose hashes hold; warns of newer ones that are damaged."""
-    checkpoint, damaged = newest_good(run.checkpoints)
+    checkpoint, damaged = newest_good(run / "checkpoints")
     for damage in damaged:
         warnings.warn(f"{damage}; it is skipped", stacklevel=2)
     if checkpoint is None:
         raise LichenError(
-            f"no checkpoint in {run.checkpoints} is good; bring one back, or train the model again"
+            f"no checkpoint in {run / 'checkpoints'} is good; bring one back, or train the model again"
             if damaged
-            else f"the run {run.folder} has no checkpoint yet; train it with: lichen train {run.folder}"
+            else f"the run {run} has no checkpoint yet; train it with: lichen train {run}"
         )
-    check_tokenizer(run, checkpoint)
     return checkpoint
 
 
-def check_tokenizer(run: Run, checkpoint: Path) -> None:
-    """Raise LichenError if `checkpoint` was trained with another tokenizer than the run's."""
-    state = json.loads((checkpoint / "state.json").read_bytes())
-    if state["tokenizer_hash"] != run.manifest.tokenizer_hash:
-        raise LichenError(
-            f"{checkpoint} was trained with another tokenizer than {run.tokenizer}; it belongs to another run"
-        )
+def _model_folder(folder: Path) -> Path:
+    """The folder in the Hugging Face layout that `folder` is or holds."""
+    if not folder.is_dir():
+        raise LichenError(f"there is no folder {folder}; name a run or a folder in the Hugging Face layout")
+    if is_run(folder):
+        return newest_checkpoint(folder) / "model"
+    if is_checkpoint(folder):
+        if reason := find_damage(folder):
+            raise LichenError(f"{Damage(folder, reason)}; name another checkpoint, or the run")
+        return folder / "model"
+    if not (folder / "config.json").is_file():
+        raise LichenError(f"{folder} holds no model: it is not a run, and it has no config.json")
+    return folder
 
 
 def _check_exported_tokenizer(folder: Path) -> None:
@@ -108,11 +113,6 @@ def _check_exported_tokenizer(folder: Path) -> None:
             f"{folder / 'tokenizer.json'} is not the tokenizer that was exported with the model; export the "
             "run again"
         )
-
-
-def end_ids(special: SpecialIds) -> list[int]:
-    """Tokens that end a text: the end of a document, and that of a turn where it is another token."""
-    return list(dict.fromkeys(i for i in (special.eos, special.end_of_turn) if i is not None))
 
 
 def _published_end_ids(folder: Path, spec: ModelSpec) -> list[int]:

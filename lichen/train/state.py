@@ -1,0 +1,133 @@
+"""What a checkpoint holds of a training, and how it goes on from there to the last bit."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lichen.errors import LichenError
+from lichen.files.atomic import write_text
+from lichen.train.model_folder import write_model_folder
+from lichen.train.run import FORMAT_VERSION, Run, check_format_version
+from lichen.weights.checkpoints import save_checkpoint
+from lichen.weights.folder import Outgoing, write_file
+from lichen.weights.load import load_weights
+
+if TYPE_CHECKING:
+    from lichen.train.step import Trainer
+
+
+def save(trainer: Trainer) -> Path:
+    """Write a checkpoint of the step that `trainer` is at; it is durable when this returns."""
+    run = trainer.run
+
+    def write(folder: Path) -> None:
+        (folder / "model").mkdir()
+        write_model_folder(folder / "model", trainer.model, run, torch.float32)
+        write_file(folder / "optimizer.safetensors", _optimizer_tensors(trainer.optimizer.named_state()))
+        state = {
+            "format_version": FORMAT_VERSION,
+            "step": trainer.step,
+            "tokenizer_hash": run.manifest.tokenizer_hash,
+            "loader": trainer.loader.state(),
+            "rng": rng_state(),
+        }
+        write_text(folder / "state.json", json.dumps(state) + "\n")
+
+    return save_checkpoint(run.checkpoints, trainer.step, run.recipe.checkpoint.keep, write)
+
+
+def restore(trainer: Trainer, checkpoint: Path) -> None:
+    """Go on where the verified `checkpoint` was saved. Raises LichenError if it is not one of the run's."""
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    check_format_version(state["format_version"], checkpoint)
+    check_tokenizer(trainer.run, checkpoint)
+    load_weights(trainer.model, checkpoint / "model")
+    # Learning rates and the like come from the recipe; the checkpoint brings only what was learnt.
+    groups = trainer.optimizer.state_dict()["param_groups"]
+    saved = _optimizer_state(load_file(checkpoint / "optimizer.safetensors"))
+    trainer.optimizer.load_state_dict({"state": saved, "param_groups": groups})
+    trainer.loader.restore(state["loader"])
+    restore_rng(state["rng"])
+    trainer.step = state["step"]
+
+
+def check_tokenizer(run: Run, checkpoint: Path) -> None:
+    """Raise LichenError if `checkpoint` was trained with another tokenizer than the run's."""
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    if state["tokenizer_hash"] != run.manifest.tokenizer_hash:
+        raise LichenError(
+            f"{checkpoint} was trained with another tokenizer than {run.tokenizer}; it belongs to another run"
+        )
+
+
+# ------------------------------------------------------------------------------ random number generators
+
+
+def seed_rng(seed: int) -> None:
+    """Start every global random number generator from `seed`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global random number generator, as JSON."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, _encode(np.asarray(keys).tobytes()), position, has_gauss, cached],
+        "torch": _encode(torch.get_rng_state().numpy().tobytes()),
+    }
+    if torch.accelerator.is_available():
+        device = torch.get_device_module()
+        state["accelerator"] = _encode(device.get_rng_state().numpy().tobytes())
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.frombuffer(_decode(keys), dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(torch.frombuffer(_decode(state["torch"]), dtype=torch.uint8))
+    if "accelerator" in state and torch.accelerator.is_available():
+        saved = torch.frombuffer(_decode(state["accelerator"]), dtype=torch.uint8)
+        torch.get_device_module().set_rng_state(saved)
+
+
+def _encode(raw: bytes) -> str:
+    return base64.b64encode(raw).decode("ascii")
+
+
+def _decode(text: str) -> bytearray:
+    return bytearray(base64.b64decode(text))
+
+
+# ------------------------------------------------------------------------------------------ the optimizer
+
+
+def _optimizer_tensors(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Outgoing]:
+    return {
+        f"{name}.{key}": Outgoing(tensor, tensor.dtype)
+        for name, entry in state.items()
+        for key, tensor in entry.items()
+    }
+
+
+def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    state: dict[str, dict[str, Tensor]] = {}
+    for dotted, tensor in tensors.items():
+        name, _, key = dotted.rpartition(".")
+        state.setdefault(name, {})[key] = tensor
+    return state

@@ -1,0 +1,86 @@
+"""Checkpoints that are complete or invisible.
+
+    checkpoints/step-00000100/
+        model/                  the model as a folder in the Hugging Face layout, fp32
+        optimizer.safetensors   optimizer state, one tensor per "<parameter name>.<state name>"
+        state.json              step, data position, random number generators, tokenizer hash
+        manifest.json           SHA-256 and size of every other file; written last
+
+A kill or a full disk at any moment leaves the earlier ones as they were. Whoever reads one checks its hashes
+first.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lichen.errors import LichenError
+from lichen.files.atomic import whole_folder
+from lichen.files.sealed import find_damage, seal
+
+_NAME = re.compile(r"step-(\d{8,})")
+_UNFINISHED = (".*.building", ".saving-*")  # what a kill has left, of this version and of earlier ones
+
+
+@dataclass(frozen=True)
+class Damage:
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.path} is damaged: {self.reason}"
+
+
+def step_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    if not match:
+        raise LichenError(f"{path} is not a checkpoint; its name should be like step-00000100")
+    return int(match[1])
+
+
+def is_checkpoint(path: Path) -> bool:
+    return bool(_NAME.fullmatch(path.name)) and (path / "state.json").is_file()
+
+
+def save_checkpoint(folder: Path, step: int, keep: int, write: Callable[[Path], None]) -> Path:
+    """Save a checkpoint of `step` below `folder`; `write` puts the content into the folder it is given.
+
+    The oldest ones beyond `keep` are removed once the new one is durable. A folder that already has the new
+    one's name can only be a damaged one that a resume has skipped; it is set aside. Raises LichenError when
+    the disk is full or cannot be written.
+    """
+    target = folder / f"step-{step:08d}"
+    for pattern in _UNFINISHED:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
+    number = 1
+    while (aside := target.with_name(f"{target.name}.damaged-{number}")).exists():
+        number += 1
+    with whole_folder(target, set_aside=aside) as building:
+        write(building)
+        seal(building)
+    for old in [path for path in list_checkpoints(folder) if step_of(path) <= step][:-keep]:
+        shutil.rmtree(old, ignore_errors=True)  # what somebody reads on a network disk goes the next time
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints below `folder`, oldest first; not verified."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
+
+
+def newest_good(folder: Path) -> tuple[Path | None, list[Damage]]:
+    """The newest checkpoint whose every byte is as written, and what is wrong with the newer ones."""
+    damaged: list[Damage] = []
+    for path in reversed(list_checkpoints(folder)):
+        reason = find_damage(path)
+        if reason is None:
+            return path, damaged
+        damaged.append(Damage(path, reason))
+    return None, damaged
