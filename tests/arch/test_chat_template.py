@@ -122,7 +122,51 @@ def test_llama_turns():
         render("llama", messages, TOOLS)
 
 
-@pytest.mark.parametrize("family", ["kimi_k2", "deepseek_v3", "llama"])
+def test_qwen_turns():
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        USER,
+        {"role": "assistant", "reasoning_content": "easy", "content": "3"},
+        USER,
+    ]
+    assert render("qwen3", messages, add_generation_prompt=True) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1 + 2?<|im_end|>\n"
+        "<|im_start|>assistant\n3<|im_end|>\n<|im_start|>user\n1 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    # What the model has thought since the last question is kept, be it nothing.
+    assert render("qwen3", [USER, {"role": "assistant", "content": "3"}]).endswith(
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n3<|im_end|>\n"
+    )
+
+
+def test_qwen_tool_calls():
+    messages = [
+        USER,
+        {
+            "role": "assistant",
+            "reasoning_content": "two calls",
+            "content": "",
+            "tool_calls": [call("add", '{"a": 1}'), call("add", {"a": 2})],
+        },
+        {"role": "tool", "content": "3"},
+        {"role": "tool", "content": "4"},
+    ]
+    text = render("qwen3", messages, TOOLS, add_generation_prompt=True)
+    assert text.startswith("<|im_start|>system\n# Tools\n\n")
+    declared = '{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}'
+    assert f"\n<tools>\n{declared}\n</tools>\n" in text
+    assert text.endswith(
+        "<|im_start|>user\n1 + 2?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\ntwo calls\n</think>\n\n"
+        '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n3\n</tool_response>\n"
+        "<tool_response>\n4\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("family", ["kimi_k2", "deepseek_v3", "llama", "qwen3"])
 @pytest.mark.parametrize(
     ("message", "named"),
     [

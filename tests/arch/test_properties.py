@@ -134,7 +134,33 @@ def deepseeks(draw, scoring=("sigmoid", "softmax"), frequencies=(1, 2, 3), share
     )
 
 
-models = llamas() | deepseeks()
+@st.composite
+def qwens(draw):
+    """Dense, or with experts in some layers."""
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    rope = Rope(draw(st.floats(2, 1e6)), False, draw(st.none() | yarns(False)))
+    head_dim = 2 * draw(st.integers(2, 4))
+    attention = GQA(kv_heads * group, kv_heads, head_dim, rope, draw(biased), qk_norm=True)
+    dense = LayerSpec(attention, Dense(draw(st.integers(1, 24))))
+    n_experts = draw(st.integers(1, 6))
+    router = Router(
+        n_experts,
+        draw(st.integers(1, n_experts)),
+        "softmax",
+        selection_bias=False,
+        norm_topk_prob=draw(st.booleans()),
+    )
+    experts = LayerSpec(attention, MoE(router, draw(st.integers(1, 12))))
+    layers = tuple(draw(st.lists(st.sampled_from([dense, experts]), min_size=1, max_size=4)))
+    return ModelSpec(
+        family="qwen3_moe" if experts in layers else "qwen3",
+        hidden_size=kv_heads * group * draw(st.integers(1, 4)),
+        layers=layers,
+        **common(draw),
+    )
+
+
+models = llamas() | deepseeks() | qwens()
 
 
 @settings(deadline=None)

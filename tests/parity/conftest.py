@@ -18,9 +18,19 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 VOCAB_SIZE = 160
+MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
+    DeepseekV3Config: DeepseekV3ForCausalLM,
+    LlamaConfig: LlamaForCausalLM,
+    Qwen3Config: Qwen3ForCausalLM,
+    Qwen3MoeConfig: Qwen3MoeForCausalLM,
+}
 
 DEEPSEEK: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -67,6 +77,12 @@ LLAMA: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+QWEN_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -75,6 +91,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+
+QWEN3_MOE = LLAMA | {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 24}
 
 CASES: dict[str, PreTrainedConfig] = {
     "v3: groups, YaRN 40": DeepseekV3Config(
@@ -109,6 +127,15 @@ CASES: dict[str, PreTrainedConfig] = {
     "llama: one key head, wide heads, biases": LlamaConfig(
         **LLAMA | {"num_key_value_heads": 1, "head_dim": 24, "attention_bias": True, "mlp_bias": True}
     ),
+    "qwen3: norms on queries and keys, wide heads": Qwen3Config(**LLAMA | {"head_dim": 24}),
+    "qwen3: tied, biases, YaRN": Qwen3Config(
+        **LLAMA
+        | {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True, "rope_parameters": QWEN_YARN}
+    ),
+    "qwen3_moe: weights normalised": Qwen3MoeConfig(**QWEN3_MOE | {"norm_topk_prob": True}),
+    "qwen3_moe: some layers dense": Qwen3MoeConfig(
+        **QWEN3_MOE | {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+    ),
 }
 
 
@@ -126,7 +153,7 @@ class Oracle:
 
 def build(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     """Random weights that matter: every norm, bias and selection bias is away from its neutral value."""
-    kind = DeepseekV3ForCausalLM if isinstance(config, DeepseekV3Config) else LlamaForCausalLM
+    kind = MODELS[type(config)]
     model = kind._from_config(config, attn_implementation="eager", experts_implementation="eager")
     randomise(model, seed)
     return model.eval()

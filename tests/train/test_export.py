@@ -60,6 +60,7 @@ MODELS = {
     "kimi_k2": EXPERTS.format(family="kimi_k2", groups=1, mtp=0),
     "deepseek_v3": EXPERTS.format(family="deepseek_v3", groups=2, mtp=1),
     "llama": DENSE,
+    "qwen3": DENSE.replace("llama", "qwen3") + "head_dim = 16\n",
 }
 RECIPE = """
 [model.config]

@@ -6,7 +6,7 @@ from torch import nn
 
 from lichen.errors import LichenError
 from lichen.train.recipe import Recipe, describe_keys, differences, is_fixed, read_recipe, write_recipe
-from lichen.train.resolve import optimizer_recipe, optimizer_table
+from lichen.train.resolve import optimizer_recipe, optimizer_table, resolve
 
 GOOD = """
 [model.config]
@@ -162,3 +162,17 @@ def test_every_key_is_described():
 def test_shipped_recipes_are_valid(path: Path):
     recipe = read_recipe(path)
     assert set(tomllib.loads(path.read_text())) <= set(recipe.model_dump())
+
+
+def test_a_clip_that_the_models_attention_does_not_know_is_refused_before_anything_runs(make_recipe):
+    """Norms on queries and keys bound the logits; scaling the projection would change nothing."""
+    fields = (
+        'model_type="qwen3", vocab_size=400, hidden_size=32, num_hidden_layers=1, intermediate_size=64, '
+        "num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=128"
+    )
+    recipe = make_recipe(f"model.config={{{fields}}}")
+    with pytest.raises(LichenError, match=r"normalises queries and keys.*optimizer\.qk_clip_tau = 0"):
+        resolve(recipe)
+    assert (
+        resolve(make_recipe(f"model.config={{{fields}}}", "optimizer.qk_clip_tau=0")).spec.family == "qwen3"
+    )

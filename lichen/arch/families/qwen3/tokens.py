@@ -1,0 +1,32 @@
+"""From the tokenizer of Qwen/Qwen3-8B on Hugging Face, which has no token that opens a text."""
+
+from __future__ import annotations
+
+from lichen.arch.families.tokens import SpecialTokens
+
+TOOL_CALLS = ("<tool_call>", "</tool_call>")
+THINK = ("<think>", "</think>")
+
+TOKENS = SpecialTokens(
+    bos="<|endoftext|>",
+    eos="<|endoftext|>",
+    pad="<|endoftext|>",
+    end_of_turn="<|im_end|>",
+    bos_opens_documents=False,
+    markup=(
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        *TOOL_CALLS,
+        "<|fim_prefix|>",
+        "<|fim_middle|>",
+        "<|fim_suffix|>",
+        "<|fim_pad|>",
+        "<|repo_name|>",
+        "<|file_sep|>",
+        "<tool_response>",
+        "</tool_response>",
+        *THINK,
+    ),
+    spoken=frozenset(TOOL_CALLS + THINK),
+)
