@@ -132,7 +132,7 @@ class Read:
 
     def of_last(self, context: int) -> int:
         """Entries that the last of `context` tokens reads."""
-        if self.chunk is not None:
+        if self.chunk is not None and context > 0:
             context = (context - 1) % self.chunk + 1
         entries = context // self.every
         return entries if self.most is None else min(entries, self.most)

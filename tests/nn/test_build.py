@@ -73,7 +73,7 @@ class Unknown:
     [
         changed(DEEPSEEK, output_gate=True),
         changed(LLAMA, window=8),
-        changed(LLAMA, rope=Rope(10000.0, False, partial_rotary_factor=0.5)),
+        changed(LLAMA, rope=Rope(10000.0, False, partial_rotary_factor=0.4)),
         changed(LLAMA, output_gate=True),
         changed(LLAMA, values_from_keys=True),
         with_router(DEEPSEEK, replace(ROUTER, scoring_func="sqrtsoftplus")),

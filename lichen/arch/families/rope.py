@@ -18,63 +18,57 @@ DEFAULT_THETA = 10000.0
 MROPE = ("mrope_section", "mrope_interleaved")  # how images turn; text turns alike in all of its sections
 
 
-def read_rope(fields: Fields, interleaved: bool, partial: bool = False) -> Rope:
+def read_rope(
+    fields: Fields, interleaved: bool, theta: float = DEFAULT_THETA, share: float | None = None
+) -> Rope:
     """The rotary embedding of a config. Raises SpecError for a rope type outside default, yarn and llama3.
 
-    partial: the family may turn a share of the channels only.
+    theta, share: the family's own, where the config says nothing; share None: all channels turn.
     """
-    share = _share(fields, partial)
     legacy, modern = fields.section("rope_scaling"), fields.section("rope_parameters")
     if legacy and modern:
         raise SpecError("rope_scaling and rope_parameters are both given; keep one of them")
-    theta = fields.number("rope_theta", DEFAULT_THETA)
+    theta, turning = fields.number("rope_theta", theta), _share(fields, share)
     section = modern or legacy
     if section is None:
-        return Rope(theta, interleaved, partial_rotary_factor=share or 1.0)
-    if fields.get("rope_theta") is not None:
-        section.fixed("rope_theta", theta, "the value of rope_theta beside it")
-    return _read_section(section, theta, interleaved, partial, share)
+        return Rope(theta, interleaved, partial_rotary_factor=turning)
+    for key, value in (("rope_theta", theta), ("partial_rotary_factor", turning)):
+        if fields.get(key) is not None:
+            section.fixed(key, value, f"the value of {key} beside it")
+    theta, turning = section.number("rope_theta", theta), _share(section, share and turning)
+    for key in MROPE if share else ():
+        section.get(key)
+    return Rope(theta, interleaved, read_scaling(section), partial_rotary_factor=turning)
 
 
-def read_rope_of_kind(section: Fields) -> Rope:
-    """The rotary embedding of one kind of layer, from its own object in `rope_parameters`, halves paired."""
-    if section.get("rope_type") == "proportional":
-        share = section.number("partial_rotary_factor", 1.0)
-        rope = Rope(section.number("rope_theta"), False, partial_rotary_factor=share, proportional=True)
-        _refuse_rest(section)
-        return rope
-    return _read_section(section, DEFAULT_THETA, interleaved=False, partial=False, share=None)
-
-
-def _read_section(
-    section: Fields, theta: float, interleaved: bool, partial: bool, share: float | None
-) -> Rope:
-    theta = section.number("rope_theta", theta)
-    inner = _share(section, partial)
-    if share is not None and inner is not None and share != inner:
-        section.refuse("partial_rotary_factor", f"beside it stands {share}, and the two must agree")
-    scaling = read_scaling(section)
-    if partial:
-        for key in MROPE:
-            section.get(key)
-    _refuse_rest(section)
-    return Rope(theta, interleaved, scaling, partial_rotary_factor=inner or share or 1.0)
-
-
-def _share(fields: Fields, partial: bool) -> float | None:
-    """The share of the channels that turn, None where nothing is said."""
-    if not partial:
+def _share(fields: Fields, default: float | None) -> float:
+    """The share of the channels that turn."""
+    if default is None:
         fields.fixed("partial_rotary_factor", 1, "all channels rotate")
-    return fields.number_or_none("partial_rotary_factor")
+        return 1.0
+    return fields.number("partial_rotary_factor", default)
 
 
-def _refuse_rest(section: Fields) -> None:
-    for key in section.rest():
-        section.refuse(key, "this rope type has no such field")
+def rope_of_kind(kinds: Fields, kind: str) -> Fields:
+    """What `rope_parameters` says of one kind of layer."""
+    section = kinds.section(kind)
+    if section is None:
+        kinds.refuse(kind, "the rotary embedding of these layers is needed")
+    return section
 
 
 def read_scaling(section: Fields, scaled: bool = True) -> Yarn | Llama3Scaling | None:
-    """How the context is extended. scaled: whether YaRN multiplies cos, sin and softmax in this family."""
+    """How the context is extended: what is left of a section. Raises SpecError for fields it does not know.
+
+    scaled: whether YaRN multiplies cos, sin and softmax in this family.
+    """
+    scaling = _read_kind(section, scaled)
+    for key in section.rest():
+        section.refuse(key, "this rope type has no such field")
+    return scaling
+
+
+def _read_kind(section: Fields, scaled: bool) -> Yarn | Llama3Scaling | None:
     supported = ("default", "yarn", "llama3")
     kind = section.choice("type", supported, default="default")  # the name before transformers 4.45
     if section.get("rope_type") is not None:
@@ -109,11 +103,17 @@ def read_scaling(section: Fields, scaled: bool = True) -> Yarn | Llama3Scaling |
 
 
 def write_rope(rope: Rope, type_key: str) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`. `type_key` is the family's name for the kind: "type", "rope_type"."""
+    """`rope_theta` and `rope_scaling`. `type_key` is the family's name for the kind: "type", "rope_type".
+
+    Raises SpecError for what these two cannot say.
+    """
+    unscaled = isinstance(rope.scaling, Yarn) and not rope.scaling.scaled
+    if unscaled or rope != Rope(rope.theta, rope.interleaved, rope.scaling):
+        raise SpecError(f"rope: all channels turn, and YaRN scales attention; this model has {rope}")
     scaling: dict[str, Any] | None = None
     if rope.scaling is not None:
         kind = "yarn" if isinstance(rope.scaling, Yarn) else "llama3"
         numbers = {key: value for key, value in vars(rope.scaling).items() if value is not None}
-        numbers.pop("scaled", None)  # which goes without saying in a family
+        numbers.pop("scaled", None)  # True, as every reader takes it
         scaling = {type_key: kind, **numbers}
     return {"rope_theta": rope.theta, "rope_scaling": scaling}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from lichen.arch.declaration import require_positive
+from lichen.arch.declaration import require, require_positive
+
+Name = Literal["silu", "gelu_pytorch_tanh", "situ"]
 
 
 @dataclass(frozen=True)
@@ -13,12 +15,14 @@ class Activation:
     """`name` as configs have it. `limit`: gate is cut off above it, up beyond it on both sides (DeepSeek-V4).
     `beta` and `linear_beta` are the numbers of Kimi K3's "situ"."""
 
-    name: Literal["silu", "gelu_pytorch_tanh", "situ"] = "silu"
+    name: Name = "silu"
     limit: float | None = None
     beta: float | None = None
     linear_beta: float | None = None
 
     def __post_init__(self) -> None:
+        known = get_args(Name)
+        require(self.name in known, f"activation: hidden_act is {self.name!r}; supported: {', '.join(known)}")
         given = {"swiglu_limit": self.limit, "situ_beta": self.beta, "situ_linear_beta": self.linear_beta}
         require_positive("activation", **{name: value for name, value in given.items() if value is not None})
 

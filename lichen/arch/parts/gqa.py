@@ -58,6 +58,11 @@ class GQA:
             f"num_key_value_heads ({self.num_key_value_heads})",
         )
         require(self.head_dim % 2 == 0, f"attention: head_dim is {self.head_dim}; RoPE needs an even number")
+        require(
+            self.rope is None or (self.rope_dim > 0 and self.rope_dim % 2 == 0),
+            f"attention: partial_rotary_factor turns {self.rope_dim} of {self.head_dim} channels; RoPE needs "
+            "an even number above 0",
+        )
         if self.window is not None:
             require_positive("attention", window=self.window)
         require(self.window is not None or not self.chunked, "attention: chunks need a size; give window")

@@ -55,7 +55,9 @@ class Yarn:
     @property
     def softmax_factor(self) -> float:
         """Multiplier of the softmax scale: mscale squared, DeepSeek-V2 onwards."""
-        return self._mscale(self.factor, self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
+        if not self.scaled or not self.mscale_all_dim:
+            return 1.0
+        return self._mscale(self.factor, self.mscale_all_dim) ** 2
 
 
 @dataclass(frozen=True)

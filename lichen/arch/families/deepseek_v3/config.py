@@ -120,7 +120,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     attention = uniform([layer.attention for layer in spec.all_layers], spec.family, "attention")
     plain = of_kind([attention], MLA)
     rope = plain[0].rope if plain else None
-    if rope is None or attention.indexer or attention.output_gate or rope.partial_rotary_factor != 1:
+    if rope is None or attention.indexer or attention.output_gate:
         raise SpecError(f"{spec.family}: attention is plain MLA with RoPE; this model has {attention}")
     if spec.residual is not None or any(layer.sandwich_norms for layer in spec.all_layers):
         raise SpecError(f"{spec.family}: residuals are plain sums, with one norm before each sub-layer")

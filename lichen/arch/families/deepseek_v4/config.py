@@ -12,7 +12,7 @@ from typing import Any
 
 from lichen.arch.families.decoder import read_activation, read_decoder
 from lichen.arch.families.fields import MOST_LAYERS, Fields
-from lichen.arch.families.rope import read_scaling
+from lichen.arch.families.rope import read_scaling, rope_of_kind
 from lichen.arch.parts.compressed import Compressed
 from lichen.arch.parts.hyper_connections import HyperConnections
 from lichen.arch.parts.indexer import Indexer
@@ -58,28 +58,31 @@ def _attention(fields: Fields, ratio: int) -> Compressed:
     return replace(local, compress_ratio=ratio, indexer=indexer if ratio == CSA else None, rope=rope)
 
 
-def read_rope_of_window(fields: Fields) -> Rope:
-    """Of layers with a window alone: plain, whatever `rope_scaling` says."""
-    kinds = fields.section("rope_parameters")  # as transformers saves it
-    theta = _kind(kinds, "main").number("rope_theta") if kinds else fields.number("rope_theta", 10000.0)
-    return Rope(theta, interleaved=True)
-
-
 def read_rope_of_entries(fields: Fields) -> Rope:
     """Of layers with compressed entries: a base of its own, and YaRN that multiplies nothing."""
-    section, theta = fields.section("rope_scaling"), fields.number("compress_rope_theta", 160000.0)
-    if kinds := fields.section("rope_parameters"):
-        section = _kind(kinds, "compress")
+    theta, section = fields.number("compress_rope_theta", 160000.0), fields.section("rope_scaling")
+    if kinds := fields.section("rope_parameters"):  # as transformers saves it
+        section = rope_of_kind(kinds, "compress")
         theta = section.number("rope_theta")
-    scaling = read_scaling(section, scaled=False) if section else None
-    return Rope(theta, interleaved=True, scaling=scaling)
+    return _rope(fields, theta, section)
 
 
-def _kind(kinds: Fields, kind: str) -> Fields:
-    section = kinds.section(kind)
+def _rope_of_window(fields: Fields) -> Rope:
+    """Of layers with a window alone: plain, whatever `rope_scaling` says."""
+    theta, section = fields.number("rope_theta", 10000.0), None
+    if kinds := fields.section("rope_parameters"):
+        section = rope_of_kind(kinds, "main")
+        section.fixed("rope_type", "default", "layers with a window alone do not extend their context")
+        theta = section.number("rope_theta")
+    return _rope(fields, theta, section)
+
+
+def _rope(fields: Fields, theta: float, section: Fields | None) -> Rope:
     if section is None:
-        kinds.refuse(kind, "the rotary embedding of these layers is needed")
-    return section
+        return Rope(theta, interleaved=True)
+    share = fields.integer("qk_rope_head_dim") / max(fields.integer("head_dim"), 1)
+    section.fixed("partial_rotary_factor", share, "qk_rope_head_dim / head_dim")
+    return Rope(theta, interleaved=True, scaling=read_scaling(section, scaled=False))
 
 
 def read_indexer(fields: Fields) -> Indexer:
@@ -102,7 +105,7 @@ def read_window(fields: Fields) -> Compressed:
         o_groups=fields.integer("o_groups"),
         o_lora_rank=fields.integer("o_lora_rank"),
         window=fields.integer("sliding_window"),
-        rope=read_rope_of_window(fields),
+        rope=_rope_of_window(fields),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lichen.arch.families.decoder import read_decoder, read_layer_types
 from lichen.arch.families.fields import Fields
-from lichen.arch.families.rope import read_rope_of_kind
+from lichen.arch.families.rope import read_scaling, rope_of_kind
 from lichen.arch.families.wrapper import open_text_config
 from lichen.arch.parts.activation import Activation
 from lichen.arch.parts.dense import Dense
@@ -73,10 +73,18 @@ def _read_rope(fields: Fields) -> dict[str, Rope]:
     kinds = fields.section("rope_parameters")
     if kinds is None:
         return ROPE
-    found = {}
-    for kind in ROPE:
-        section = kinds.section(kind)
-        if section is None:
-            kinds.refuse(kind, "the rotary embedding of these layers is needed")
-        found[kind] = read_rope_of_kind(section)
+    found = {kind: _read_rope_of_kind(rope_of_kind(kinds, kind)) for kind in ROPE}
+    for kind in kinds.rest():
+        kinds.refuse(kind, "supported: " + ", ".join(ROPE))
     return found
+
+
+def _read_rope_of_kind(section: Fields) -> Rope:
+    theta = section.number("rope_theta")
+    if section.get("rope_type") != "proportional":
+        section.fixed("partial_rotary_factor", 1, "a share of the channels turns in proportional RoPE alone")
+        return Rope(theta, interleaved=False, scaling=read_scaling(section))
+    share = section.number("partial_rotary_factor", 1.0)
+    for key in section.rest():
+        section.refuse(key, "this rope type has no such field")
+    return Rope(theta, interleaved=False, partial_rotary_factor=share, proportional=True)

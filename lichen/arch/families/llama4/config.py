@@ -17,6 +17,7 @@ from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.spec import LayerSpec, ModelSpec
 
 MODEL_TYPES = ("llama4", "llama4_text")
+ROPE_THETA = 500000.0  # where the config says nothing
 NO_ROPE_INTERVAL = 4  # the default of Meta's configs, which leave it out
 
 
@@ -30,7 +31,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         head_dim=fields.integer("head_dim"),
         attention_bias=fields.boolean("attention_bias", False),
     )
-    rope = read_rope(fields, interleaved=True)
+    rope = read_rope(fields, interleaved=True, theta=ROPE_THETA)
     chunked = replace(everywhere, rope=rope, window=fields.integer("attention_chunk_size"), chunked=True)
     activation = read_activation(fields)
     dense = Dense(fields.integer("intermediate_size_mlp"), activation=activation)

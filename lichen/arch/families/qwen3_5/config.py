@@ -16,6 +16,7 @@ from lichen.arch.parts.gqa import GQA
 from lichen.arch.spec import LayerSpec, ModelSpec
 
 MODEL_TYPES = ("qwen3_5", "qwen3_5_text")
+PARTIAL_ROTARY_FACTOR = 0.25  # where the config says nothing
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
@@ -26,7 +27,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         num_attention_heads=fields.integer("num_attention_heads"),
         num_key_value_heads=fields.integer("num_key_value_heads"),
         head_dim=fields.integer("head_dim"),
-        rope=read_rope(fields, interleaved=False, partial=True),
+        rope=read_rope(fields, interleaved=False, share=PARTIAL_ROTARY_FACTOR),
         attention_bias=fields.boolean("attention_bias", False),
         qk_norm=True,
         output_gate=True,
