@@ -8,8 +8,8 @@ from statistics import median
 import torch
 
 from benchmarks.report import Report
-from lichen.optim.muon import CHUNK_ENTRIES
 from lichen.optim.newton_schulz import KELLER_JORDAN, TOGETHER, Form, form_for, orthogonalize
+from lichen.optim.rules import CHUNK_ENTRIES
 
 SHORTER = (8, 16, 32, 64, 128, 256, 512, 1024)
 RATIOS = (1, 2, 3, 4, 8)

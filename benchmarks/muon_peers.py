@@ -26,7 +26,7 @@ def separate_matrices_of(table: ParameterTable) -> list[nn.Parameter]:
     for row in table:
         gradient = row.parameter.grad
         if row.role.kind == "matrix" and gradient is not None:
-            batches = (row.matrices(tensor, per_head=False) for tensor in (row.parameter.detach(), gradient))
+            batches = (row.batches(tensor, per_head=False) for tensor in (row.parameter.detach(), gradient))
             for weights, gradients in zip(*batches, strict=True):
                 for weight, its_gradient in zip(weights, gradients, strict=True):
                     parameter = nn.Parameter(weight)

@@ -37,8 +37,8 @@ from lichen.arch.spec import ModelSpec
 from lichen.machine.precision import matmul_dtype
 from lichen.nn.transformer import Transformer
 from lichen.optim import Muon, ParameterTable, parameter_table
-from lichen.optim.muon import CHUNK_ENTRIES
 from lichen.optim.newton_schulz import KELLER_JORDAN
+from lichen.optim.rules import CHUNK_ENTRIES
 
 FLOOR = "floor"
 K2_EXPERTS = 2  # of Kimi K2's 384
@@ -106,7 +106,7 @@ def floor(case: str) -> Step:
     counts: dict[tuple[int, int], int] = {}
     for row in table_of(case):
         if row.role.kind == "matrix":
-            for batch in row.matrices(row.parameter.detach(), per_head=False):
+            for batch in row.batches(row.parameter.detach(), per_head=False):
                 short, long = sorted(batch.shape[1:])
                 counts[short, long] = counts.get((short, long), 0) + batch.size(0)
     chunks: list[Tensor] = []

@@ -28,7 +28,7 @@ from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.nn.transformer import Transformer
-from lichen.optim import Muon, OptimizerRecipe, parameter_table, recipes, sharded
+from lichen.optim import Muon, OptimizerRecipe, owners, parameter_table, recipes
 from lichen.train.objective import NextToken
 
 ATTENTION = MLA(
@@ -53,10 +53,10 @@ SPEC = ModelSpec(
 WAVE_ENTRIES = 1 << 15
 
 
-class WaitedFor(sharded.Transfer):
+class WaitedFor(owners.Transfer):
     """An exchange that is over before anything else begins."""
 
-    def __init__(self, outgoing: sharded.Messages, incoming: sharded.Messages) -> None:
+    def __init__(self, outgoing: owners.Messages, incoming: owners.Messages) -> None:
         super().__init__(outgoing, incoming)
         self.finish()
         self.work = []
@@ -115,10 +115,10 @@ def measure_overlap(recipe: OptimizerRecipe, device: torch.device, steps: int) -
     model = sharded_model(device)
     optimizer = Muon(parameter_table(model), recipe)
     generator = torch.Generator().manual_seed(dist.get_rank())
-    times: dict[type[sharded.Transfer], list[float]] = {sharded.Transfer: [], WaitedFor: []}
+    times: dict[type[owners.Transfer], list[float]] = {owners.Transfer: [], WaitedFor: []}
     for _ in range(steps + 1):
         for transfer in times:
-            with patch.multiple(sharded, Transfer=transfer, WAVE_ENTRIES=WAVE_ENTRIES):
+            with patch.multiple(owners, Transfer=transfer, WAVE_ENTRIES=WAVE_ENTRIES):
                 times[transfer].append(train_step(model, optimizer, generator))
     overlapped, apart = (median(each[1:]) for each in times.values())
     if dist.get_rank() == 0:

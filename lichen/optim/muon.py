@@ -1,20 +1,14 @@
 """Muon for matrices and AdamW for the rest, in one optimizer.
 
-A step does, for every matrix W with gradient G (Keller Jordan, 2024; Moonlight, arXiv 2502.16982):
-
-    M <- momentum M + G
-    O  = orthogonalise(G + momentum M)      with Nesterov; orthogonalise(M) without
-    W <- W (1 - lr weight_decay) - lr scale(W) O
-
-where a parameter may hold many matrices (`lichen.nn.roles.Role`). Matrices of one shape, wherever they
-come from, go through Newton-Schulz as one batch. A sharded parameter (a DTensor) that holds no whole
-matrices has them computed by owners (`lichen.optim.sharded`).
+A parameter may hold many matrices (`lichen.nn.roles.Role`). Those of one shape, wherever they come from, go
+through Newton-Schulz as one batch (`lichen.optim.rules`). A sharded parameter (a DTensor) that holds no whole
+matrices has them computed by owners (`lichen.optim.owners`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,26 +17,22 @@ from torch.distributed.tensor import DTensor
 from lichen.errors import LichenError
 from lichen.machine.precision import at_least_fp32
 from lichen.nn.roles import Role
-from lichen.optim import recipes, sharded
-from lichen.optim.adamw import adamw_update
-from lichen.optim.newton_schulz import EPSILON, form_for, orthogonalize, products_per_step, scaled
+from lichen.optim import recipes
+from lichen.optim.newton_schulz import form_for, products_per_step
+from lichen.optim.owners import Job, updates_by_owners
 from lichen.optim.recipes import OptimizerRecipe
-from lichen.optim.sharded import Job, local
-from lichen.optim.sinkhorn import sinkhorn_balanced
+from lichen.optim.rules import (
+    Update,
+    adamw_update,
+    advance,
+    chunks,
+    move,
+    muon_steps,
+    muon_update,
+    sinkhorn_balanced,
+)
+from lichen.optim.shards import aligned, holds_whole_matrices, local, place_like
 from lichen.optim.table import ParameterTable, Row, recipe_options
-
-# Matrix entries that go through Newton-Schulz together. On a CPU the working memory should stay in the
-# second-level cache; elsewhere it should fill the machine and stay small beside the model.
-CHUNK_ENTRIES = {"cpu": 1 << 18}
-CHUNK_ENTRIES_ELSEWHERE = 1 << 28
-
-
-class Matrices(NamedTuple):
-    """Equally shaped matrices of one parameter, each (matrices, rows, columns)."""
-
-    parameter: Tensor
-    gradient: Tensor
-    momentum: Tensor
 
 
 class Muon(torch.optim.Optimizer):
@@ -167,14 +157,14 @@ class Muon(torch.optim.Optimizer):
         per_head = recipe.per_head
         here, cut = _apart(rows)
 
-        batches: dict[tuple[torch.device, torch.Size], list[Matrices]] = {}
+        batches: dict[tuple[torch.device, torch.Size], list[Update]] = {}
         for row in here:
             views = (
-                row.matrices(tensor, per_head=per_head)
+                row.batches(tensor, per_head=per_head)
                 for tensor in (local(row.parameter), _gradient(row), self._momentum(row))
             )
-            for matrices in map(Matrices, *views):
-                batches.setdefault((row.parameter.device, matrices.parameter.shape[1:]), []).append(matrices)
+            for update in map(Update, *views):
+                batches.setdefault((row.parameter.device, update.parameter.shape[1:]), []).append(update)
         for batch in batches.values():
             muon_update(batch, recipe, group)
 
@@ -182,11 +172,11 @@ class Muon(torch.optim.Optimizer):
             steps = [torch.empty_like(whole, dtype=jobs[number].dtype) for number, whole in owned]
             batches: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for (number, whole), step in zip(owned, steps, strict=True):
-                views = (cut[number].matrices(tensor, per_head=per_head) for tensor in (whole, step))
+                views = (cut[number].batches(tensor, per_head=per_head) for tensor in (whole, step))
                 for pair in zip(*views, strict=True):
                     batches.setdefault(pair[0].shape[1:], []).append(pair)
             for batch in batches.values():
-                for chunk in _chunks(batch):
+                for chunk in chunks(batch):
                     directions, targets = zip(*chunk, strict=True)
                     for target, step in zip(targets, muon_steps(directions, targets, recipe), strict=True):
                         target.copy_(step)
@@ -196,7 +186,7 @@ class Muon(torch.optim.Optimizer):
         self._by_owners(cut, jobs, compute, group)
 
     def _muon_job(self, row: Row) -> Job:
-        shapes = row.matrix_shapes(per_head=self.recipe.per_head)
+        shapes = row.batch_shapes(per_head=self.recipe.per_head)
         dtypes = {form_for(row.parameter.device, rows, columns).dtype for _, rows, columns in shapes}
         return self._job(
             row,
@@ -214,8 +204,8 @@ class Muon(torch.optim.Optimizer):
 
         here, cut = _apart(rows)
         for row in here:
-            direction = _advance(self._momentum(row), _gradient(row), recipe)
-            _move(local(row.parameter), step(direction), group)
+            direction = advance(self._momentum(row), _gradient(row), recipe)
+            move(local(row.parameter), step(direction), group)
         jobs = [
             self._job(
                 row, stacked=False, dtype=at_least_fp32(row.parameter.dtype), work=row.parameter.numel()
@@ -227,7 +217,7 @@ class Muon(torch.optim.Optimizer):
     def _job(self, row: Row, *, stacked: bool, dtype: torch.dtype, work: float) -> Job:
         """Advance the momentum of a sharded parameter, whose update is for owners to compute."""
         assert isinstance(row.parameter, DTensor)
-        direction = _advance(self._momentum(row), _gradient(row), self.recipe)
+        direction = advance(self._momentum(row), _gradient(row), self.recipe)
         return Job(row.parameter, direction, stacked, dtype, work)
 
     def _by_owners(
@@ -238,10 +228,10 @@ class Muon(torch.optim.Optimizer):
         group: dict[str, Any],
     ) -> None:
         if jobs:
-            steps, sent = sharded.updates_by_owners(jobs, compute)
+            steps, sent = updates_by_owners(jobs, compute)
             self.sent_bytes += sent
             for row, step in zip(rows, steps, strict=True):
-                _move(local(row.parameter), step, group)
+                move(local(row.parameter), step, group)
 
     def _adamw(self, rows: list[Row], group: dict[str, Any]) -> None:
         by_device: dict[torch.device, list[Row]] = {}
@@ -310,7 +300,7 @@ class Muon(torch.optim.Optimizer):
         self.state.clear()
         for name, saved in saved_state.items():
             for key, tensor in self._state(rows[name]).items():
-                tensor.copy_(saved[key] if key == "step" else sharded.place_like(saved[key], tensor))
+                tensor.copy_(saved[key] if key == "step" else place_like(saved[key], tensor))
         for group in self.param_groups:
             saved = saved_group[group["param_names"][0]]
             same = saved["initial_lr"] == group["initial_lr"] or saved["initial_lr"] == 0
@@ -343,7 +333,7 @@ def _apart(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
     here: list[Row] = []
     cut: list[Row] = []
     for row in rows:
-        (here if sharded.holds_whole_matrices(row.parameter, stacked=row.stacked) else cut).append(row)
+        (here if holds_whole_matrices(row.parameter, stacked=row.stacked) else cut).append(row)
     return here, cut
 
 
@@ -352,74 +342,4 @@ def _gradient(row: Row) -> Tensor:
     gradient = row.parameter.grad
     if gradient is None or gradient.is_sparse or gradient.is_complex():
         raise LichenError(f"optimizer: {row.name} needs a dense, real gradient")
-    return sharded.aligned(gradient, row.parameter)
-
-
-def muon_update(batch: Sequence[Matrices], recipe: OptimizerRecipe, group: dict[str, Any]) -> None:
-    """Update momentum and parameters of matrices that all have one shape and one device."""
-    for chunk in _chunks(batch):
-        directions = (_advance(momentum, gradient, recipe) for _, gradient, momentum in chunk)
-        parameters = [parameter for parameter, _, _ in chunk]
-        for parameter, step in zip(parameters, muon_steps(directions, parameters, recipe), strict=True):
-            _move(parameter, step, group)
-
-
-def muon_steps(
-    directions: Iterable[Tensor], like: Sequence[Tensor], recipe: OptimizerRecipe
-) -> Sequence[Tensor]:
-    """scale O of matrices of one shape, orthogonalised as one batch.
-
-    With one CPU thread their bits do not depend on the batch.
-
-    directions: G + momentum M or M, each (matrices, rows, columns), shaped like the tensors in `like`.
-    """
-    sizes = [matrices.size(0) for matrices in like]
-    _, rows, columns = like[0].shape
-    form = form_for(like[0].device, rows, columns)
-    x = torch.empty(sum(sizes), rows, columns, dtype=form.dtype, device=like[0].device)
-    for direction, slot in zip(directions, x.split(sizes), strict=True):
-        direction = direction.contiguous()  # the order of a sum, so its rounding, follows the layout
-        norm = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
-        torch.div(direction, norm.add_(EPSILON), out=slot)
-    schedule = scaled(recipe.ns_schedule, recipe.scale(rows, columns))
-    return orthogonalize(x, schedule, together=form.together, transpose=form.transpose).split(sizes)
-
-
-def _move(parameter: Tensor, step: Tensor, group: dict[str, Any]) -> None:
-    """parameter (1 - lr weight_decay) - lr step, in fp32 or better, rounded once.
-
-    The learning rate is not in `step`, whose entries fp16 can hold only while they are not small.
-    """
-    lr, weight_decay = group["lr"], group["weight_decay"]
-    wide = parameter.to(at_least_fp32(parameter.dtype))
-    if step.device.type == "cpu":  # where arithmetic on two formats at once is slow
-        step = step.to(wide.dtype)
-    wide.mul_(1 - lr * weight_decay).add_(step, alpha=-lr)
-    if wide is not parameter:
-        parameter.copy_(wide)
-
-
-def _advance(momentum: Tensor, gradient: Tensor, recipe: OptimizerRecipe) -> Tensor:
-    """Take `gradient` into `momentum`; returns the direction of the step, which may be `momentum` itself."""
-    torch.add(gradient, momentum, alpha=recipe.momentum, out=momentum)
-    return torch.add(gradient, momentum, alpha=recipe.momentum) if recipe.nesterov else momentum
-
-
-def _chunks(batch: Sequence[Any]) -> Iterator[list[Any]]:
-    """Cut a batch, tuples of tensors (matrices, rows, columns), into lists small enough to work on."""
-    _, rows, columns = batch[0][0].shape
-    limit = max(1, CHUNK_ENTRIES.get(batch[0][0].device.type, CHUNK_ENTRIES_ELSEWHERE) // (rows * columns))
-    chunk: list[Any] = []
-    room = limit
-    for tensors in batch:
-        start, count = 0, tensors[0].size(0)
-        while start < count:
-            stop = min(start + room, count)
-            chunk.append(tuple(tensor[start:stop] for tensor in tensors))
-            room -= stop - start
-            start = stop
-            if room == 0:
-                yield chunk
-                chunk, room = [], limit
-    if chunk:
-        yield chunk
+    return aligned(gradient, row.parameter)

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lichen.errors import LichenError
-from lichen.optim.sharded import local, max_over_ranks, row_range
+from lichen.optim.shards import local, max_over_ranks, row_range
 from lichen.optim.table import plain_name, unwrapped
 
 

@@ -20,7 +20,7 @@ from lichen.errors import LichenError
 from lichen.nn.roles import Kind, Layout, Role
 from lichen.optim.infer import infer_roles
 from lichen.optim.recipes import OptimizerRecipe
-from lichen.optim.sharded import holds_whole_matrices, local
+from lichen.optim.shards import holds_whole_matrices, local
 
 # What modules that wrap another one add to the names of its parameters.
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
@@ -82,7 +82,7 @@ class Row:
             return  # its owners lay the matrices out anew
         here = local(self.parameter.detach())
         memory = here.untyped_storage().data_ptr()
-        for matrices in self.matrices(here, per_head=True):
+        for matrices in self.batches(here, per_head=True):
             if matrices.untyped_storage().data_ptr() != memory:
                 raise LichenError(
                     f"optimizer table: the matrices of {self.name} are not in one piece of memory; make the "
@@ -94,12 +94,12 @@ class Row:
         """Whether dimensions before the last two stack independent matrices."""
         return self.role.kind == "matrix" and self.role.layout != "kernel"
 
-    def matrix_shapes(self, *, per_head: bool) -> list[tuple[int, int, int]]:
-        """(matrices, rows, columns) of every batch that `matrices` returns for the whole parameter."""
+    def batch_shapes(self, *, per_head: bool) -> list[tuple[int, int, int]]:
+        """(matrices, rows, columns) of every batch that `batches` returns for the whole parameter."""
         like = torch.empty(self.parameter.shape, device="meta")
-        return [(m.size(0), m.size(1), m.size(2)) for m in self.matrices(like, per_head=per_head)]
+        return [(m.size(0), m.size(1), m.size(2)) for m in self.batches(like, per_head=per_head)]
 
-    def matrices(self, tensor: Tensor, *, per_head: bool) -> list[Tensor]:
+    def batches(self, tensor: Tensor, *, per_head: bool) -> list[Tensor]:
         """The logical matrices in `tensor`, which is shaped like the parameter, or like a part of its stack.
 
         Returns batches (matrices, rows, columns). They are views if the memory of `tensor` is laid out
@@ -199,7 +199,7 @@ def recipe_options(row: Row, recipe: OptimizerRecipe) -> tuple[float, float]:
 def _matrices(row: Row, *, per_head: bool) -> str:
     if row.role.kind != "matrix":
         return ""
-    shapes = row.matrix_shapes(per_head=per_head)
+    shapes = row.batch_shapes(per_head=per_head)
     if len(shapes) > 4 and len(set(shapes)) == 1:  # a convolution of many groups
         shapes = [(len(shapes) * shapes[0][0], *shapes[0][1:])]
     return " + ".join(f"{count} x ({rows}, {columns})" for count, rows, columns in shapes)

@@ -36,7 +36,8 @@ from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.machine.precision import matmul_dtype
 from lichen.nn.roles import Role
 from lichen.nn.transformer import Transformer
-from lichen.optim import Muon, OptimizerRecipe, ParameterTable, parameter_table, qk_clip, recipes, sharded
+from lichen.optim import Muon, OptimizerRecipe, ParameterTable, owners, parameter_table, qk_clip, recipes
+from lichen.optim.shards import local, place_like
 from lichen.optim.table import Row
 from lichen.train.objective import NextToken
 
@@ -114,7 +115,7 @@ def different(ours: Muon, reference: Muon, place: Place) -> list[str]:
             pairs[f"{key} of {name}"] = (tensor, reference.state[expected[name]][key])
         for label, (mine, whole) in pairs.items():
             wanted = whole if whole.ndim == 0 else place(name, whole)
-            if not torch.equal(sharded.local(mine), sharded.local(wanted)):
+            if not torch.equal(local(mine), local(wanted)):
                 found.append(label)
     return found
 
@@ -312,7 +313,7 @@ def rank_0_state_case() -> list[str]:
     loaded = other.named_state()
     for name, saved in optimizer.named_state().items():
         for key, tensor in saved.items():
-            if not torch.equal(sharded.local(loaded[name][key]), sharded.local(tensor)):
+            if not torch.equal(local(loaded[name][key]), local(tensor)):
                 found.append(f"{key} of {name}")
     return found
 
@@ -338,7 +339,7 @@ def some_ranks_case(line: DeviceMesh, square: DeviceMesh) -> list[str]:
     ours, reference = (Muon(ParameterTable(each), RECIPE) for each in zip(*rows, strict=True))
     for mine, theirs in rows:
         theirs.parameter.grad = random(tuple(theirs.parameter.shape), 7)
-        mine.parameter.grad = sharded.place_like(theirs.parameter.grad, mine.parameter)
+        mine.parameter.grad = place_like(theirs.parameter.grad, mine.parameter)
     ours.step()
     reference.step()
     return [m.name for m, t in rows if not torch.equal(m.parameter.full_tensor(), t.parameter)]
@@ -391,12 +392,12 @@ def owners_case(mesh: DeviceMesh) -> list[str]:
     place = placed(mesh, Shard(0))
     shapes = [(64, 64)] * 5 + [(64, 256)] * 3 + [(16, 16)] * 9 + [(33, 500)]
     jobs = [
-        sharded.Job(
+        owners.Job(
             place("", torch.zeros(shape)), torch.empty(0), True, torch.float32, min(shape) ** 2 * max(shape)
         )
         for shape in shapes
     ]
-    planned = sharded.plan(jobs, mesh)
+    planned = owners.plan(jobs, mesh)
     mine = torch.tensor([[matrix.job, matrix.owner] for matrix in planned])
     first = mine.clone()
     dist.broadcast(first, 0)
@@ -413,8 +414,8 @@ def overlap_case(mesh: DeviceMesh) -> list[str]:
     """While a wave is computed, the next one's directions and the updates of those before are under way."""
     events: list[str] = []
 
-    class Recorded(sharded.Transfer):
-        def __init__(self, outgoing: sharded.Messages, incoming: sharded.Messages) -> None:
+    class Recorded(owners.Transfer):
+        def __init__(self, outgoing: owners.Messages, incoming: owners.Messages) -> None:
             super().__init__(outgoing, incoming)
             events.append("begun")
 
@@ -429,9 +430,9 @@ def overlap_case(mesh: DeviceMesh) -> list[str]:
     under_way: list[int] = []
     place = placed(mesh, Shard(0))
     matrices = [place("", random((60, 60), number)) for number in range(5 * mesh.size())]
-    jobs = [sharded.Job(matrix, matrix.to_local(), True, torch.float32, 1.0) for matrix in matrices]
-    with patch.object(sharded, "Transfer", Recorded):
-        updates, _ = sharded.updates_by_owners(jobs, compute)  # five of 3600 entries an owner: four waves
+    jobs = [owners.Job(matrix, matrix.to_local(), True, torch.float32, 1.0) for matrix in matrices]
+    with patch.object(owners, "Transfer", Recorded):
+        updates, _ = owners.updates_by_owners(jobs, compute)  # five of 3600 entries an owner: four waves
     found = [] if under_way == [1 + 0, 1 + 1, 1 + 2, 0 + 3] else [f"under way: {under_way}"]
     same = all(torch.equal(update, job.direction) for update, job in zip(updates, jobs, strict=True))
     return found if same else [*found, "updates"]
@@ -452,7 +453,7 @@ def tensor_parallel_case(mesh: DeviceMesh) -> list[str]:
     )
     for mine, theirs in zip(ours.parameters(), reference.parameters(), strict=True):
         theirs.grad = random(tuple(theirs.shape), 7)
-        mine.grad = sharded.place_like(theirs.grad, mine)
+        mine.grad = place_like(theirs.grad, mine)
     optimizer.step()
     plain_optimizer.step()
     found = []
@@ -469,7 +470,7 @@ def run(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
-    sharded.WAVE_ENTRIES = 4000  # several waves
+    owners.WAVE_ENTRIES = 4000  # several waves
     results = {name: case() for name, case in cases(world, folder).items()}
     (folder / f"{world}.{rank}.json").write_text(json.dumps(results))
     dist.barrier()

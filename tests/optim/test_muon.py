@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Role
-from lichen.optim import Muon, OptimizerRecipe, Override, ParameterTable, parameter_table, recipes
-from lichen.optim import muon as muon_module
+from lichen.optim import Muon, OptimizerRecipe, Override, ParameterTable, parameter_table, recipes, rules
 from lichen.optim.newton_schulz import Form, newton_schulz
 from lichen.optim.table import Row
 
@@ -217,7 +216,7 @@ def test_batches_may_be_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     role = Role("matrix", splits=(8, 16))
     whole = first_update(gradient, role, recipes.moonlight)
     for entries in (1, 3 * 8 * 16, 5 * 16 * 16):
-        monkeypatch.setitem(muon_module.CHUNK_ENTRIES, "cpu", entries)
+        monkeypatch.setitem(rules.CHUNK_ENTRIES, "cpu", entries)
         torch.testing.assert_close(first_update(gradient, role, recipes.moonlight), whole, rtol=0, atol=1e-6)
 
 
@@ -228,7 +227,7 @@ def test_small_learning_rates_do_not_underflow_in_fp16(
     """The format of GPUs, whose smallest number is 6e-8."""
     recipe = replace(recipes.moonlight, lr=1e-9)
     exact = 0.2 * max(shape) ** 0.5 * newton_schulz(random(*shape).double(), recipe.ns_schedule).float()
-    monkeypatch.setattr(muon_module, "form_for", lambda *_: Form(torch.float16, 3, transpose=False))
+    monkeypatch.setattr(rules, "form_for", lambda *_: Form(torch.float16, 3, transpose=False))
     update = first_update(random(*shape), Role("matrix"), recipe)
     assert (update - exact).norm() < 0.02 * exact.norm()
 

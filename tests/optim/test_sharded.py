@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lichen.optim import recipes
-from lichen.optim.muon import muon_steps
+from lichen.optim.rules import muon_steps
 
 SCRIPT = Path(__file__).parent / "sharded_ranks.py"
 

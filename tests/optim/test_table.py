@@ -64,7 +64,7 @@ class Tagged(nn.Module):
 
 def shapes(table: ParameterTable, name: str, per_head: bool = False) -> list[tuple[int, ...]]:
     row = next(row for row in table if row.name == name)
-    return [tuple(batch.shape) for batch in row.matrices(row.parameter.detach(), per_head=per_head)]
+    return [tuple(batch.shape) for batch in row.batches(row.parameter.detach(), per_head=per_head)]
 
 
 def kinds(table: ParameterTable) -> dict[str, str]:
@@ -250,7 +250,7 @@ def test_experts_stored_input_first_and_interleaved() -> None:
     model = GptOssForCausalLM(config)
     table = parameter_table(model)
     row = next(row for row in table if row.name.endswith("gate_up_proj"))
-    gate, up = row.matrices(row.parameter.detach(), per_head=False)
+    gate, up = row.batches(row.parameter.detach(), per_head=False)
     assert torch.equal(gate, row.parameter[..., ::2].mT)
     assert torch.equal(up, row.parameter[..., 1::2].mT)
     assert shapes(table, "model.layers.0.mlp.experts.down_proj") == [(3, 16, 6)]

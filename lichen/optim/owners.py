@@ -29,7 +29,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -38,22 +37,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Shard
-from torch.distributed.tensor.placement_types import _StridedShard
+from torch.distributed.tensor import DTensor
 
 from lichen.errors import LichenError
+from lichen.optim.shards import Box, boxes, own_box
 
 # Entries that one owner takes on in one wave: enough to fill the machine, small beside the model.
 WAVE_ENTRIES = 1 << 26
-
-
-class Box(NamedTuple):
-    """The part of a tensor that one rank holds."""
-
-    rank: int  # in the default process group
-    replica: tuple[int, ...]  # its place along the mesh dimensions that replicate
-    offset: tuple[int, ...]
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +62,8 @@ class Job:
     dtype: torch.dtype
     work: float
 
-    def matrices(self) -> int:
-        """How many there are to be given to owners."""
+    def count(self) -> int:
+        """How many matrices there are to be given to owners."""
         return prod(self.parameter.shape[:-2]) if self.stacked else 1
 
 
@@ -102,93 +92,6 @@ class Matrix:
         return [piece for piece in self.pieces if piece.replica == mine]
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of `tensor`; the tensor itself if it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def aligned(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """What this rank needs of `gradient` for its shard of `parameter`."""
-    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
-        return gradient.redistribute(placements=parameter.placements).to_local()
-    return gradient
-
-
-def place_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """`tensor`, whole or sharded in any way, sharded as `parameter` is."""
-    if not isinstance(parameter, DTensor):
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    mesh, placements = parameter.device_mesh, parameter.placements
-    if isinstance(tensor, DTensor) and tensor.device_mesh == mesh and tensor.placements == placements:
-        return tensor
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    box = _own_box(parameter)
-    region = tuple(slice(start, start + size) for start, size in zip(box.offset, box.shape, strict=True))
-    return DTensor.from_local(
-        whole[region].to(local(parameter).device),
-        mesh,
-        placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-
-
-def max_over_ranks(tensor: Tensor, groups: Iterable[dist.ProcessGroup]) -> Tensor:
-    """The largest values over the ranks of all `groups`; NaN counts as infinite."""
-    largest = tensor.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    for group in groups:
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    return largest
-
-
-def row_range(parameter: Tensor) -> slice:
-    """The rows (dimension 0) of a parameter that this rank holds."""
-    if not isinstance(parameter, DTensor):
-        return slice(0, parameter.size(0))
-    box = _own_box(parameter)
-    return slice(box.offset[0], box.offset[0] + box.shape[0])
-
-
-def _own_box(parameter: DTensor) -> Box:
-    everyone = boxes(parameter.shape, parameter.device_mesh, parameter.placements)
-    return next(box for box in everyone if box.rank == dist.get_rank())
-
-
-def holds_whole_matrices(parameter: Tensor, *, stacked: bool) -> bool:
-    """Whether each matrix is whole on exactly one rank, so that no rank needs another for its update."""
-    if not isinstance(parameter, DTensor):
-        return True
-    free = range(parameter.ndim - 2) if stacked else range(0)
-    return all(
-        size == 1 or (isinstance(placement, Shard | _StridedShard) and placement.dim in free)
-        for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True)
-    )
-
-
-@cache
-def boxes(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Placement, ...]) -> tuple[Box, ...]:
-    """What every rank of the mesh holds, as `torch.chunk` cuts: all shards equal but for the last ones."""
-    # A strided shard (FSDP over tensor parallelism) cuts what the mesh dimensions after it have left.
-    order = sorted(range(mesh.ndim), key=lambda dim: isinstance(placements[dim], _StridedShard))
-    found = []
-    for place in product(*map(range, mesh.shape)):
-        offset, size = [0] * len(shape), list(shape)
-        for mesh_dim in order:
-            placement = placements[mesh_dim]
-            if isinstance(placement, Shard | _StridedShard):
-                dim, parts = placement.dim, mesh.shape[mesh_dim]
-                step = -(-size[dim] // parts)
-                start = min(place[mesh_dim] * step, size[dim])
-                offset[dim] += start
-                size[dim] = min(step, size[dim] - start)
-        replica = tuple(
-            at for at, placement in zip(place, placements, strict=True) if placement.is_replicate()
-        )
-        found.append(Box(int(mesh.mesh[place]), replica, tuple(offset), tuple(size)))
-    return tuple(found)
-
-
 def plan(jobs: Sequence[Job], mesh: DeviceMesh) -> list[Matrix]:
     """Every matrix of the `jobs` on `mesh` with its owner, from the largest down."""
     matrices = [
@@ -199,7 +102,7 @@ def plan(jobs: Sequence[Job], mesh: DeviceMesh) -> list[Matrix]:
     ]
     load: dict[int, float] = defaultdict(float)
     owned = []
-    work = [job.work / job.matrices() for job in jobs]
+    work = [job.work / job.count() for job in jobs]
     for matrix in sorted(matrices, key=lambda matrix: -work[matrix.job]):
         whole = [piece.rank for piece in matrix.pieces if piece.shape == matrix.shape]
         candidates = whole or [piece.rank for piece in matrix.pieces]
@@ -243,10 +146,10 @@ def updates_by_owners(
     Raises LichenError for a shard that is not cut as its placements say.
     """
     for job in jobs:
-        if job.direction.shape != _own_box(job.parameter).shape:
+        if job.direction.shape != own_box(job.parameter).shape:
             raise LichenError(
                 f"optimizer: a shard of shape {tuple(job.direction.shape)} of a parameter of shape "
-                f"{tuple(job.parameter.shape)} should have shape {_own_box(job.parameter).shape} under the "
+                f"{tuple(job.parameter.shape)} should have shape {own_box(job.parameter).shape} under the "
                 f"placements {job.parameter.placements}"
             )
     updates = [torch.empty_like(job.direction, dtype=job.dtype) for job in jobs]

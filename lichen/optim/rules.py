@@ -1,0 +1,187 @@
+"""The update rules, on tensors that lie here: Muon's, the balanced one of embeddings, and AdamW's.
+
+For a matrix W with gradient G Muon does (Keller Jordan, 2024; Moonlight, arXiv 2502.16982):
+
+    M <- momentum M + G
+    O  = orthogonalise(G + momentum M)      with Nesterov; orthogonalise(M) without
+    W <- W (1 - lr weight_decay) - lr scale(W) O
+
+An embedding is no map between two spaces: its rows are tokens, and most of them do not occur in a batch. So
+DeepSeek-V4.1 (technical report, 2026) does not orthogonalise its momentum but balances it: rows and columns
+are divided by their length in turn, as Sinkhorn's algorithm does, until every token that occurred moves as
+far as any other and no channel moves much more than the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+from lichen.machine.precision import at_least_fp32
+from lichen.optim.newton_schulz import EPSILON, form_for, orthogonalize, scaled
+from lichen.optim.recipes import OptimizerRecipe
+
+# Matrix entries that go through Newton-Schulz together. On a CPU the working memory should stay in the
+# second-level cache; elsewhere it should fill the machine and stay small beside the model.
+CHUNK_ENTRIES = {"cpu": 1 << 18}
+CHUNK_ENTRIES_ELSEWHERE = 1 << 28
+
+ITERATIONS = 11  # of balancing; odd, so that the last division makes every row's length 1
+SMALLEST_ROW = 1e-3  # rows of the momentum shorter than this have seen nothing and stay
+
+VECTOR_ENTRIES = 16  # fp32 numbers in the widest vector register of a CPU
+
+
+class Update(NamedTuple):
+    """Equally shaped matrices of one parameter and what belongs to them, each (matrices, rows, columns)."""
+
+    parameter: Tensor
+    gradient: Tensor
+    momentum: Tensor
+
+
+# -------------------------------------------------------------------------------------------------- Muon
+
+
+def muon_update(batch: Sequence[Update], recipe: OptimizerRecipe, group: dict[str, Any]) -> None:
+    """Update momentum and parameters of matrices that all have one shape and one device."""
+    for chunk in chunks(batch):
+        directions = (advance(momentum, gradient, recipe) for _, gradient, momentum in chunk)
+        parameters = [parameter for parameter, _, _ in chunk]
+        for parameter, step in zip(parameters, muon_steps(directions, parameters, recipe), strict=True):
+            move(parameter, step, group)
+
+
+def muon_steps(
+    directions: Iterable[Tensor], like: Sequence[Tensor], recipe: OptimizerRecipe
+) -> Sequence[Tensor]:
+    """scale O of matrices of one shape, orthogonalised as one batch.
+
+    With one CPU thread their bits do not depend on the batch.
+
+    directions: G + momentum M or M, each (matrices, rows, columns), shaped like the tensors in `like`.
+    """
+    sizes = [matrices.size(0) for matrices in like]
+    _, rows, columns = like[0].shape
+    form = form_for(like[0].device, rows, columns)
+    x = torch.empty(sum(sizes), rows, columns, dtype=form.dtype, device=like[0].device)
+    for direction, slot in zip(directions, x.split(sizes), strict=True):
+        direction = direction.contiguous()  # the order of a sum, so its rounding, follows the layout
+        norm = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
+        torch.div(direction, norm.add_(EPSILON), out=slot)
+    schedule = scaled(recipe.ns_schedule, recipe.scale(rows, columns))
+    return orthogonalize(x, schedule, together=form.together, transpose=form.transpose).split(sizes)
+
+
+def move(parameter: Tensor, step: Tensor, group: dict[str, Any]) -> None:
+    """parameter (1 - lr weight_decay) - lr step, in fp32 or better, rounded once.
+
+    The learning rate is not in `step`, whose entries fp16 can hold only while they are not small.
+    """
+    lr, weight_decay = group["lr"], group["weight_decay"]
+    wide = parameter.to(at_least_fp32(parameter.dtype))
+    if step.device.type == "cpu":  # where arithmetic on two formats at once is slow
+        step = step.to(wide.dtype)
+    wide.mul_(1 - lr * weight_decay).add_(step, alpha=-lr)
+    if wide is not parameter:
+        parameter.copy_(wide)
+
+
+def advance(momentum: Tensor, gradient: Tensor, recipe: OptimizerRecipe) -> Tensor:
+    """Take `gradient` into `momentum`; returns the direction of the step, which may be `momentum` itself."""
+    torch.add(gradient, momentum, alpha=recipe.momentum, out=momentum)
+    return torch.add(gradient, momentum, alpha=recipe.momentum) if recipe.nesterov else momentum
+
+
+def chunks(batch: Sequence[Any]) -> Iterator[list[Any]]:
+    """Cut a batch, tuples of tensors (matrices, rows, columns), into lists small enough to work on."""
+    _, rows, columns = batch[0][0].shape
+    limit = max(1, CHUNK_ENTRIES.get(batch[0][0].device.type, CHUNK_ENTRIES_ELSEWHERE) // (rows * columns))
+    chunk: list[Any] = []
+    room = limit
+    for tensors in batch:
+        start, count = 0, tensors[0].size(0)
+        while start < count:
+            stop = min(start + room, count)
+            chunk.append(tuple(tensor[start:stop] for tensor in tensors))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield chunk
+                chunk, room = [], limit
+    if chunk:
+        yield chunk
+
+
+# -------------------------------------------------------------------------------------------- embeddings
+
+
+def sinkhorn_balanced(momentum: Tensor) -> Tensor:
+    """A balanced copy of `momentum` (..., columns), an exponential moving average of gradients, fp32.
+
+    Entries of the rows that move have a root mean square of 1; the other rows are zero.
+    """
+    rows = momentum.reshape(-1, momentum.size(-1))
+    moves = torch.linalg.vector_norm(rows, dim=1, keepdim=True) >= SMALLEST_ROW
+    x = rows.where(moves, 0.0)
+    for iteration in range(ITERATIONS):
+        length = torch.linalg.vector_norm(x, dim=1 - iteration % 2, keepdim=True)
+        x = x / length.where(length > 0, 1.0)
+    return (x * x.size(1) ** 0.5).view_as(momentum)
+
+
+# ------------------------------------------------------------------------------------------------- AdamW
+
+
+def adamw_update(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    recipe: OptimizerRecipe,
+    group: dict[str, Any],
+) -> None:
+    """Update parameters that are all on one device, in place; to the bit however they are cut over ranks.
+
+    averages, squares: exponential moving averages of the gradients and of their squares, fp32 or better.
+    steps: how many were made, one number per parameter. group: `lr` and `weight_decay`.
+    """
+    held = (parameters, averages, squares)
+    updated = [[_whole_vectors(tensor) for tensor in some] for some in held]
+    adamw(
+        updated[0],
+        [_whole_vectors(gradient) for gradient in gradients],
+        updated[1],
+        updated[2],
+        [],
+        list(steps),
+        fused=parameters[0].device.type in _get_fused_kernels_supported_devices(),
+        amsgrad=False,
+        beta1=recipe.adamw_betas[0],
+        beta2=recipe.adamw_betas[1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=recipe.adamw_eps,
+        maximize=False,
+    )
+    for some, results in zip(held, updated, strict=True):
+        for tensor, result in zip(some, results, strict=True):
+            if result is not tensor:
+                tensor.copy_(result.view(-1)[: tensor.numel()].view_as(tensor))
+
+
+def _whole_vectors(tensor: Tensor) -> Tensor:
+    """`tensor` for AdamW's kernel: fp32 or better, and flat and padded if its length asks for it.
+
+    On a CPU the kernel rounds the entries after the last whole vector register otherwise than the rest,
+    and which entries these are depends on how a parameter is cut.
+    """
+    missing = -tensor.numel() % VECTOR_ENTRIES if tensor.device.type == "cpu" else 0
+    wide = tensor.to(at_least_fp32(tensor.dtype))
+    return nn.functional.pad(wide.reshape(-1), (0, missing)) if missing else wide
