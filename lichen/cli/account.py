@@ -81,7 +81,7 @@ def _spec(model: str) -> ModelSpec:
         from lichen.arch.families import load_spec
 
         return load_spec(model)
-    from lichen.atlas.catalogue import spec_of
+    from lichen.atlas.catalogue.model import spec_of
 
     return spec_of(model)
 

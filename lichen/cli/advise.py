@@ -15,8 +15,8 @@ from lichen.cli.options import AsOf
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lichen.atlas.advise import Advice
-    from lichen.atlas.constraints import Constraints
+    from lichen.atlas.advice.advise import Advice
+    from lichen.atlas.advice.constraints import Constraints
 
 
 def advise(
@@ -57,12 +57,12 @@ def advise(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """Rank open models for a purpose; say what decided, what was unknown, and what would change it."""
-    from lichen.atlas.advise import SHIPPED_RULES, load_rules
-    from lichen.atlas.advise import advise as ask
-    from lichen.atlas.catalogue import load
-    from lichen.atlas.facts import parse_as_of
-    from lichen.atlas.prices import moment
+    from lichen.atlas.advice.advise import SHIPPED_RULES, load_rules
+    from lichen.atlas.advice.advise import advise as ask
+    from lichen.atlas.catalogue.model import load
+    from lichen.atlas.market.prices import moment
     from lichen.errors import LichenError
+    from lichen.facts.record import parse_as_of
 
     known_rules = load_rules(rules_file or SHIPPED_RULES)
     if rules:
@@ -96,7 +96,7 @@ def _constraints(**given: object) -> Constraints:
     """
     from pydantic import ValidationError
 
-    from lichen.atlas.constraints import Constraints
+    from lichen.atlas.advice.constraints import Constraints
     from lichen.errors import LichenError
 
     said = {name: value for name, value in given.items() if value is not None}
@@ -117,7 +117,7 @@ def _json(advice: Advice) -> dict[str, Any]:
 
 
 def _print(advice: Advice, facts: bool, console: Console) -> None:
-    from lichen.atlas.prices import table
+    from lichen.atlas.market.prices import table
 
     console.print(f"{advice.title}, as known on {advice.at.date()}", style="bold", markup=False)
     console.print(f"For {'; '.join(_terms(advice.constraints))}. Asked in this order:", markup=False)

@@ -15,7 +15,7 @@ from lichen.cli.tables import print_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lichen.atlas.catalogue import Catalogue, Model
+    from lichen.atlas.catalogue.model import Catalogue, Model
 
 atlas = typer.Typer(
     name="atlas", help="Real models: facts with sources, scores, prices.", no_args_is_help=True
@@ -27,9 +27,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 @atlas.command("list")
 def list_models(as_of: AsOf = None, as_json: AsJson = False) -> None:
     """List the models that were out, with what they are in a line."""
-    from lichen.atlas.catalogue import load
-    from lichen.atlas.compare import fact_cell
-    from lichen.atlas.facts import parse_as_of
+    from lichen.atlas.catalogue.model import load
+    from lichen.atlas.market.compare import fact_cell
+    from lichen.facts.record import parse_as_of
 
     catalogue = load(as_of=parse_as_of(as_of))
     fields = ("release", "total_parameters", "active_parameters", "context", "license")
@@ -63,8 +63,8 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show all that is known of a model: every fact, score and price with its source and date."""
-    from lichen.atlas.catalogue import load
-    from lichen.atlas.facts import parse_as_of
+    from lichen.atlas.catalogue.model import load
+    from lichen.facts.record import parse_as_of
 
     catalogue = load(as_of=parse_as_of(as_of))
     model = catalogue.get(name)
@@ -86,8 +86,8 @@ def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Model files like the catalogue's.")],
 ) -> None:
     """Check model files; say file, line and field of what is wrong."""
-    from lichen.atlas.catalogue import load, read_model
-    from lichen.atlas.prices import check_references
+    from lichen.atlas.catalogue.model import load, read_model
+    from lichen.atlas.market.prices import check_references
 
     load(files)
     for path in files:
@@ -100,9 +100,9 @@ def add(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A model file like the catalogue's.")],
 ) -> None:
     """Check a model file and keep it among your own models, in ~/.config/lichen/atlas."""
-    from lichen.atlas.catalogue import add as add_model
-    from lichen.atlas.catalogue import read_model
-    from lichen.atlas.prices import check_references
+    from lichen.atlas.catalogue.model import add as add_model
+    from lichen.atlas.catalogue.model import read_model
+    from lichen.atlas.market.prices import check_references
 
     check_references(read_model(file))
     model, kept = add_model(file)
@@ -116,8 +116,8 @@ atlas.command()(serve)
 def _everything(model: Model, catalogue: Catalogue) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from lichen.atlas.compare import computed
-    from lichen.atlas.prices import history, table
+    from lichen.atlas.market.compare import computed
+    from lichen.atlas.market.prices import history, table
 
     name, newest = table()
     return {
@@ -139,9 +139,9 @@ def _everything(model: Model, catalogue: Catalogue) -> dict[str, Any]:
 
 
 def _print_facts(console: Console, model: Model, catalogue: Catalogue) -> None:
-    from lichen.atlas import words
-    from lichen.atlas.catalogue import FACT_FIELDS
-    from lichen.atlas.facts import known
+    from lichen.atlas.catalogue.model import FACT_FIELDS
+    from lichen.atlas.market import words
+    from lichen.facts.record import known
 
     for field in FACT_FIELDS:
         facts = getattr(model, field)
@@ -155,7 +155,7 @@ def _print_facts(console: Console, model: Model, catalogue: Catalogue) -> None:
 
 
 def _print_computed(console: Console, model: Model) -> None:
-    from lichen.atlas.compare import computed
+    from lichen.atlas.market.compare import computed
 
     rows = computed([model])
     if rows:
@@ -166,7 +166,7 @@ def _print_computed(console: Console, model: Model) -> None:
 
 
 def _print_scores(console: Console, model: Model) -> None:
-    from lichen.atlas import words
+    from lichen.atlas.market import words
 
     console.print("\nScores", style="bold")
     for source in dict.fromkeys(map(words.sources, model.scores)):
@@ -177,8 +177,8 @@ def _print_scores(console: Console, model: Model) -> None:
 
 
 def _print_prices(console: Console, model: Model) -> None:
-    from lichen.atlas import words
-    from lichen.atlas.prices import history, table
+    from lichen.atlas.market import words
+    from lichen.atlas.market.prices import history, table
 
     prices = history(model)
     console.print("\nPrices: USD per million tokens, in / out / cached", style="bold")

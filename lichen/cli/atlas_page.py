@@ -18,9 +18,9 @@ def build(
     as_of: AsOf = None,
 ) -> None:
     """Write the atlas as one HTML file that needs no network and no server."""
-    from lichen.atlas.facts import parse_as_of
     from lichen.atlas.page import build as build_page
     from lichen.errors import LichenError
+    from lichen.facts.record import parse_as_of
     from lichen.files.atomic import write_text
 
     if out.is_dir():
@@ -36,8 +36,8 @@ def serve(
     as_of: AsOf = None,
 ) -> None:
     """Serve the same page until Ctrl-C."""
-    from lichen.atlas.facts import parse_as_of
     from lichen.atlas.page import build as build_page
+    from lichen.facts.record import parse_as_of
 
     server = page_server(build_page(parse_as_of(as_of)), host, port)
     try:

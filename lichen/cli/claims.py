@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from lichen.atlas.claim_kinds import ClaimSet
-    from lichen.atlas.claims import Checked
+    from lichen.atlas.claims.check import Checked
+    from lichen.atlas.claims.kinds import ClaimSet
 
 STYLE = {
     "supported": "green",
@@ -42,11 +42,11 @@ def claims(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """Check the claims of an article: computed where that can be, measured, cited, or nothing says."""
-    from lichen.atlas.catalogue import load as load_catalogue
-    from lichen.atlas.claims import check
-    from lichen.atlas.claims_file import load
-    from lichen.atlas.facts import parse_as_of
-    from lichen.atlas.prices import moment
+    from lichen.atlas.catalogue.model import load as load_catalogue
+    from lichen.atlas.claims.check import check
+    from lichen.atlas.claims.file import load
+    from lichen.atlas.market.prices import moment
+    from lichen.facts.record import parse_as_of
 
     path = _file(words or [])
     now = load_catalogue(as_of=parse_as_of(as_of))

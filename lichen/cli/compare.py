@@ -12,7 +12,7 @@ from lichen.cli.tables import print_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lichen.atlas.compare import Row
+    from lichen.atlas.market.compare import Row
 
 
 def compare(
@@ -30,12 +30,12 @@ def compare(
     as_markdown: Annotated[bool, typer.Option("--md", help="Markdown.")] = False,
 ) -> None:
     """Compare models: facts, architecture, memory, prices, scores. Unknown is shown as unknown."""
-    from lichen.atlas.catalogue import load
-    from lichen.atlas.compare import compare as compare_models
-    from lichen.atlas.compare import footnotes, to_csv, to_json, to_markdown
-    from lichen.atlas.facts import parse_as_of
-    from lichen.atlas.prices import moment, table
+    from lichen.atlas.catalogue.model import load
+    from lichen.atlas.market.compare import compare as compare_models
+    from lichen.atlas.market.compare import footnotes, to_csv, to_json, to_markdown
+    from lichen.atlas.market.prices import moment, table
     from lichen.errors import LichenError
+    from lichen.facts.record import parse_as_of
 
     if as_json + as_csv + as_markdown > 1:
         raise LichenError("--json, --csv and --md are three forms of one table: choose one")
@@ -70,7 +70,7 @@ def _table(rows: list[Row], titles: dict[str, str], notes: dict[str, int]) -> Ta
     from rich.table import Table
     from rich.text import Text
 
-    from lichen.atlas.compare import marks
+    from lichen.atlas.market.compare import marks
 
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="bold")
     table.add_column("", min_width=16, ratio=2)

@@ -33,11 +33,11 @@ def cost(
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON.")] = False,
 ) -> None:
     """Estimate the FLOPs, GPU hours and money of a training run, next to one whose hours are published."""
-    from lichen.atlas import words
-    from lichen.atlas.catalogue import spec_of
-    from lichen.atlas.devices import parse
-    from lichen.atlas.facts import parse_as_of
-    from lichen.atlas.training_cost import (
+    from lichen.atlas.catalogue.model import spec_of
+    from lichen.atlas.market import words
+    from lichen.facts.record import parse_as_of
+    from lichen.machine.devices import parse
+    from lichen.machine.training_cost import (
         CALIBRATION,
         NOT_COUNTED,
         calibrate,

@@ -15,8 +15,8 @@ from lichen.cli.tables import print_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lichen.atlas.devices import Machine
-    from lichen.atlas.fits import Fit
+    from lichen.machine.devices import Machine
+    from lichen.machine.fits import Fit
 
 
 def fits(
@@ -49,12 +49,12 @@ def fits(
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON, with sources.")] = False,
 ) -> None:
     """Does a model fit, what is left for its cache, and an estimate of its speed."""
-    from lichen.atlas.catalogue import spec_of
-    from lichen.atlas.devices import load, parse
-    from lichen.atlas.facts import parse_as_of
-    from lichen.atlas.fits import ASSUMPTIONS
-    from lichen.atlas.fits import fits as fit
+    from lichen.atlas.catalogue.model import spec_of
     from lichen.errors import LichenError
+    from lichen.facts.record import parse_as_of
+    from lichen.machine.devices import load, parse
+    from lichen.machine.fits import ASSUMPTIONS
+    from lichen.machine.fits import fits as fit
 
     day = parse_as_of(as_of)
     machines = [parse(text, day) for text in dict.fromkeys(gpu or load(day))]
@@ -77,7 +77,7 @@ def fits(
         return
     from rich.console import Console
 
-    from lichen.atlas import words
+    from lichen.atlas.market import words
 
     console = Console(highlight=False)
     first = found[0][1]
@@ -110,7 +110,7 @@ def _as_dict(machine: Machine, fit: Fit) -> dict[str, object]:
 def _table(found: list[tuple[Machine, Fit]], context: int, priced: bool) -> Table:
     from rich.table import Table
 
-    from lichen.atlas import words
+    from lichen.atlas.market import words
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.tree import Tree
 
-    from lichen.atlas.lineage import Edge, Graph
-    from lichen.atlas.risk import Risk
+    from lichen.atlas.lineage.graph import Edge, Graph
+    from lichen.atlas.lineage.risk import Risk
 
 
 def lineage(
@@ -32,10 +32,10 @@ def lineage(
     as_mermaid: Annotated[bool, typer.Option("--mermaid", help="A Mermaid flowchart.")] = False,
 ) -> None:
     """The tree of techniques and models: who took what from whom, and on what evidence."""
-    from lichen.atlas.facts import parse_as_of
-    from lichen.atlas.lineage import load
-    from lichen.atlas.lineage_formats import to_graphml, to_json, to_mermaid
+    from lichen.atlas.lineage.formats import to_graphml, to_json, to_mermaid
+    from lichen.atlas.lineage.graph import load
     from lichen.errors import LichenError
+    from lichen.facts.record import parse_as_of
 
     if as_json + as_graphml + as_mermaid > 1:
         raise LichenError("--json, --graphml and --mermaid are three forms of one graph: choose one")
@@ -170,8 +170,8 @@ def _escaped(text: str | None) -> str:
 
 
 def _print_risk(graph: Graph, as_json: bool) -> None:
-    from lichen.atlas.catalogue import load
-    from lichen.atlas.risk import measure
+    from lichen.atlas.catalogue.model import load
+    from lichen.atlas.lineage.risk import measure
 
     found = measure(graph, load(as_of=graph.as_of), graph.as_of)
     if as_json:
@@ -259,7 +259,7 @@ def _print_exchange(risk: Risk, console: Console) -> None:
 
 
 def _print_obligations(risk: Risk, console: Console) -> None:
-    from lichen.atlas import words
+    from lichen.atlas.market import words
 
     console.print("\nWhat the licenses ask of you", style="bold")
     for name, obligations in risk.obligations.items():

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from lichen.atlas.catalogue import Model
-    from lichen.atlas.offers import Offer
-    from lichen.atlas.workloads import Workload
+    from lichen.atlas.catalogue.model import Model
+    from lichen.atlas.market.offers import Offer
+    from lichen.atlas.market.workloads import Workload
 
 
 def price(
@@ -56,11 +56,11 @@ def price(
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON.")] = False,
 ) -> None:
     """Prices with their dates and hours, the cost of a workload, and its ratio to another model's."""
-    from lichen.atlas.catalogue import load
-    from lichen.atlas.facts import parse_as_of
-    from lichen.atlas.offers import offers
-    from lichen.atlas.prices import moment
-    from lichen.atlas.workloads import chosen, reference_model
+    from lichen.atlas.catalogue.model import load
+    from lichen.atlas.market.offers import offers
+    from lichen.atlas.market.prices import moment
+    from lichen.atlas.market.workloads import chosen, reference_model
+    from lichen.facts.record import parse_as_of
 
     day = parse_as_of(as_of)
     catalogue = load(as_of=day)
@@ -84,7 +84,7 @@ def price(
 def _json(
     offers: list[Offer], workloads: dict[str, Workload], when: datetime, reference: Model | None
 ) -> str:
-    from lichen.atlas.prices import table
+    from lichen.atlas.market.prices import table
 
     name, newest = table()
     content = {
@@ -120,8 +120,8 @@ def _show(
 ) -> None:
     from rich.console import Console
 
-    from lichen.atlas import words
-    from lichen.atlas.prices import table
+    from lichen.atlas.market import words
+    from lichen.atlas.market.prices import table
 
     console = Console(highlight=False, markup=False)
     console.print(f"USD per million tokens on {when:%Y-%m-%d}", style="bold")
@@ -146,7 +146,7 @@ def _show(
 def _rates(offers: list[Offer], when: datetime) -> Table:
     from rich.table import Table
 
-    from lichen.atlas import words
+    from lichen.atlas.market import words
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", "in", "out", "cached", "since"):
@@ -171,7 +171,7 @@ def _rates(offers: list[Offer], when: datetime) -> Table:
 def _costs(offers: list[Offer], workloads: dict[str, Workload], compared: bool) -> Table:
     from rich.table import Table
 
-    from lichen.atlas import words
+    from lichen.atlas.market import words
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", "", *workloads):

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from genai_prices import Usage, calc_price
 
-from lichen.atlas.advise import SHIPPED_RULES, Advice, advise, load_rules, shipped_rules
-from lichen.atlas.catalogue import load
-from lichen.atlas.constraints import Constraints
-from lichen.atlas.scores import comparable
+from lichen.atlas.advice.advise import SHIPPED_RULES, Advice, advise, load_rules, shipped_rules
+from lichen.atlas.advice.constraints import Constraints
+from lichen.atlas.catalogue.model import load
+from lichen.atlas.catalogue.scores import comparable
 from lichen.errors import LichenError
 
 APRIL = datetime(2026, 4, 30, 12, tzinfo=UTC)

@@ -15,11 +15,11 @@ from pydantic import Field
 from lichen.arch.families import load_spec
 from lichen.arch.published import named_models
 from lichen.arch.weights import active_parameters, total_parameters
-from lichen.atlas.catalogue import FACT_FIELDS, SHIPPED, add, load, read_model, spec_of, user_folder
-from lichen.atlas.facts import Fact, Record, known, parse_as_of, today
-from lichen.atlas.prices import check_references
-from lichen.atlas.yaml_file import parse
+from lichen.atlas.catalogue.model import FACT_FIELDS, SHIPPED, add, load, read_model, spec_of, user_folder
+from lichen.atlas.market.prices import check_references
 from lichen.errors import LichenError
+from lichen.facts.record import Fact, Record, known, parse_as_of, today
+from lichen.facts.yaml_file import parse
 
 CATALOGUE = load()
 NAMES = [

@@ -10,8 +10,8 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from lichen.atlas.catalogue import load
-from lichen.atlas.compare import CONTEXTS, NOTHING, compare, footnotes, to_csv, to_json, to_markdown
+from lichen.atlas.catalogue.model import load
+from lichen.atlas.market.compare import CONTEXTS, NOTHING, compare, footnotes, to_csv, to_json, to_markdown
 from lichen.errors import LichenError
 
 CATALOGUE = load()

@@ -6,9 +6,9 @@ import pytest
 
 from lichen.arch.families import load_spec
 from lichen.arch.spec import ModelSpec
-from lichen.atlas.devices import load, parse
-from lichen.atlas.fits import fits
 from lichen.errors import LichenError
+from lichen.machine.devices import load, parse
+from lichen.machine.fits import fits
 
 QWEN, KIMI, LLAMA = (load_spec(name) for name in ("qwen3.6-27b", "kimi-k2.6", "llama-3.1-8b"))
 

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 
 from lichen.arch.published import named_models
-from lichen.atlas import lineage
-from lichen.atlas.lineage import GRADES, load
-from lichen.atlas.lineage_formats import to_graphml, to_json, to_mermaid
+from lichen.atlas.lineage import graph as lineage
+from lichen.atlas.lineage.formats import to_graphml, to_json, to_mermaid
+from lichen.atlas.lineage.graph import GRADES, load
 from lichen.errors import LichenError
 
 GRAPH = load()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from lichen.atlas.lineage import load
+from lichen.atlas.lineage.graph import load
 
 MODELS = Path(transformers.__file__).parent / "models"
 IMPORT = re.compile(r"^from \.\.(\w+)\.\w+ import (\([^)]*\)|[^\n]*)$", re.MULTILINE)

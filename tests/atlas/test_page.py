@@ -13,11 +13,16 @@ from datetime import UTC, date, datetime
 import pytest
 
 from lichen.arch.families import load_spec
-from lichen.atlas import advise, catalogue, compare, devices, fits, lineage, prices, risk, workloads
+from lichen.atlas.advice import advise
+from lichen.atlas.catalogue import model as catalogue
+from lichen.atlas.lineage import graph as lineage
+from lichen.atlas.lineage import risk
+from lichen.atlas.market import compare, prices, workloads
 from lichen.atlas.page import build
 from lichen.cli.atlas_page import build as write_page
 from lichen.cli.atlas_page import page_server
 from lichen.errors import LichenError
+from lichen.machine import devices, fits
 from tests.atlas.browser import CHROMIUM, Browser
 
 DAY = date(2026, 11, 20)  # a Friday: DeepSeek has peak hours then

@@ -10,9 +10,9 @@ from genai_prices.data import providers as table_providers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lichen.atlas.catalogue import load
-from lichen.atlas.offers import offers
-from lichen.atlas.prices import (
+from lichen.atlas.catalogue.model import load
+from lichen.atlas.market.offers import offers
+from lichen.atlas.market.prices import (
     Price,
     check_references,
     default_provider,
@@ -23,7 +23,7 @@ from lichen.atlas.prices import (
     providers,
     table,
 )
-from lichen.atlas.workloads import STANDARD, Workload, chosen, cost, parse_hours, ratio, request_cost
+from lichen.atlas.market.workloads import STANDARD, Workload, chosen, cost, parse_hours, ratio, request_cost
 from lichen.errors import LichenError
 
 CATALOGUE = load()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lichen.atlas.ranking import Margin, Place, Scale, rank
+from lichen.atlas.advice.ranking import Margin, Place, Scale, rank
 
 
 def names(places: list[Place]) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from datetime import date
 
-from lichen.atlas.catalogue import Model, Score, load
-from lichen.atlas.ranking import Margin
-from lichen.atlas.scores import Benchmark, Column, comparable, led
+from lichen.atlas.catalogue.model import Model, Score, load
+from lichen.atlas.catalogue.scores import Benchmark, Column, Margin, comparable, led
 
 
 def model(name: str, *scores: tuple) -> Model:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lichen.arch.families import load_spec
-from lichen.atlas.devices import load
-from lichen.atlas.training_cost import CALIBRATION, calibrate, estimate
 from lichen.errors import LichenError
+from lichen.machine.devices import load
+from lichen.machine.training_cost import CALIBRATION, calibrate, estimate
 
 V3, LLAMA, K2 = (load_spec(name) for name in ("deepseek-v3", "llama-3.1-405b", "kimi-k2"))
 H800 = load()["h800"]

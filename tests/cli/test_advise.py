@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lichen.atlas.advise import SHIPPED_RULES
+from lichen.atlas.advice.advise import SHIPPED_RULES
 
 
 def test_a_ranking_says_why(run) -> None:

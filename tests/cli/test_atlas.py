@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from lichen.arch.families import load_spec, write_config
-from lichen.atlas.prices import table
+from lichen.atlas.market.prices import table
 
 FILE = """\
 name: my-model

@@ -14,14 +14,20 @@ from lichen.arch.cache import cache_bytes, native_layout
 from lichen.arch.families import load_spec
 from lichen.arch.spec import ModelSpec
 from lichen.arch.weights import weights
-from lichen.atlas import advise, claims, claims_file, compare, devices, fits, lineage, risk, words
-from lichen.atlas.catalogue import Catalogue, Model, load
-from lichen.atlas.constraints import Constraints
-from lichen.atlas.facts import known
-from lichen.atlas.lineage_formats import to_json
-from lichen.atlas.prices import Price, default_provider, history, moment, table
-from lichen.atlas.workloads import REFERENCE, STANDARD
+from lichen.atlas.advice import advise
+from lichen.atlas.advice.constraints import Constraints
+from lichen.atlas.catalogue.model import Catalogue, Model, load
+from lichen.atlas.claims import check as claims
+from lichen.atlas.claims import file as claims_file
+from lichen.atlas.lineage import graph as lineage
+from lichen.atlas.lineage import risk
+from lichen.atlas.lineage.formats import to_json
+from lichen.atlas.market import compare, words
+from lichen.atlas.market.prices import Price, default_provider, history, moment, table
+from lichen.atlas.market.workloads import REFERENCE, STANDARD
 from lichen.errors import LichenError
+from lichen.facts.record import known
+from lichen.machine import devices, fits
 
 CONTEXTS = tuple(2**power for power in range(10, 21))  # tokens: 1K to 1M
 QUANTS = (None, "bf16", "fp8", "q8", "q6", "q4")  # None: as released

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lichen.arch.families import load_spec
-from lichen.atlas import claim_kinds as kinds
-from lichen.atlas import devices
-from lichen.atlas.advise import shipped_rules
-from lichen.atlas.catalogue import Catalogue
-from lichen.atlas.claim_kinds import Check, ClaimSet, named
-from lichen.atlas.fits import fits
-from lichen.atlas.prices import providers
-from lichen.atlas.yaml_file import Location, field_error, parse, read_yaml
+from lichen.atlas.advice.advise import shipped_rules
+from lichen.atlas.catalogue.model import Catalogue
+from lichen.atlas.claims import kinds
+from lichen.atlas.claims.kinds import Check, ClaimSet, named
+from lichen.atlas.market.prices import providers
 from lichen.errors import LichenError, did_you_mean
+from lichen.facts.yaml_file import Location, field_error, parse, read_yaml
+from lichen.machine import devices
+from lichen.machine.fits import fits
 
 SHIPPED = Path(__file__).parent / "article.yaml"
 

@@ -15,7 +15,7 @@ from lichen.errors import LichenError, did_you_mean
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 LONGEST = 2**22  # characters
 DEEPEST = 100  # levels of lists and mappings in each other
 

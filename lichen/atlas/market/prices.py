@@ -15,9 +15,9 @@ from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING
 
-from lichen.atlas.catalogue import EnteredPrice, Model, PriceRef
-from lichen.atlas.facts import known, today
+from lichen.atlas.catalogue.model import EnteredPrice, Model, PriceRef
 from lichen.errors import LichenError, did_you_mean
+from lichen.facts.record import known, today
 
 if TYPE_CHECKING:
     from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, TieredPrices

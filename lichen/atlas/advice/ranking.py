@@ -11,37 +11,11 @@ recommendation needs a reason, and there is none.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pydantic import Field, model_validator
-
-from lichen.atlas.facts import Record
-
-
-class Margin(Record):
-    """How far from a value still counts as equal to it; in YAML `10%` of it, or a plain number `1`."""
-
-    share: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    slack: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: object) -> object:
-        if isinstance(value, str):
-            if not re.fullmatch(r"\d+(\.\d+)?%", value):
-                raise ValueError(f"{value!r} is not a margin: write 5% or a plain number")
-            return {"share": float(value[:-1]) / 100}
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return {"slack": value} if is_number else value
-
-    def around(self, value: float) -> float:
-        return self.slack + self.share * abs(value)
-
-    def __str__(self) -> str:
-        return f"{self.share:.0%}" if self.share else f"{self.slack:g}"
+from lichen.atlas.catalogue.scores import Margin
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,13 @@ from lichen.arch.families import load_spec
 from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
 from lichen.arch.weights import active_parameters, total_parameters
-from lichen.atlas import describe, words
-from lichen.atlas.catalogue import Catalogue, Model, Score
-from lichen.atlas.facts import Fact, known
-from lichen.atlas.prices import default_provider, prices_on, table
-from lichen.atlas.workloads import STANDARD, ratio, reference_model
+from lichen.atlas.catalogue import describe
+from lichen.atlas.catalogue.model import Catalogue, Model
+from lichen.atlas.catalogue.scores import Score
+from lichen.atlas.market import words
+from lichen.atlas.market.prices import default_provider, prices_on, table
+from lichen.atlas.market.workloads import STANDARD, ratio, reference_model
+from lichen.facts.record import Fact, known
 
 CONTEXTS = (32768, 131072, 262144, 1048576)
 FACTS = {

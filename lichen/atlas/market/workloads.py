@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 
-from lichen.atlas.catalogue import Catalogue, Model
-from lichen.atlas.prices import Price, default_provider, history, providers
+from lichen.atlas.catalogue.model import Catalogue, Model
+from lichen.atlas.market.prices import Price, default_provider, history, providers
 from lichen.errors import LichenError
 
 MOST_REQUESTS = 1e12  # a day

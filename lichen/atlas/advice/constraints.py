@@ -15,13 +15,13 @@ from typing import Literal
 from pydantic import Field
 
 from lichen.arch.families import load_spec
-from lichen.atlas import words
-from lichen.atlas.catalogue import Model
-from lichen.atlas.devices import parse
-from lichen.atlas.facts import Record, known
-from lichen.atlas.fits import Fit, check_quant, fits
-from lichen.atlas.workloads import MOST_REQUESTS, cheapest, over_the_day
+from lichen.atlas.catalogue.model import Model
+from lichen.atlas.market import words
+from lichen.atlas.market.workloads import MOST_REQUESTS, cheapest, over_the_day
 from lichen.errors import LichenError
+from lichen.facts.record import Record, known
+from lichen.machine.devices import parse
+from lichen.machine.fits import Fit, check_quant, fits
 
 DAYS_A_MONTH = 30
 FEW = 4  # what an error lists before it only counts

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
-from lichen.atlas.lineage import Graph, Node
+from lichen.atlas.lineage.graph import Graph, Node
 
 NODE_FIELDS = ("kind", "title", "lab", "country", "date", "license", "open_weights", "source")
 EDGE_FIELDS = ("kind", "evidence", "source", "date", "license")

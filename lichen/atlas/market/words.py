@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lichen.atlas.catalogue import Obligation, Score
-from lichen.atlas.facts import Fact
-from lichen.atlas.prices import Price
-from lichen.atlas.workloads import Workload
+from lichen.atlas.catalogue.model import Obligation, Score
+from lichen.atlas.market.prices import Price
+from lichen.atlas.market.workloads import Workload
+from lichen.facts.record import Fact
 
 if TYPE_CHECKING:
-    from lichen.atlas.fits import Fit
+    from lichen.machine.fits import Fit
 
 UNKNOWN = "unknown"
 COUNTS = ("total_parameters", "active_parameters", "tokens_trained", "training_gpu_hours")

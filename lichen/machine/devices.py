@@ -10,10 +10,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from lichen.atlas.facts import Record
-from lichen.atlas.yaml_file import parse as parse_yaml
-from lichen.atlas.yaml_file import read_yaml
 from lichen.errors import LichenError, did_you_mean
+from lichen.facts.record import Record
+from lichen.facts.yaml_file import parse as parse_yaml
+from lichen.facts.yaml_file import read_yaml
 
 SHIPPED = Path(__file__).parent / "devices.yaml"
 

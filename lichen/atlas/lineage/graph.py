@@ -15,11 +15,11 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from lichen.arch.published import named_models
-from lichen.atlas import catalogue
-from lichen.atlas.catalogue import Catalogue, Model, Source
-from lichen.atlas.facts import Record, known, named, today
-from lichen.atlas.yaml_file import field_error, parse, read_yaml
+from lichen.atlas.catalogue import model as catalogue
+from lichen.atlas.catalogue.model import Catalogue, Model, Source
 from lichen.errors import did_you_mean
+from lichen.facts.record import Record, known, named, today
+from lichen.facts.yaml_file import field_error, parse, read_yaml
 
 SHIPPED = Path(__file__).parent / "lineage.yaml"
 Evidence = Literal["config", "code", "report", "claim"]

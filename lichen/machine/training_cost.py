@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from lichen.arch.families import load_spec
 from lichen.arch.flops import training_flops_per_token
 from lichen.arch.spec import ModelSpec
-from lichen.atlas.devices import Device, parse
 from lichen.errors import LichenError
+from lichen.machine.devices import Device, parse
 
 SEQ_LEN = 4096  # what DeepSeek-V3 and Kimi K2 were pre-trained at (arXiv 2412.19437, 2507.20534)
 NOT_COUNTED = ("failed and smaller runs", "reinforcement learning", "data", "recomputation", "people")

@@ -17,9 +17,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lichen.atlas.facts import Past, Record
-from lichen.atlas.ranking import Margin
-from lichen.atlas.scores import Benchmark
+from lichen.atlas.catalogue.scores import Benchmark, Margin
+from lichen.facts.record import Past, Record
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Verdict = Literal["supported", "partly supported", "contradicted", "cannot be checked"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from lichen.atlas.catalogue import Model
-from lichen.atlas.prices import Price, default_provider, prices_on, providers
-from lichen.atlas.workloads import Workload, WorkloadCost, cost, ratio
+from lichen.atlas.catalogue.model import Model
+from lichen.atlas.market.prices import Price, default_provider, prices_on, providers
+from lichen.atlas.market.workloads import Workload, WorkloadCost, cost, ratio
 from lichen.errors import LichenError
 
 

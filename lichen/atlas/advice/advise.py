@@ -1,7 +1,8 @@
 """Which model to pick: constraints cut, then criteria are asked in the order in which the rules name them.
 
 The rules are data (advice.yaml, or a file of the user's own), the ranking has no weights
-(lichen.atlas.ranking), and every place says what decided it, what was unknown, and what would change it.
+(lichen.atlas.advice.ranking), and every place says what decided it, what was unknown, and what would change
+it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from pathlib import Path
 
 from pydantic import Field
 
-from lichen.atlas.catalogue import Catalogue, Model
-from lichen.atlas.constraints import Constraints, Excluded, Requirement, cut, cuts, emptied
-from lichen.atlas.criteria import Answer, Criterion, answers, higher_is_better, worded
-from lichen.atlas.devices import parse as parse_machine
-from lichen.atlas.facts import Record, known
-from lichen.atlas.fits import check_quant
-from lichen.atlas.ranking import Place, Scale, rank
-from lichen.atlas.yaml_file import field_error, parse, read_yaml
+from lichen.atlas.advice.constraints import Constraints, Excluded, Requirement, cut, cuts, emptied
+from lichen.atlas.advice.criteria import Answer, Criterion, answers, higher_is_better, worded
+from lichen.atlas.advice.ranking import Place, Scale, rank
+from lichen.atlas.catalogue.model import Catalogue, Model
 from lichen.errors import LichenError
+from lichen.facts.record import Record, known
+from lichen.facts.yaml_file import field_error, parse, read_yaml
+from lichen.machine.devices import parse as parse_machine
+from lichen.machine.fits import check_quant
 
 SHIPPED_RULES = Path(__file__).parent / "advice.yaml"
 

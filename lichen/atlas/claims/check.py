@@ -14,19 +14,19 @@ from lichen.arch.account import account, active_parameters, total_parameters
 from lichen.arch.cache import cache_bytes
 from lichen.arch.families import load_spec
 from lichen.arch.spec import ModelSpec
-from lichen.atlas import claim_kinds as kinds
-from lichen.atlas import words
-from lichen.atlas.advise import advise
-from lichen.atlas.catalogue import Catalogue, Model
-from lichen.atlas.claim_kinds import Check, Claim, ClaimSet, Verdict, named
-from lichen.atlas.constraints import Constraints
-from lichen.atlas.devices import parse as parse_machine
-from lichen.atlas.facts import known
-from lichen.atlas.fits import fits
-from lichen.atlas.prices import default_provider, prices_on
-from lichen.atlas.scores import comparable
-from lichen.atlas.workloads import STANDARD, ratio
+from lichen.atlas.advice.advise import advise
+from lichen.atlas.advice.constraints import Constraints
+from lichen.atlas.catalogue.model import Catalogue, Model
+from lichen.atlas.catalogue.scores import comparable
+from lichen.atlas.claims import kinds
+from lichen.atlas.claims.kinds import Check, Claim, ClaimSet, Verdict, named
+from lichen.atlas.market import words
+from lichen.atlas.market.prices import default_provider, prices_on
+from lichen.atlas.market.workloads import STANDARD, ratio
 from lichen.errors import LichenError
+from lichen.facts.record import known
+from lichen.machine.devices import parse as parse_machine
+from lichen.machine.fits import fits
 
 How = Literal["computed", "measured", "cited", "nothing"]
 UNCHECKED: Verdict = "cannot be checked"

@@ -15,14 +15,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lichen.atlas.catalogue import Catalogue, Model
-from lichen.atlas.constraints import Constraints, fit_of
-from lichen.atlas.facts import Record, known
-from lichen.atlas.prices import price_of, providers
-from lichen.atlas.ranking import Margin
-from lichen.atlas.scores import Benchmark, comparable, led
-from lichen.atlas.words import needs, obligation
-from lichen.atlas.workloads import cheapest, over_the_day
+from lichen.atlas.advice.constraints import Constraints, fit_of
+from lichen.atlas.catalogue.model import Catalogue, Model
+from lichen.atlas.catalogue.scores import Benchmark, Margin, comparable, led
+from lichen.atlas.market.prices import price_of, providers
+from lichen.atlas.market.words import needs, obligation
+from lichen.atlas.market.workloads import cheapest, over_the_day
+from lichen.facts.record import Record, known
 
 
 class _Criterion(Record):

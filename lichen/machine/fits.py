@@ -16,8 +16,8 @@ from lichen.arch.flops import flops_per_token
 from lichen.arch.spec import ModelSpec
 from lichen.arch.storage import DTYPES, released_dtype, weight_bytes
 from lichen.arch.weights import weights
-from lichen.atlas.devices import Machine
 from lichen.errors import LichenError
+from lichen.machine.devices import Machine
 
 # Bits per weight of llama.cpp's blocks, scales included: 18 and 34 bytes for 32 weights, 210 for 256
 # (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h).

@@ -25,15 +25,15 @@ from pydantic import Field, field_validator, model_validator
 
 from lichen.arch.families import load_spec
 from lichen.arch.spec import ModelSpec
-from lichen.atlas.facts import Fact, Past, Record, known, named, today
-from lichen.atlas.yaml_file import field_error, parse, read_yaml, replaced
 from lichen.errors import LichenError
+from lichen.facts.record import Fact, Past, Record, known, named, today
+from lichen.facts.yaml_file import field_error, parse, read_yaml, replaced
 from lichen.files.atomic import write_text
 
 SHIPPED = Path(__file__).parent / "models"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"
 Count = Annotated[int, Field(gt=0)]
-FACTS = "tuple[lichen.atlas.facts.Fact["
+FACTS = "tuple[lichen.facts.record.Fact["
 
 
 class Source(Record):

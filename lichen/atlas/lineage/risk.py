@@ -12,9 +12,9 @@ from datetime import date, timedelta
 from itertools import combinations
 from statistics import fmean
 
-from lichen.atlas.catalogue import Catalogue, Obligation
-from lichen.atlas.facts import known
-from lichen.atlas.lineage import Evidence, Graph, Node
+from lichen.atlas.catalogue.model import Catalogue, Obligation
+from lichen.atlas.lineage.graph import Evidence, Graph, Node
+from lichen.facts.record import known
 
 STATED: tuple[Evidence, ...] = ("config", "report")  # what makers say of their own models
 SINGLE_LAB = "Meta"
@@ -207,7 +207,7 @@ def _exchange(title: str, graph: Graph, group: dict[str, Node], models: dict[str
         models=len(group),
         labs=len(labs),
         uses=len(uses),
-        origins=dict(origins.most_common()),
+        origins=dict(sorted(origins.items(), key=lambda item: (-item[1], item[0]))),
         herfindahl=herfindahl(origins.values()),
         herfindahl_countries=herfindahl(Counter(technique.country for _, technique in uses).values()),
         outside=fmean(lab != technique.lab for lab, technique in uses) if uses else None,
