@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from torch import Tensor
@@ -83,8 +82,8 @@ class MetricsLog:
         with disk_errors(self._path):
             self._file.write(_line(metrics))
             self._file.flush()
-            values = {field.name: getattr(metrics, field.name) for field in fields(metrics)}
-            scalars = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+            values = vars(metrics).items()
+            scalars = {name: float(value) for name, value in values if isinstance(value, int | float)}
             texts = {sample.prompt: sample.prompt + sample.text for sample in metrics.samples or ()}
             self._events.append(metrics.step, scalars, texts)
 
@@ -96,9 +95,7 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with disk_errors(self._path):
             self._file.close()
             self._events.close()
