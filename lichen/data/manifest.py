@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -47,6 +46,28 @@ class Parameters:
 
 
 @dataclass(frozen=True)
+class Position:
+    """The next record to read of the sources."""
+
+    source: int = 0
+    record: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source file, a line of sources.jsonl.
+
+    `sha256` of its raw bytes, None if it cannot be read; `left_out`: why it is unused.
+    """
+
+    path: str
+    size: int
+    modified_ns: int
+    sha256: str | None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
 class Counts:
     """`tokens` include the special ones; `bytes` are UTF-8 bytes of text."""
 
@@ -69,12 +90,8 @@ class Shard:
     offsets_sha256: str
 
     @property
-    def tokens_file(self) -> str:
-        return shard_file(self.split, self.index, "tokens")
-
-    @property
-    def offsets_file(self) -> str:
-        return shard_file(self.split, self.index, "offsets")
+    def files(self) -> tuple[str, str]:
+        return shard_files(self.split, self.index)
 
 
 @dataclass(frozen=True)
@@ -114,16 +131,9 @@ class Manifest:
     left_out: dict[str, LeftOut]
 
 
-def shard_file(split: Split, index: int, content: Literal["tokens", "offsets"]) -> str:
-    return f"{split}-{index:05d}.{content}.npy"
-
-
-def total(shards: Iterable[Shard]) -> dict[Split, Counts]:
-    """Counts per split."""
-    counts: dict[Split, Counts] = dict.fromkeys(SPLITS, Counts())
-    for shard in shards:
-        counts[shard.split] += shard.counts
-    return counts
+def shard_files(split: Split, index: int) -> tuple[str, str]:
+    """Names of the files of tokens and of offsets."""
+    return f"{split}-{index:05d}.tokens.npy", f"{split}-{index:05d}.offsets.npy"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import heapq
 import os
 from collections.abc import Iterator, Sequence
@@ -18,30 +16,24 @@ from lichen.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     SOURCES_FILE,
+    SPLITS,
     TOKENIZER_FILE,
+    Counts,
     LeftOut,
     Manifest,
     Parameters,
+    Position,
+    Source,
     read_manifest,
-    total,
     write_json,
 )
 from lichen.data.parallel import in_order
-from lichen.data.plan import Progress, Source, begin
+from lichen.data.plan import Progress, begin
 from lichen.data.sources import find_files, require_readers
-from lichen.data.special_tokens import special_ids
-from lichen.data.stream import (
-    Position,
-    Texts,
-    Work,
-    add_left_out,
-    document_share,
-    read_work,
-    split_of,
-    texts,
-)
+from lichen.data.stream import merged, read_documents, read_work
 from lichen.data.tokenizer import (
     load_tokenizer,
+    special_ids,
     tokenizer_file,
     tokenizer_hash,
     train_tokenizer,
@@ -49,12 +41,10 @@ from lichen.data.tokenizer import (
 )
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write, disk_errors, write_text
+from lichen.files.lock import hold
+from lichen.files.sealed import sha256_of
 
 DEFAULT_VOCAB_SIZE = 8192
-
-
-def _no_progress(stage: str, done: int, total: int) -> None:
-    pass
 
 
 def prepare(
@@ -69,7 +59,7 @@ def prepare(
     sample_bytes: int = 2**27,
     shard_bytes: int = 2**26,
     workers: int | None = None,
-    progress: Progress = _no_progress,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Manifest:
     """Turn `sources` into a folder that `TokenDataset.open` reads; go on where an earlier run was killed.
 
@@ -130,12 +120,7 @@ def _held(out: Path) -> Iterator[None]:
         raise LichenError(f"{out} is not a folder; choose another --out") from error
     descriptor = os.open(out, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LichenError(
-                f"another `lichen data prepare` is writing {out}; wait for it to end"
-            ) from error
+        hold(descriptor, out, f"another `lichen data prepare` is writing {out}; wait for it to end")
         for pattern in (".*.npy.*", ".*.json.*", ".*.jsonl.*"):
             for file in out.glob(pattern):
                 file.unlink()
@@ -184,36 +169,31 @@ def _sample(files: list[Source], parameters: Parameters, workers: int, progress:
     kept: list[tuple[float, bytes]] = []  # a heap with the largest hash on top
     kept_bytes = held_out = 0
     left_out: dict[str, LeftOut] = {}
-
-    def shares(work: Work) -> tuple[Texts, list[float]]:
-        found = texts(work, parameters.field)
-        return found, [document_share(document) for document in found.documents]
-
     work = read_work(files, parameters.field, parameters.shard_bytes, Position())
-    for done, (found, document_shares) in in_order(shares, work, workers):
+    for done, found in in_order(lambda work: read_documents(work, parameters), work, workers):
         progress("sampling text", done.done_bytes, total_bytes)
-        left_out = add_left_out(left_out, found.left_out)
-        for document, share in zip(found.documents, document_shares, strict=True):
-            if split_of(share, parameters.validation_fraction) == "train":
-                heapq.heappush(kept, (-share, document))
-                kept_bytes += len(document)
+        left_out = merged([left_out, found.left_out])
+        for share, text, split in found.documents:
+            if split == "train":
+                heapq.heappush(kept, (-share, text))
+                kept_bytes += len(text)
             else:
                 held_out += 1
         while kept_bytes > parameters.sample_bytes and len(kept) > 1:
             kept_bytes -= len(heapq.heappop(kept)[1])
     if not kept:
         raise _no_text(left_out, held_out)
-    return [document for _, document in sorted(kept, reverse=True)]
+    return [text for _, text in sorted(kept, reverse=True)]
 
 
 def _manifest(
     out: Path, files: list[Source], parameters: Parameters, tokenizer: Tokenizer, parts: list[Part]
 ) -> Manifest:
     shards = tuple(shard for part in parts for shard in part.shards)
-    left_out: dict[str, LeftOut] = {}
-    for part in parts:
-        left_out = add_left_out(left_out, part.left_out)
-    counts = total(shards)
+    left_out = merged(part.left_out for part in parts)
+    counts = {
+        split: sum((shard.counts for shard in shards if shard.split == split), Counts()) for split in SPLITS
+    }
     if not counts["train"].documents:
         (out / TOKENIZER_FILE).unlink()  # the folder is free for another attempt
         raise _no_text(left_out, counts["validation"].documents)
@@ -228,7 +208,7 @@ def _manifest(
         shards=shards,
         sources=len(files),
         source_bytes=sum(source.size for source in files),
-        sources_sha256=hashlib.sha256((out / SOURCES_FILE).read_bytes()).hexdigest(),
+        sources_sha256=sha256_of(out / SOURCES_FILE),
         extra_documents=sum(part.extra_documents for part in parts),
         left_out=left_out,
     )

@@ -13,8 +13,14 @@ from tokenizers import Tokenizer
 from lichen.arch.families import load_spec
 from lichen.arch.spec import ModelSpec
 from lichen.data.manifest import Manifest, read_json
-from lichen.data.special_tokens import end_ids, special_ids
-from lichen.data.tokenizer import load_tokenizer, tokenizer_file, tokenizer_hash, vocabulary_size
+from lichen.data.tokenizer import (
+    end_ids,
+    load_tokenizer,
+    special_ids,
+    tokenizer_file,
+    tokenizer_hash,
+    vocabulary_size,
+)
 from lichen.errors import LichenError
 from lichen.files.sealed import find_damage
 from lichen.machine.precision import matmul_dtype
