@@ -25,16 +25,13 @@ from lichen.data.manifest import (
     Parameters,
     Position,
     Shard,
-    Source,
     Split,
     read_json,
     shard_files,
     write_json,
 )
-from lichen.data.parallel import in_order
-from lichen.data.plan import Progress
 from lichen.data.sources import MAX_DOCUMENT_BYTES
-from lichen.data.stream import Document, Found, Work, merged, read_documents, read_work
+from lichen.data.stream import Corpus, Document, Found, Work, merged, read_documents
 from lichen.data.tokenizer import plain_encoder, special_ids, vocabulary_size
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write
@@ -73,15 +70,7 @@ def _part_file(out: Path, index: int) -> Path:
     return out / f"part-{index:05d}.json"
 
 
-def write_shards(
-    out: Path,
-    sources: list[Source],
-    parameters: Parameters,
-    tokenizer: Tokenizer,
-    tokenizer_hash: str,
-    workers: int,
-    progress: Progress,
-) -> list[Part]:
+def write_shards(out: Path, corpus: Corpus, tokenizer: Tokenizer, tokenizer_hash: str) -> list[Part]:
     """Encode what an earlier run has not encoded yet. Returns the records of all shards, in order.
 
     Raises LichenError if the shards there were made with another tokenizer, or a source changes meanwhile.
@@ -92,12 +81,9 @@ def write_shards(
     if any(part.tokenizer_hash != tokenizer_hash for part in parts):
         raise LichenError(f"the tokenizer in {out} was replaced; delete the folder and prepare again")
     start = parts[-1].next if parts else Position()
-    work = read_work(sources, parameters.field, parameters.shard_bytes, start)
-    total_bytes = sum(source.size for source in sources)
     collected: list[Found[_Encoded]] = []
     with _serial_tokenizer():
-        for done, encoded in in_order(_encoder(tokenizer, parameters), work, workers):
-            progress("encoding", done.done_bytes, total_bytes)
+        for done, encoded in corpus.each("encoding", _encoder(tokenizer, corpus.parameters), start):
             collected.append(encoded)
             if done.ends_shard:
                 documents = [each for found in collected for each in found.documents]

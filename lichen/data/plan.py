@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,10 @@ from lichen.data.manifest import (
     write_json,
 )
 from lichen.data.parallel import in_order
+from lichen.data.stream import Corpus, Progress
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write
 from lichen.files.sealed import sha256_of
-
-# Called with the name of the stage, and how much of how much of it is done.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class _Preparation:
 
 def begin(
     out: Path, parameters: Parameters, paths: Sequence[Path], workers: int, progress: Progress
-) -> list[Source]:
+) -> Corpus:
     """Hash the sources and write the plan into `out`, or check that `out` holds the same plan already.
 
     A folder counts as taken once its tokenizer is there: a preparation that failed before that may be
@@ -61,7 +59,7 @@ def begin(
         write_json(plan, _Preparation(FORMAT_VERSION, parameters))
         with atomic_write(out / SOURCES_FILE, "w") as file:
             file.writelines(json.dumps(dataclasses.asdict(source)) + "\n" for source in sources)
-    return sources
+    return Corpus(sources, parameters, workers, progress)
 
 
 def _refuse_other_parameters(out: Path, there: Parameters, here: Parameters) -> None:

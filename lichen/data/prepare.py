@@ -6,6 +6,7 @@ import heapq
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -23,14 +24,12 @@ from lichen.data.manifest import (
     Manifest,
     Parameters,
     Position,
-    Source,
     read_manifest,
     write_json,
 )
-from lichen.data.parallel import in_order
-from lichen.data.plan import Progress, begin
+from lichen.data.plan import begin
 from lichen.data.sources import find_files, require_readers
-from lichen.data.stream import merged, read_documents, read_work
+from lichen.data.stream import Corpus, Progress, merged, read_documents
 from lichen.data.tokenizer import (
     load_tokenizer,
     special_ids,
@@ -96,15 +95,14 @@ def prepare(
     paths = [path for path in find_files(sources) if not path.is_relative_to(out.absolute())]
     require_readers(paths)
     with _held(out):
-        files = begin(out, parameters, paths, workers, progress)
+        corpus = begin(out, parameters, paths, workers, progress)
         if (out / MANIFEST_FILE).exists():
             remove_parts(out)
             return read_manifest(out)
         if not (out / TOKENIZER_FILE).exists():
-            _write_tokenizer(out, tokenizer, files, parameters, workers, progress)
+            _write_tokenizer(out, tokenizer, corpus)
         used = load_tokenizer(out)
-        parts = write_shards(out, files, parameters, used, tokenizer_hash(out), workers, progress)
-        manifest = _manifest(out, files, parameters, used, parts)
+        manifest = _manifest(out, corpus, used, write_shards(out, corpus, used, tokenizer_hash(out)))
         write_json(out / MANIFEST_FILE, manifest)
         remove_parts(out)
         return manifest
@@ -141,37 +139,28 @@ def _given_vocab_size(path: Path, wanted: int | None, family: str) -> int:
     return size
 
 
-def _write_tokenizer(
-    out: Path,
-    given: Path | None,
-    files: list[Source],
-    parameters: Parameters,
-    workers: int,
-    progress: Progress,
-) -> None:
+def _write_tokenizer(out: Path, given: Path | None, corpus: Corpus) -> None:
     remove_parts(out)
     if given:
         with atomic_write(out / TOKENIZER_FILE) as file:
             file.write(tokenizer_file(given).read_bytes())
         return
-    sample = _sample(files, parameters, workers, progress)
-    progress("training the tokenizer", 0, 1)
-    tokenizer = train_tokenizer((text.decode() for text in sample), parameters.vocab_size, parameters.family)
+    sample, wanted = _sample(corpus), corpus.parameters
+    corpus.progress("training the tokenizer", 0, 1)
+    tokenizer = train_tokenizer((text.decode() for text in sample), wanted.vocab_size, wanted.family)
     write_text(out / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
-    progress("training the tokenizer", 1, 1)
+    corpus.progress("training the tokenizer", 1, 1)
 
 
-def _sample(files: list[Source], parameters: Parameters, workers: int, progress: Progress) -> list[bytes]:
+def _sample(corpus: Corpus) -> list[bytes]:
     """The training documents with the smallest hashes, up to `sample_bytes`: evenly from the whole corpus,
     in bounded memory, and the same whatever the order of the sources. Raises LichenError if there are none.
     """
-    total_bytes = sum(source.size for source in files)
     kept: list[tuple[float, bytes]] = []  # a heap with the largest hash on top
     kept_bytes = held_out = 0
     left_out: dict[str, LeftOut] = {}
-    work = read_work(files, parameters.field, parameters.shard_bytes, Position())
-    for done, found in in_order(lambda work: read_documents(work, parameters), work, workers):
-        progress("sampling text", done.done_bytes, total_bytes)
+    read = partial(read_documents, parameters=corpus.parameters)
+    for _, found in corpus.each("sampling text", read, Position()):
         left_out = merged([left_out, found.left_out])
         for share, text, split in found.documents:
             if split == "train":
@@ -179,16 +168,14 @@ def _sample(files: list[Source], parameters: Parameters, workers: int, progress:
                 kept_bytes += len(text)
             else:
                 held_out += 1
-        while kept_bytes > parameters.sample_bytes and len(kept) > 1:
+        while kept_bytes > corpus.parameters.sample_bytes and len(kept) > 1:
             kept_bytes -= len(heapq.heappop(kept)[1])
     if not kept:
         raise _no_text(left_out, held_out)
     return [text for _, text in sorted(kept, reverse=True)]
 
 
-def _manifest(
-    out: Path, files: list[Source], parameters: Parameters, tokenizer: Tokenizer, parts: list[Part]
-) -> Manifest:
+def _manifest(out: Path, corpus: Corpus, tokenizer: Tokenizer, parts: list[Part]) -> Manifest:
     shards = tuple(shard for part in parts for shard in part.shards)
     left_out = merged(part.left_out for part in parts)
     counts = {
@@ -200,14 +187,14 @@ def _manifest(
     vocab_size = vocabulary_size(tokenizer)
     return Manifest(
         format_version=FORMAT_VERSION,
-        parameters=parameters,
+        parameters=corpus.parameters,
         vocab_size=vocab_size,
         dtype=token_dtype(vocab_size).name,
         tokenizer_hash=tokenizer_hash(out),
         splits=counts,
         shards=shards,
-        sources=len(files),
-        source_bytes=sum(source.size for source in files),
+        sources=len(corpus.sources),
+        source_bytes=sum(source.size for source in corpus.sources),
         sources_sha256=sha256_of(out / SOURCES_FILE),
         extra_documents=sum(part.extra_documents for part in parts),
         left_out=left_out,

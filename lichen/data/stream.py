@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from lichen.data.manifest import LeftOut, Parameters, Position, Source, Split
+from lichen.data.parallel import in_order
 from lichen.data.sources import Record, Unreadable, documents, file_kind, read_records
 from lichen.errors import LichenError
 
@@ -19,6 +20,27 @@ _WORK_BYTES = 2**19
 _RECORD_BYTES = 2**8
 
 T = TypeVar("T")
+
+# Called with the name of the stage, and how much of how much of it is done.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a preparation reads, what it is to make of it, and with how many threads."""
+
+    sources: list[Source]
+    parameters: Parameters
+    workers: int
+    progress: Progress
+
+    def each(self, stage: str, function: Callable[[Work], T], start: Position) -> Iterator[tuple[Work, T]]:
+        """`function` of every piece of work from `start` on, in order, computed by the threads."""
+        total_bytes = sum(source.size for source in self.sources)
+        work = read_work(self.sources, self.parameters.field, self.parameters.shard_bytes, start)
+        for done, result in in_order(function, work, self.workers):
+            self.progress(stage, done.done_bytes, total_bytes)
+            yield done, result
 
 
 @dataclass(frozen=True)
