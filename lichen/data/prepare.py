@@ -40,7 +40,7 @@ from lichen.data.tokenizer import (
 )
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write, disk_errors, write_text
-from lichen.files.lock import hold
+from lichen.files.lock import held
 from lichen.files.sealed import sha256_of
 
 DEFAULT_VOCAB_SIZE = 8192
@@ -94,7 +94,7 @@ def prepare(
     # A folder that is prepared into one of its own folders would otherwise grow with every run.
     paths = [path for path in find_files(sources) if not path.is_relative_to(out.absolute())]
     require_readers(paths)
-    with _held(out):
+    with _to_itself(out):
         corpus = begin(out, parameters, paths, workers, progress)
         if (out / MANIFEST_FILE).exists():
             remove_parts(out)
@@ -109,22 +109,18 @@ def prepare(
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[None]:
+def _to_itself(out: Path) -> Iterator[None]:
     """Make `out`, keep other preparations out of it, and clear away half-written files of a killed one."""
     try:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise LichenError(f"{out} is not a folder; choose another --out") from error
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        hold(descriptor, out, f"another `lichen data prepare` is writing {out}; wait for it to end")
+    with held(out, out, lambda: f"another `lichen data prepare` is writing {out}; wait for it to end"):
         for pattern in (".*.npy.*", ".*.json.*", ".*.jsonl.*"):
             for file in out.glob(pattern):
                 file.unlink()
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _given_vocab_size(path: Path, wanted: int | None, family: str) -> int:

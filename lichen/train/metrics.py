@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -138,18 +138,15 @@ def read_metrics(path: Path) -> list[StepMetrics]:
     metrics = []
     for number, line in enumerate(lines, start=1):
         try:
-            metrics.append(_parse(json.loads(line)))
+            values = json.loads(line)
+            if samples := values.get("samples"):
+                values["samples"] = tuple(Sample(**sample) for sample in samples)
+            metrics.append(StepMetrics(**values))
         except (ValueError, TypeError, AttributeError) as error:
             raise LichenError(
                 f"{path}, line {number}, is not the metrics of a step ({error}); remove the line"
             ) from error
     return metrics
-
-
-def _parse(values: dict[str, Any]) -> StepMetrics:
-    if samples := values.get("samples"):
-        values["samples"] = tuple(Sample(**sample) for sample in samples)
-    return StepMetrics(**values)
 
 
 def _line(metrics: StepMetrics) -> str:
