@@ -68,9 +68,9 @@ def _summary(results: Sequence[Result], study: Study, goal: float | None) -> str
     states = [each.state for each in results]
     told = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     text = f"{len(results)} runs: {told}; {study.jobs} at a time, {study.threads} thread(s) each."
-    return (
-        text if goal is None else f"{text} {study.baseline} reaches a final loss of {goal:.3f} at its best."
-    )
+    if goal is not None:
+        text += f" {study.baseline} reaches a final loss of {goal:.3f} at its best."
+    return text
 
 
 # ------------------------------------------------------------------------------------------------ charts
@@ -79,7 +79,8 @@ def _summary(results: Sequence[Result], study: Study, goal: float | None) -> str
 def _charts(study: Study, results: Sequence[Result], curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     """The best label of every arm as curves, without the steep first tenth, and every label as a point."""
     arms = list(dict.fromkeys(each.arm for each in results))
-    best = set(best_labels(results, study.seeds).values())
+    best = best_labels(results, study.seeds).values()
+    shown = [(line, max(WINDOW, len(line.loss) // 10)) for line in curves if line.label in best]
     charts = {}
     for field, axis in (
         ("tokens", "tokens"),
@@ -88,11 +89,8 @@ def _charts(study: Study, results: Sequence[Result], curves: Sequence[Curve]) ->
     ):
         points = [
             {"x": x, "value": loss, "arm": line.arm, "seed": line.seed}
-            for line in curves
-            if line.label in best
-            for x, loss in list(zip(getattr(line, field), line.loss, strict=True))[
-                max(WINDOW, len(line.loss) // 10) :
-            ]
+            for line, start in shown
+            for x, loss in zip(getattr(line, field)[start:], line.loss[start:], strict=True)
         ]
         encoding = _encoding(arms, axis, LOSS) | {"detail": {"field": "seed"}}
         lines = layer(points, "line", encoding, strokeWidth=1.5, opacity=0.8)
@@ -104,7 +102,7 @@ def _charts(study: Study, results: Sequence[Result], curves: Sequence[Curve]) ->
     ):
         known = [each for each in results if getattr(each, field) is not None]
         points = [{"x": each.lr, "value": getattr(each, field), "arm": each.arm} for each in known]
-        if points or name != "balance":  # no arm has experts
+        if points or name != "balance":  # which only models with experts have
             encoding = _encoding(arms, "learning rate", unit, log)
             charts[name] = chart(title, [layer(points, "point", encoding)])
     return charts
@@ -130,7 +128,7 @@ def _encoding(arms: list[str], axis: str, unit: str | None, log: str = "") -> di
 
 def _table(results: Sequence[Result], study: Study, goal: float | None) -> str:
     reached = f"tokens to {study.baseline}'s final loss"
-    best = set(best_labels(results, study.seeds).values())
+    best = best_labels(results, study.seeds).values()
     rows = []
     for label in dict.fromkeys(each.label for each in results):
         of = [each for each in results if each.label == label]
