@@ -1,13 +1,13 @@
 """What the page shows, as JSON: facts as they stand, and tables of what only Python can compute.
 
-The page itself computes what its controls change: workload costs from the price rows, and what fits from
-bytes of weights and cache.
+The page itself computes what its controls change: a workload's cost from the rates that hold, and what fits
+from bytes of weights and cache.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import date, datetime, time
+from datetime import date, datetime
 from typing import Any
 
 from lichen.arch.cache import cache_bytes, native_layout
@@ -23,8 +23,9 @@ from lichen.atlas.lineage import graph as lineage
 from lichen.atlas.lineage import risk
 from lichen.atlas.lineage.formats import to_json
 from lichen.atlas.market import compare, words
-from lichen.atlas.market.prices import Price, default_provider, history, moment, table
+from lichen.atlas.market.prices import default_provider, moment, table
 from lichen.atlas.market.workloads import REFERENCE, STANDARD
+from lichen.atlas.page.prices import offers
 from lichen.errors import LichenError
 from lichen.facts.record import known
 from lichen.machine import devices, fits
@@ -69,30 +70,10 @@ def _model(model: Model, as_of: date) -> dict[str, Any]:
         "open": value("open_weights"),
         "release": value("release"),
         "scores": [score.model_dump(mode="json") | {"test": score.test} for score in model.scores],
-        "prices": [_price(price) for price in history(model) if price.since is None or price.since <= as_of],
+        "offers": offers(model, as_of),
         "provider": default_provider(model, as_of),
         "memory": _memory(load_spec(model.spec_name)) if model.spec_name else None,
     }
-
-
-def _price(price: Price) -> dict[str, Any]:
-    """`hours`: spans in hours of the UTC day; one may cross midnight."""
-    return {
-        "provider": price.provider,
-        "input": price.input,
-        "output": price.output,
-        "cache_read": price.cache_read,
-        "since": price.since and str(price.since),
-        "until": price.until and str(price.until),
-        "hours": price.hours and [[_hour(start), _hour(end)] for start, end in price.hours],
-        "weekdays": price.weekdays_only,
-        "above": price.above,
-        "source": f"{price.source}, {price.snapshot}",
-    }
-
-
-def _hour(moment: time) -> float:
-    return moment.hour + moment.minute / 60
 
 
 def _memory(spec: ModelSpec) -> dict[str, Any]:

@@ -1,19 +1,17 @@
 // A model's price over time, and over the hours of a day where a provider has peak hours.
 
 function prices() {
-  const models = data.models.filter((model) => model.prices.length);
+  const models = data.models.filter(({ offers }) => offers.length);
   if (!models.length) return { root: h('p', {}, `No price is known on ${data.as_of}.`), draw() {} };
   const kinds = [
     ['input', 'input'],
     ['output', 'output'],
     ['cache_read', 'cached input'],
   ];
-  const usual =
-    models.find((model) => model.prices.some((price) => price.hours && onDay(price, data.as_of))) ??
-    models[0];
+  const usual = models.find(({ offers }) => offers.some(({ hourly }) => hourly)) ?? models[0];
   const figure = h('div'),
     seller = h('div'),
-    rows = h('div');
+    listed = h('div');
   const root = h(
     'div',
     {},
@@ -36,7 +34,7 @@ function prices() {
       kinds.map(([, words], i) => h('li', {}, h('span', { class: `dot c${i}` }), words)),
     ),
     figure,
-    rows,
+    listed,
   );
   const model = () => models.find(({ name }) => name === value(root, 'price'));
   const sell = () =>
@@ -45,8 +43,8 @@ function prices() {
       dropdown(
         'Provider',
         'provider',
-        model().provider ?? sellers(model())[0],
-        sellers(model()).map((name) => [name, name]),
+        model().provider ?? model().offers[0].provider,
+        model().offers.map(({ provider }) => [provider, provider]),
         draw,
       ),
     );
@@ -54,50 +52,41 @@ function prices() {
 
   function draw() {
     const provider = value(root, 'provider');
-    const offered = model().prices.filter((price) => price.provider === provider);
-    const start = offered.map(({ since }) => since).sort()[0];
+    const { rows, tiers, hourly, bands } = model().offers.find((each) => each.provider === provider);
     const days = (day) => Date.parse(`${day}T00:00Z`) / 864e5;
-    const changes = [...new Set(offered.flatMap(({ since, until }) => [since, until]))]
-      .filter((day) => day && day <= data.as_of)
-      .sort();
     const width = Math.max(320, figure.clientWidth || 900),
       height = 300;
     const box = { left: 46, right: width - 14, top: 30, bottom: height - 46 };
-    const first = Math.min(days(start), days(data.as_of) - 30);
+    const first = Math.min(...bands.map(({ since }) => days(since)), days(data.as_of) - 30);
     const x = linear([first, days(data.as_of)], [box.left, box.right]);
-    const rates = offered.flatMap((price) => kinds.map(([kind]) => price[kind])).filter((rate) => rate > 0);
+    const rates = rows.flatMap((price) => kinds.map(([kind]) => price[kind])).filter((rate) => rate > 0);
     const span = [Math.min(...rates) / 1.4, Math.max(...rates) * 1.4];
     const y = logarithmic(span, [box.bottom, box.top]);
     // The range of a day's hours is a band; a price that holds all day is a band without height.
-    const bands = changes.map((day, i) => {
-      const until = changes[i + 1] ?? data.as_of;
-      const hours = [...Array(24).keys()].map((hour) =>
-        offered.findLast((price) => holds({ ...price, weekdays: false }, day, hour, 0)),
-      );
-      return kinds.map(([kind], k) => {
-        const found = hours.map((price) => price?.[kind]).filter((rate) => rate > 0);
-        if (!found.length || until === day) return null;
-        const [low, high] = [Math.min(...found), Math.max(...found)];
+    const drawn = bands.map(({ since, until, ...found }) =>
+      kinds.map(([kind], k) => {
+        if (!found[kind]) return null;
+        const [low, high] = found[kind];
         return svg(
           'g',
           { class: `c${k}` },
           svg(
             'title',
             {},
-            `${kind.replace('_', ' ')}, ${day} to ${until}: ${low === high ? usd(low) : `${usd(low)} to ${usd(high)}`}`,
+            `${kind.replace('_', ' ')}, ${since} to ${until}: ${low === high ? usd(low) : `${usd(low)} to ${usd(high)}`}`,
           ),
           svg('rect', {
             class: 'fill',
             'fill-opacity': 0.25,
             'stroke-width': 2,
-            x: x(days(day)),
-            width: x(days(until)) - x(days(day)),
+            x: x(days(since)),
+            width: x(days(until)) - x(days(since)),
             y: y(high),
             height: Math.max(2, y(low) - y(high)),
           }),
         );
-      });
-    });
+      }),
+    );
     const months = [];
     for (
       let day = new Date(`${data.as_of.slice(0, 7)}-01T00:00Z`);
@@ -122,12 +111,12 @@ function prices() {
           },
           { ticks: decades(...span, 9), scale: y, words: dollars, title: 'USD per million tokens (log)' },
         ),
-        bands,
+        drawn,
       ),
-      offered.some((price) => price.hours && onDay(price, data.as_of)) ? clock(provider) : '',
+      hourly ? clock(tiers[0].hours.map((row) => rows[row])) : '',
     );
     fill(
-      rows,
+      listed,
       h(
         'details',
         {},
@@ -136,7 +125,7 @@ function prices() {
           'Prices',
           'dated',
           ['since', 'until', 'input', 'output', 'cached', 'holds', 'source'],
-          offered.map((price) =>
+          rows.map((price) =>
             h(
               'tr',
               {},
@@ -146,13 +135,7 @@ function prices() {
                 usd(price.input),
                 usd(price.output),
                 usd(price.cache_read),
-                [
-                  price.hours ? price.hours.map(([from, to]) => `${from}–${to} h UTC`).join(', ') : 'all day',
-                  price.weekdays ? 'Mon–Fri' : '',
-                  price.above ? `prompts above ${price.above.toLocaleString('en')}` : '',
-                ]
-                  .filter(Boolean)
-                  .join(', '),
+                price.holds,
                 source(price.source),
               ].map((cell) => h('td', {}, cell)),
             ),
@@ -163,9 +146,8 @@ function prices() {
   }
 
   // The day as a strip of 24 hours, dear ones marked.
-  function clock(provider) {
+  function clock(hours) {
     const step = Math.max(320, figure.clientWidth || 900) / 24;
-    const hours = [...Array(24).keys()].map((hour) => priceAt(model(), provider, data.as_of, hour, 0));
     const low = Math.min(...hours.filter(Boolean).map(({ output }) => output));
     return h(
       'div',

@@ -186,17 +186,7 @@ function scatter() {
             source(score.source),
           ),
         ),
-        h(
-          'p',
-          { class: 'note' },
-          [
-            ...new Set(
-              p.model.prices
-                .filter((price) => price.provider === p.provider && onDay(price, data.as_of))
-                .map((price) => price.source),
-            ),
-          ].join('; '),
-        ),
+        h('p', { class: 'note' }, p.sources),
       );
     fill(
       figure,
