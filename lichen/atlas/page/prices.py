@@ -48,8 +48,8 @@ def offers(model: Model, day: date) -> list[dict[str, Any]]:
 def _row(price: Price) -> dict[str, Any]:
     """`cached`: what tokens from the cache cost, as fresh ones where no rate for them is listed."""
     return {
-        "since": price.since and str(price.since),
-        "until": price.until and str(price.until),
+        "since": price.since,
+        "until": price.until,
         "input": price.input,
         "output": price.output,
         "cache_read": price.cache_read,
@@ -68,7 +68,7 @@ def _bands(rows: list[Price], day: date) -> list[dict[str, Any]]:
     for since, until in pairwise([*sorted(changes), day]):
         held = [[price for price in working if price.holds(hour)] for hour in _hours(since)]
         in_force = [prices[-1] for prices in held if prices]
-        band: dict[str, Any] = {"since": str(since), "until": str(until)}
+        band: dict[str, Any] = {"since": since, "until": until}
         for kind in KINDS:
             rates = [rate for price in in_force if (rate := getattr(price, kind))]
             band[kind] = [min(rates), max(rates)] if rates else None
