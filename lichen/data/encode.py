@@ -26,9 +26,9 @@ from lichen.data.manifest import (
     Position,
     Shard,
     Split,
-    read_json,
+    read_record,
     shard_files,
-    write_json,
+    write_record,
 )
 from lichen.data.sources import MAX_DOCUMENT_BYTES
 from lichen.data.stream import Corpus, Document, Found, Work, merged, read_documents
@@ -77,7 +77,7 @@ def write_shards(out: Path, corpus: Corpus, tokenizer: Tokenizer, tokenizer_hash
     """
     parts: list[Part] = []
     while _part_file(out, len(parts)).exists():
-        parts.append(read_json(_part_file(out, len(parts)), Part))
+        parts.append(read_record(_part_file(out, len(parts)), Part))
     if any(part.tokenizer_hash != tokenizer_hash for part in parts):
         raise LichenError(f"the tokenizer in {out} was replaced; delete the folder and prepare again")
     start = parts[-1].next if parts else Position()
@@ -91,7 +91,7 @@ def write_shards(out: Path, corpus: Corpus, tokenizer: Tokenizer, tokenizer_hash
                 extra = sum(found.extra for found in collected)
                 left_out = merged(found.left_out for found in collected)
                 part = Part(done.end, tokenizer_hash, shards, extra, left_out)
-                write_json(_part_file(out, len(parts)), part)
+                write_record(_part_file(out, len(parts)), part)
                 parts.append(part)
                 collected = []
     return parts

@@ -136,12 +136,12 @@ def shard_files(split: Split, index: int) -> tuple[str, str]:
     return f"{split}-{index:05d}.tokens.npy", f"{split}-{index:05d}.offsets.npy"
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_record(path: Path, value: Any) -> None:
     """Write a dataclass of this room to `path`, atomically."""
     write_text(path, json.dumps(dataclasses.asdict(value), indent=1) + "\n")
 
 
-def read_json(path: Path, kind: type[T]) -> T:
+def read_record(path: Path, kind: type[T]) -> T:
     """Read a dataclass of this room back. Raises LichenError if the file is damaged or of a newer version."""
     text = path.read_bytes()
     try:
@@ -160,7 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`. Raises LichenError if the preparation is missing, unfinished or damaged."""
     path = folder / MANIFEST_FILE
     if path.is_file():
-        return read_json(path, Manifest)
+        return read_record(path, Manifest)
     if (folder / PREPARATION_FILE).is_file():
         raise LichenError(
             f"the preparation in {folder} is unfinished; run the same `lichen data prepare` again to go on"

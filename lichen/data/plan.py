@@ -20,8 +20,8 @@ from lichen.data.manifest import (
     TOKENIZER_FILE,
     Parameters,
     Source,
-    read_json,
-    write_json,
+    read_record,
+    write_record,
 )
 from lichen.data.parallel import in_order
 from lichen.data.stream import Corpus, Progress
@@ -50,13 +50,13 @@ def begin(
         raise LichenError(f"{out} is not empty and holds no prepared data; choose another --out")
     taken = (out / TOKENIZER_FILE).exists()
     if taken:
-        _refuse_other_parameters(out, read_json(plan, _Preparation).parameters, parameters)
+        _refuse_other_parameters(out, read_record(plan, _Preparation).parameters, parameters)
     known = _read_sources(out / SOURCES_FILE)
     sources = _hash_sources(paths, known, workers, progress)
     if taken:
         _refuse_other_sources(out, known, sources)
     else:
-        write_json(plan, _Preparation(FORMAT_VERSION, parameters))
+        write_record(plan, _Preparation(FORMAT_VERSION, parameters))
         with atomic_write(out / SOURCES_FILE, "w") as file:
             file.writelines(json.dumps(dataclasses.asdict(source)) + "\n" for source in sources)
     return Corpus(sources, parameters, workers, progress)

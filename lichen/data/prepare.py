@@ -25,7 +25,7 @@ from lichen.data.manifest import (
     Parameters,
     Position,
     read_manifest,
-    write_json,
+    write_record,
 )
 from lichen.data.plan import begin
 from lichen.data.sources import find_files, require_readers
@@ -103,7 +103,7 @@ def prepare(
             _write_tokenizer(out, tokenizer, corpus)
         used = load_tokenizer(out)
         manifest = _manifest(out, corpus, used, write_shards(out, corpus, used, tokenizer_hash(out)))
-        write_json(out / MANIFEST_FILE, manifest)
+        write_record(out / MANIFEST_FILE, manifest)
         remove_parts(out)
         return manifest
 
