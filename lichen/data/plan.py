@@ -23,8 +23,7 @@ from lichen.data.manifest import (
     read_record,
     write_record,
 )
-from lichen.data.parallel import in_order
-from lichen.data.stream import Corpus, Progress
+from lichen.data.stream import Corpus, Progress, in_order
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write
 from lichen.files.sealed import sha256_of

@@ -96,16 +96,14 @@ def prepare(
     require_readers(paths)
     with _to_itself(out):
         corpus = begin(out, parameters, paths, workers, progress)
-        if (out / MANIFEST_FILE).exists():
-            remove_parts(out)
-            return read_manifest(out)
-        if not (out / TOKENIZER_FILE).exists():
-            _write_tokenizer(out, tokenizer, corpus)
-        used = load_tokenizer(out)
-        manifest = _manifest(out, corpus, used, write_shards(out, corpus, used, tokenizer_hash(out)))
-        write_record(out / MANIFEST_FILE, manifest)
+        if not (out / MANIFEST_FILE).exists():
+            if not (out / TOKENIZER_FILE).exists():
+                _write_tokenizer(out, tokenizer, corpus)
+            used = load_tokenizer(out)
+            parts = write_shards(out, corpus, used, tokenizer_hash(out))
+            write_record(out / MANIFEST_FILE, _manifest(out, corpus, used, parts))
         remove_parts(out)
-        return manifest
+        return read_manifest(out)
 
 
 @contextmanager

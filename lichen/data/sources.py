@@ -35,7 +35,6 @@ _LEFT_OUT_OF_LIBRARY = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 )
 
-
 _ZSTD = frozenset({".zst", ".zstd"})
 _COMPRESSIONS = _ZSTD | {".gz"}
 

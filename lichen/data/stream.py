@@ -1,16 +1,17 @@
-"""The sources as a stream of work: pieces of bounded size, each with its place in the stream."""
+"""The sources as a stream of work, spread over threads: pieces of bounded size, each with its place."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from lichen.data.manifest import LeftOut, Parameters, Position, Source, Split
-from lichen.data.parallel import in_order
 from lichen.data.sources import Record, Unreadable, documents, file_kind, read_records
 from lichen.errors import LichenError
 
@@ -20,27 +21,10 @@ _WORK_BYTES = 2**19
 _RECORD_BYTES = 2**8
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 # Called with the name of the stage, and how much of how much of it is done.
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What a preparation reads, what it is to make of it, and with how many threads."""
-
-    sources: list[Source]
-    parameters: Parameters
-    workers: int
-    progress: Progress
-
-    def each(self, stage: str, function: Callable[[Work], T], start: Position) -> Iterator[tuple[Work, T]]:
-        """`function` of every piece of work from `start` on, in order, computed by the threads."""
-        total_bytes = sum(source.size for source in self.sources)
-        work = read_work(self.sources, self.parameters.field, self.parameters.shard_bytes, start)
-        for done, result in in_order(function, work, self.workers):
-            self.progress(stage, done.done_bytes, total_bytes)
-            yield done, result
 
 
 @dataclass(frozen=True)
@@ -69,6 +53,24 @@ class Document(NamedTuple):
     share: float
     text: bytes
     split: Split
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a preparation reads, what it is to make of it, and with how many threads."""
+
+    sources: list[Source]
+    parameters: Parameters
+    workers: int
+    progress: Progress
+
+    def each(self, stage: str, function: Callable[[Work], T], start: Position) -> Iterator[tuple[Work, T]]:
+        """`function` of every piece of work from `start` on, in order, computed by the threads."""
+        total_bytes = sum(source.size for source in self.sources)
+        work = read_work(self.sources, self.parameters.field, self.parameters.shard_bytes, start)
+        for done, result in in_order(function, work, self.workers):
+            self.progress(stage, done.done_bytes, total_bytes)
+            yield done, result
 
 
 def read_work(sources: Sequence[Source], field: str, shard_bytes: int, start: Position) -> Iterator[Work]:
@@ -137,3 +139,23 @@ def merged(reports: Iterable[dict[str, LeftOut]]) -> dict[str, LeftOut]:
         for reason, more in report.items():
             total[reason] = total.get(reason, LeftOut()) + more
     return total
+
+
+def in_order(function: Callable[[Item], T], items: Iterable[Item], workers: int) -> Iterator[tuple[Item, T]]:
+    """Each item with `function(item)`, in the order of `items`, computed by `workers` threads.
+
+    They run a few items ahead, so memory holds a few per thread, whatever the number of items.
+    """
+    pending: deque[tuple[Item, Future[T]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                pending.append((item, pool.submit(function, item)))
+                if len(pending) > 2 * workers:
+                    first, result = pending.popleft()
+                    yield first, result.result()
+            while pending:
+                first, result = pending.popleft()
+                yield first, result.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
