@@ -159,10 +159,8 @@ def attention(
         outs = []
         for batch in sequences.batches:
             stored = stored_BSW[batch.slots, : batch.longest].to(q_HND.dtype)
-            k, v = (
-                part.unflatten(-1, (len(k_KND), -1)).transpose(1, 2)
-                for part in (stored[..., :keys], stored[..., keys:])
-            )
+            parts = stored.tensor_split([keys], -1)
+            k, v = (part.unflatten(-1, (len(k_KND), -1)).transpose(1, 2) for part in parts)
             q = q_HND[:, batch.tokens].unflatten(1, batch.shape).transpose(0, 1)
             outs.append(stored_attention(q, k, v, batch, scale).transpose(1, 2).flatten(0, 1))
         return outs[0] if len(outs) == 1 else torch.cat(outs), None
