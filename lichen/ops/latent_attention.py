@@ -32,13 +32,9 @@ def latent_attention(
     scale: float,
     max_logits: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of every token to its own sequence's tokens up to itself.
+    """`attention` by latents, of which `stored` has them and the rotated keys side by side, W = L + R.
 
-    up (H (C + V), L): W_uk and W_uv of every head in turn. stored: latents and rotated keys side by side,
-    W = L + R, of all tokens so far, these included; None where the list is all there is.
-
-    Returns the output (N, H, V) and, with `max_logits`, the largest scaled logit of each head over the list,
-    (H,) fp32; else, and of stored tokens, None.
+    up (H (C + V), L): W_uk and W_uv of every head in turn.
     """
     if stored_BSW is None:
         k, v = _expanded(latent_NL, rope_key_NR, up, q_content_NHC)

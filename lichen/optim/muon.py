@@ -18,19 +18,10 @@ from torch.distributed.tensor import DTensor
 from lichen.errors import LichenError
 from lichen.machine.precision import at_least_fp32
 from lichen.nn.roles import Role
-from lichen.optim import recipes
+from lichen.optim import recipes, rules
 from lichen.optim.newton_schulz import form_for, products_per_step
 from lichen.optim.owners import Job, updates_by_owners
 from lichen.optim.recipes import OptimizerRecipe
-from lichen.optim.rules import (
-    adamw_update,
-    advance,
-    chunks,
-    move,
-    muon_steps,
-    muon_update,
-    sinkhorn_step,
-)
 from lichen.optim.shards import aligned, holds_whole_matrices, local, place_like
 from lichen.optim.table import ParameterTable, Row, recipe_options
 
@@ -83,30 +74,21 @@ class Muon(torch.optim.Optimizer):
         for row in rows:
             if row.parameter in self._rows or row.name in names:
                 raise LichenError(f"optimizer: parameter {row.name} is already in the optimizer")
-        groups: dict[tuple[float, float], list[Row]] = {}
+        groups: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
         for row in rows:
             self._rows[row.parameter] = row
             lr, weight_decay = recipe_options(row, self.recipe)
             options = (param_group.get("lr", lr), param_group.get("weight_decay", weight_decay))
-            groups.setdefault(options, []).append(row)
-        for (lr, weight_decay), members in groups.items():
-            super().add_param_group(
-                {
-                    "params": [(row.name, row.parameter) for row in members],
-                    "lr": lr,
-                    "initial_lr": lr,
-                    "weight_decay": weight_decay,
-                }
-            )
+            groups.setdefault(options, []).append((row.name, row.parameter))
+        for (lr, decay), members in groups.items():
+            group = {"params": members, "lr": lr, "initial_lr": lr, "weight_decay": decay}
+            super().add_param_group(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """Update every parameter that has a gradient; `closure` recomputes the loss first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         if self.sent_bytes:  # torch.compile of PyTorch 2.11 cannot set an attribute of an optimizer
             self.sent_bytes = 0
         for group in self.param_groups:
@@ -170,12 +152,12 @@ class Muon(torch.optim.Optimizer):
             for row in rows
             for each in self._matrices(row, local(row.parameter), _gradient(row), self._momentum(row))
         ]
-        muon_update(matrices, self.recipe, group)
+        rules.muon_update(matrices, self.recipe, group)
 
     def _sinkhorn(self, rows: list[Row], group: dict[str, Any]) -> None:
         for row in rows:
-            direction = advance(self._momentum(row), _gradient(row), self.recipe)
-            move(local(row.parameter), sinkhorn_step(direction, self.recipe), group)
+            direction = rules.advance(self._momentum(row), _gradient(row), self.recipe)
+            rules.move(local(row.parameter), rules.sinkhorn_step(direction, self.recipe), group)
 
     def _by_owners(self, rows: list[Row], group: dict[str, Any]) -> None:
         """Update sharded parameters whose matrices are cut."""
@@ -190,10 +172,11 @@ class Muon(torch.optim.Optimizer):
                     steps.append(torch.empty_like(whole, dtype=jobs[number].dtype))
                     matrices += self._matrices(rows[number], whole, steps[-1])
                 else:
-                    steps.append(sinkhorn_step(whole, self.recipe))
-            for chunk in chunks(matrices):
+                    steps.append(rules.sinkhorn_step(whole, self.recipe))
+            for chunk in rules.chunks(matrices):
                 directions, targets = zip(*chunk, strict=True)
-                for target, step in zip(targets, muon_steps(directions, targets, self.recipe), strict=True):
+                computed = rules.muon_steps(directions, targets, self.recipe)
+                for target, step in zip(targets, computed, strict=True):
                     target.copy_(step)
             return steps
 
@@ -201,12 +184,12 @@ class Muon(torch.optim.Optimizer):
         steps, sent = updates_by_owners(jobs, compute)
         self.sent_bytes += sent
         for row, step in zip(rows, steps, strict=True):
-            move(local(row.parameter), step, group)
+            rules.move(local(row.parameter), step, group)
 
     def _job(self, row: Row) -> Job:
         """Advance the momentum of a sharded parameter, whose update is for owners to compute."""
         assert isinstance(row.parameter, DTensor)
-        direction = advance(self._momentum(row), _gradient(row), self.recipe)
+        direction = rules.advance(self._momentum(row), _gradient(row), self.recipe)
         dtype, work = direction.dtype, row.parameter.numel()
         if row.role.kind == "matrix":
             shapes = row.batch_shapes(per_head=self.recipe.per_head)
@@ -222,7 +205,7 @@ class Muon(torch.optim.Optimizer):
             averages = (local(state["exp_avg"]), local(state["exp_avg_sq"]))
             tensors.append((local(row.parameter), _gradient(row), *averages, state["step"]))
         if tensors:
-            adamw_update(tensors, self.recipe, group)
+            rules.adamw_update(tensors, self.recipe, group)
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state that this process holds now (none before the first step)."""

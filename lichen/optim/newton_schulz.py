@@ -15,6 +15,8 @@ every such step, so R is computed anew from X after a few: `TOGETHER`.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from math import inf
 from typing import NamedTuple
 
@@ -22,7 +24,6 @@ import torch
 from torch import Tensor
 
 from lichen.machine.precision import multiplies_bf16
-from lichen.optim.symmetric import symmetric_product
 
 Coefficients = tuple[float, float, float]
 Schedule = tuple[Coefficients, ...]
@@ -63,6 +64,9 @@ EPSILON = 1e-7
 # of the exact result and fp32 with five within 1.2 %; bf16 is up to 65 % off, in the plain form.
 TOGETHER = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 5}
 
+
+# A symmetric product of fewer rows has too few tiles for half of them to be worth a kernel of their own.
+KERNEL_ROWS = 256
 
 # By shorter side: up to this one, in which dtype, in the Gram form from which ratio of longer to shorter side
 # on, and whether transposed. For CPUs, with AMX and without, `python -m benchmarks.muon_step` found it. For
@@ -202,3 +206,28 @@ def _transposed(x: Tensor) -> Tensor:
     for target, matrix in zip(out, x, strict=True):
         target.copy_(matrix.t())
     return out
+
+
+def symmetric_product(
+    a: Tensor, b: Tensor, *, out: Tensor, addend: Tensor | None = None, alpha: float = 1.0, beta: float = 1.0
+) -> None:
+    """out = alpha a b + beta addend, or a b without `addend`; a b and addend must be symmetric.
+
+    a: (count, n, k), b: (count, k, n), addend and out: (count, n, n), all of one dtype; `out` must not
+    share memory with the others. On NVIDIA GPUs, in half precision, half of the tiles are computed
+    (`lichen.optim.symmetric_triton`); elsewhere it is PyTorch's batched product.
+    """
+    if has_kernel(a.device.type) and a.size(1) >= KERNEL_ROWS and a.element_size() == 2:
+        from lichen.optim import symmetric_triton
+
+        symmetric_triton.symmetric_product(a, b, out=out, addend=addend, alpha=alpha, beta=beta)
+    elif addend is None:
+        torch.bmm(a, b, out=out)
+    else:
+        torch.baddbmm(addend, a, b, beta=beta, alpha=alpha, out=out)
+
+
+@cache
+def has_kernel(device_type: str) -> bool:
+    """Whether devices of this type run the Triton kernel."""
+    return device_type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
