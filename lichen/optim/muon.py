@@ -22,7 +22,7 @@ from lichen.optim import recipes, rules
 from lichen.optim.newton_schulz import form_for, products_per_step
 from lichen.optim.owners import Job, updates_by_owners
 from lichen.optim.recipes import OptimizerRecipe
-from lichen.optim.shards import aligned, holds_whole_matrices, local, place_like
+from lichen.optim.shards import holds_whole_matrices, local, place_like
 from lichen.optim.table import ParameterTable, Row, recipe_options
 
 
@@ -147,11 +147,9 @@ class Muon(torch.optim.Optimizer):
         return zip(*(row.batches(each, per_head=self.recipe.per_head) for each in tensors), strict=True)
 
     def _muon(self, rows: list[Row], group: dict[str, Any]) -> None:
-        matrices = [
-            each
-            for row in rows
-            for each in self._matrices(row, local(row.parameter), _gradient(row), self._momentum(row))
-        ]
+        matrices: list[tuple[Tensor, ...]] = []
+        for row in rows:
+            matrices += self._matrices(row, local(row.parameter), _gradient(row), self._momentum(row))
         rules.muon_update(matrices, self.recipe, group)
 
     def _sinkhorn(self, rows: list[Row], group: dict[str, Any]) -> None:
@@ -283,8 +281,10 @@ def _rows(params: ParameterTable | Iterable[tuple[str, nn.Parameter]]) -> Parame
 
 
 def _gradient(row: Row) -> Tensor:
-    """What this rank needs of the gradient."""
+    """What this rank needs of the gradient for its shard of the parameter."""
     gradient = row.parameter.grad
     if gradient is None or gradient.is_sparse or gradient.is_complex():
         raise LichenError(f"optimizer: {row.name} needs a dense, real gradient")
-    return aligned(gradient, row.parameter)
+    if isinstance(gradient, DTensor) and isinstance(row.parameter, DTensor):
+        return gradient.redistribute(placements=row.parameter.placements).to_local()
+    return gradient

@@ -37,9 +37,6 @@ SMALLEST_ROW = 1e-3  # rows of the momentum shorter than this have seen nothing 
 VECTOR_ENTRIES = 16  # fp32 numbers in the widest vector register of a CPU
 
 
-# -------------------------------------------------------------------------------------------------- Muon
-
-
 def muon_update(
     matrices: Iterable[tuple[Tensor, ...]], recipe: OptimizerRecipe, group: dict[str, Any]
 ) -> None:
@@ -115,9 +112,6 @@ def chunks(matrices: Iterable[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor
             yield chunk
 
 
-# -------------------------------------------------------------------------------------------- embeddings
-
-
 def sinkhorn_step(direction: Tensor, recipe: OptimizerRecipe) -> Tensor:
     """The balanced step of an embedding (..., columns) in the direction of its momentum, fp32 or better.
 
@@ -131,9 +125,6 @@ def sinkhorn_step(direction: Tensor, recipe: OptimizerRecipe) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=1 - iteration % 2, keepdim=True)
         x = x / length.where(length > 0, 1.0)
     return (x * x.size(1) ** 0.5).view_as(direction).mul_(recipe.update_rms or 1.0)
-
-
-# ------------------------------------------------------------------------------------------------- AdamW
 
 
 def adamw_update(

@@ -28,13 +28,6 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def aligned(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """What this rank needs of `gradient` for its shard of `parameter`."""
-    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
-        return gradient.redistribute(placements=parameter.placements).to_local()
-    return gradient
-
-
 def place_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """`tensor`, whole or sharded in any way, sharded as `parameter` is."""
     if not isinstance(parameter, DTensor):

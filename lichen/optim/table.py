@@ -39,6 +39,7 @@ class Row:
     def __post_init__(self) -> None:
         if problem := self._problem():
             raise LichenError(f"optimizer table: {self.name} {problem}")
+        # Of matrices that are cut, owners lay out the memory anew.
         if self.role.kind == "matrix" and holds_whole_matrices(self.parameter, stacked=self.stacked):
             here = local(self.parameter.detach())
             batches = self.batches(here, per_head=True)
@@ -46,7 +47,7 @@ class Row:
                 raise LichenError(
                     f"optimizer table: the matrices of {self.name} are not in one piece of memory; make the "
                     "parameter contiguous"
-                )  # of those that are cut, owners lay out the matrices anew
+                )
 
     def _problem(self) -> str | None:
         """What is wrong with the row, to be read after the parameter's name."""
