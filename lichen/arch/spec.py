@@ -104,13 +104,8 @@ class ModelSpec:
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        require_positive(
-            "model",
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            max_position_embeddings=self.max_position_embeddings,
-            rms_norm_eps=self.rms_norm_eps,
-        )
+        may_be_zero = ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
+        require_positive("model", vars(self), *may_be_zero)
         require(len(self.layers) > 0, "model: num_hidden_layers is 0; at least 1 layer is needed")
 
     @property

@@ -23,8 +23,8 @@ class Activation:
     def __post_init__(self) -> None:
         known = get_args(Name)
         require(self.name in known, f"activation: hidden_act is {self.name!r}; supported: {', '.join(known)}")
-        given = {"swiglu_limit": self.limit, "situ_beta": self.beta, "situ_linear_beta": self.linear_beta}
-        require_positive("activation", **{name: value for name, value in given.items() if value is not None})
+        called = {"limit": "swiglu_limit", "beta": "situ_beta", "linear_beta": "situ_linear_beta"}
+        require_positive("activation", vars(self), **called)
 
 
 SILU = Activation()

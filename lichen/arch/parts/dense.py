@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lichen.arch.declaration import Weight, require_positive, swiglu, vectors
+from lichen.arch.declaration import Weight, require_positive, swiglu, tensors
 from lichen.arch.parts.activation import SILU, Activation
 
 
@@ -21,15 +21,12 @@ class Dense:
     n_shared_experts: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        require_positive("feed-forward", intermediate_size=self.intermediate_size)
+        require_positive("feed-forward", vars(self))
 
     def weights(self, hidden_size: int) -> list[Weight]:
         width = self.intermediate_size
         biases = (width, width, hidden_size) if self.mlp_bias else ()
-        return [
-            *swiglu("dense_feed_forward", hidden_size, width),
-            *vectors("dense_feed_forward", *biases),
-        ]
+        return [*swiglu("dense_feed_forward", hidden_size, width), *tensors("dense_feed_forward", *biases)]
 
     def words(self) -> str:
         return f"dense {self.intermediate_size:,}"
