@@ -69,7 +69,7 @@ class LayerSpec:
     sandwich_norms: bool = False
 
 
-# How published weights are packed, where it is not in 16 or 32 bits (`lichen.arch.storage.weight_bytes`);
+# How published weights are packed, where it is not in 16 or 32 bits (`lichen.arch.weights.weight_bytes`);
 # "other" is a packing whose bytes are not known here.
 Storage = Literal["fp8", "int4", "fp4", "mxfp4", "other"]
 
