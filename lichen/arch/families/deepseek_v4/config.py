@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from lichen.arch.families.decoder import read_activation, read_decoder
-from lichen.arch.families.fields import MOST_LAYERS, Fields
+from lichen.arch.families.deepseek_v32.config import read_indexer as read_indexer
+from lichen.arch.families.fields import Fields
 from lichen.arch.families.rope import read_scaling, rope_of_kind
 from lichen.arch.parts.compressed import Compressed
 from lichen.arch.parts.hyper_connections import HyperConnections
-from lichen.arch.parts.indexer import Indexer
 from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
@@ -27,8 +27,7 @@ CSA, HCA, WINDOW_ONLY = 4, 128, 0
 def read(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of a `config.json`. Raises SpecError for what it cannot express."""
     fields = Fields(config)
-    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
-    n_mtp = fields.integer("num_nextn_predict_layers", 0, least=0, largest=MOST_LAYERS)
+    n_layers, n_mtp = fields.layers("num_hidden_layers"), fields.layers("num_nextn_predict_layers", 0)
     ratios = fields.get("compress_ratios")
     if not isinstance(ratios, list) or not all(ratio in (CSA, HCA, WINDOW_ONLY) for ratio in ratios):
         fields.refuse("compress_ratios", "a list of 0, 4 and 128, one for every layer, is needed")
@@ -40,14 +39,9 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         LayerSpec(_attention(fields, ratio), hashed if number < n_hash else experts)
         for number, ratio in enumerate(ratios)
     )
-    return read_decoder(
-        fields,
-        "deepseek_v4",
-        "DeepseekV4ForCausalLM",
-        layers[:n_layers],
-        mtp=layers[n_layers:],
-        residual=HyperConnections(fields.integer("hc_mult")),
-    )
+    residual = HyperConnections(fields.integer("hc_mult"))
+    layers, mtp = layers[:n_layers], layers[n_layers:]
+    return read_decoder(fields, "deepseek_v4", "DeepseekV4ForCausalLM", layers, mtp, residual)
 
 
 def _attention(fields: Fields, ratio: int) -> Compressed:
@@ -85,25 +79,13 @@ def _rope(fields: Fields, theta: float, section: Fields | None) -> Rope:
     return Rope(theta, interleaved=True, scaling=read_scaling(section, scaled=False))
 
 
-def read_indexer(fields: Fields) -> Indexer:
-    return Indexer(
-        n_heads=fields.integer("index_n_heads"),
-        head_dim=fields.integer("index_head_dim"),
-        topk=fields.integer("index_topk"),
-    )
-
-
 def read_window(fields: Fields) -> Compressed:
     """The attention of a layer with a window alone."""
     fields.fixed("num_key_value_heads", 1, "all heads share one key, which is also the value")
     fields.fixed("attention_bias", False, "the projections have no bias")
     return Compressed(
-        num_attention_heads=fields.integer("num_attention_heads"),
-        head_dim=fields.integer("head_dim"),
-        qk_rope_head_dim=fields.integer("qk_rope_head_dim"),
-        q_lora_rank=fields.integer("q_lora_rank"),
-        o_groups=fields.integer("o_groups"),
-        o_lora_rank=fields.integer("o_lora_rank"),
+        **fields.integers("num_attention_heads", "head_dim", "qk_rope_head_dim"),
+        **fields.integers("q_lora_rank", "o_groups", "o_lora_rank"),
         window=fields.integer("sliding_window"),
         rope=_rope_of_window(fields),
     )
@@ -111,9 +93,8 @@ def read_window(fields: Fields) -> Compressed:
 
 def read_experts(fields: Fields) -> MoE:
     router = Router(
-        n_routed_experts=fields.integer("n_routed_experts"),
-        num_experts_per_tok=fields.integer("num_experts_per_tok"),
-        scoring_func=fields.choice("scoring_func", ("sqrtsoftplus",)),  # type: ignore[arg-type]
+        **fields.integers("n_routed_experts", "num_experts_per_tok"),
+        scoring_func=fields.choice("scoring_func", ("sqrtsoftplus",)),
         norm_topk_prob=fields.boolean("norm_topk_prob"),
         routed_scaling_factor=fields.number("routed_scaling_factor"),
     )

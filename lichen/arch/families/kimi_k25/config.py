@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.families.decoder import read_dtype
+from lichen.arch.families.decoder import read_dtype, vision_notes
 from lichen.arch.families.deepseek_v3 import config as deepseek_v3
 from lichen.arch.families.fields import Fields, shown
 from lichen.arch.families.kimi_k2 import config as kimi_k2
-from lichen.arch.families.wrapper import vision_notes
 from lichen.arch.spec import ModelSpec
 from lichen.errors import SpecError
 
@@ -42,7 +41,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     outer = {key: value for key, value in outer.items() if value is not None}
     try:
         kind = inner.choice("model_type", TOWERS, TOWERS[0])
-        tower = replace(deepseek_v3.read({**outer, **inner.values}), family=kind)
+        tower = deepseek_v3.read({**outer, **inner.values}, kind)
         written = deepseek_v3.write(tower)
     except SpecError as error:
         raise SpecError(f"text_config: {error}") from error
