@@ -1,7 +1,8 @@
 """One folder per family, found by itself; and the way from a name or path to a spec.
 
-config.py     MODEL_TYPES, `read` and, where its specs hold all that a config says, `write`; `exported`, where
-              other programs load such a model
+config.py     MODEL_TYPES; `read`, the spec of a `config.json` or of the text tower in it; `write`, the way
+              back, where specs hold all that a config says; `exported`, where other programs load such a
+              model. All raise SpecError for what they cannot express
 tensors.py    NAMES: how checkpoints name tensors, where it is not as in memory
 tokens.py     TOKENS: special tokens
 chat.jinja    how they write a conversation

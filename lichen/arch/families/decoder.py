@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lichen.arch.families.fields import Fields, said_by, shown
@@ -19,17 +19,7 @@ from lichen.errors import SpecError
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-# Fields that configs, the spec and its parts call alike.
-OF_MODEL = (
-    "vocab_size",
-    "hidden_size",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "initializer_range",
-    "tie_word_embeddings",
-    "bos_token_id",
-    "pad_token_id",
-)
+# Fields that configs and parts call alike.
 OF_GQA = ("num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias")
 OF_MLA = ("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
@@ -54,6 +44,9 @@ def read_decoder(
     fields.get("model_type")
     fields.fixed("architectures", [architecture], "the model_type's language model")
     fields.fixed("attention_dropout", 0, "this version computes without dropout")
+    storage, notes = _read_storage(fields)
+    if fields.get("auto_map") is not None:
+        notes += ("auto_map: Python code beside the weights is never run",)
     return ModelSpec(
         family=family,
         **fields.integers("vocab_size", "hidden_size", "max_position_embeddings"),
@@ -65,11 +58,11 @@ def read_decoder(
         residual=residual,
         engram=engram,
         dtype=read_dtype(fields) or "float32",
-        storage=_read_storage(fields),
+        storage=storage,
         bos_token_id=fields.integer_or_none("bos_token_id"),
         eos_token_id=_eos(fields),
         pad_token_id=fields.integer_or_none("pad_token_id"),
-        not_carried=(*_storage_notes(fields), *_code_notes(fields), *fields.notes),
+        not_carried=(*notes, *fields.notes),
         metadata=fields.rest(),
     )
 
@@ -89,7 +82,8 @@ def write_decoder(spec: ModelSpec, architecture: str) -> dict[str, Any]:
         "model_type": spec.family,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
-        **said_by(spec, *OF_MODEL),
+        **said_by(spec, "vocab_size", "hidden_size", "max_position_embeddings", "rms_norm_eps"),
+        **said_by(spec, "initializer_range", "tie_word_embeddings", "bos_token_id", "pad_token_id"),
         "num_hidden_layers": len(spec.layers),
         "torch_dtype": spec.dtype,
         "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
@@ -137,20 +131,28 @@ def read_dtype(fields: Fields) -> str | None:
     return fields.choice(given[0], DTYPES) if given else None
 
 
-def _read_storage(fields: Fields) -> Storage | None:
-    """How the weights beside the config are packed; None where they are not."""
+def _read_storage(fields: Fields) -> tuple[Storage | None, tuple[str, ...]]:
+    """How the weights beside the config are packed, None where they are not, and what to say of it: the spec
+    says what is computed, so the packing is named and left out."""
     packing = fields.section("quantization_config")
     if packing is None:
-        return None
-    method, form = packing.get("quant_method"), packing.get("format")
+        return None, ()
+    method, form, block = (packing.get(key) for key in ("quant_method", "format", "weight_block_size"))
+    note = (
+        f"storage with quant_method {shown(method)}: weights packed like this cannot be loaded; "
+        "supported: 16- and 32-bit floats and FP8 blocks"
+    )
     if method == "fp8":
         experts = packing.get("expert_dtype") or fields.get("expert_dtype")
-        return "fp4" if experts == "fp4" else "fp8"
+        if block is not None:
+            note = f"FP8 storage in blocks of {block}: weights are dequantised"
+        return "fp4" if experts == "fp4" else "fp8", (note,)
     if method == "compressed-tensors" and form == "mxfp4-pack-quantized":
-        return "mxfp4"
+        return "mxfp4", (note,)
     groups = json.dumps(packing.get("config_groups"))
     four_bits = '"num_bits": 4' in groups and '"group_size": 32' in groups
-    return "int4" if method == "compressed-tensors" and form == "pack-quantized" and four_bits else "other"
+    int4 = method == "compressed-tensors" and form == "pack-quantized" and four_bits
+    return "int4" if int4 else "other", (note,)
 
 
 def _eos(fields: Fields) -> int | tuple[int, ...] | None:
@@ -162,26 +164,7 @@ def _eos(fields: Fields) -> int | tuple[int, ...] | None:
     return fields.integer_or_none("eos_token_id")
 
 
-def _storage_notes(fields: Fields) -> tuple[str, ...]:
-    """The spec says what is computed, not how weights are packed: the packing is named and left out."""
-    storage = fields.section("quantization_config")
-    if storage is None:
-        return ()
-    method = storage.get("quant_method")
-    if method == "fp8" and storage.get("weight_block_size") is not None:
-        return (f"FP8 storage in blocks of {storage.get('weight_block_size')}: weights are dequantised",)
-    return (
-        f"storage with quant_method {shown(method)}: weights packed like this cannot be loaded; "
-        "supported: 16- and 32-bit floats and FP8 blocks",
-    )
-
-
-def _code_notes(fields: Fields) -> tuple[str, ...]:
-    given = fields.get("auto_map") is not None
-    return ("auto_map: Python code beside the weights is never run",) if given else ()
-
-
-def uniform(parts: list[Any], family: str, what: str) -> Any:
+def uniform(parts: Sequence[Any], family: str, what: str) -> Any:
     """The one part that all layers share; None where there is none. A config cannot say anything else."""
     for part in parts:
         if part != parts[0]:
@@ -204,9 +187,7 @@ def open_text_config(config: Mapping[str, Any], architecture: str) -> Fields:
         return Fields(config)
     outer = Fields(config)
     outer.fixed("architectures", [architecture], "the model_type's model with a text tower")
-    inner = outer.section("text_config")
-    if inner is None:
-        outer.refuse("text_config", "the text tower's config is needed")
+    inner = outer.needed_section("text_config", "the text tower's config is needed")
     said = {key: config[key] for key in OUTER if config.get(key) is not None}
     dtype = read_dtype(outer)
     if dtype is not None and "torch_dtype" not in inner.values:

@@ -129,6 +129,9 @@ class Fields:
             self.refuse(key, "an object is needed")
         return Fields(value, f"{self.path}{key}.")
 
+    def needed_section(self, key: str, why: str) -> Fields:
+        return self.section(key) or self.refuse(key, why)
+
     def rest(self) -> dict[str, Any]:
         """A copy of the fields that nobody read."""
         return {key: copy.deepcopy(value) for key, value in self.values.items() if key not in self.read}

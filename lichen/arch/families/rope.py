@@ -51,10 +51,7 @@ def _share(fields: Fields, default: float | None) -> float:
 
 def rope_of_kind(kinds: Fields, kind: str) -> Fields:
     """What `rope_parameters` says of one kind of layer."""
-    section = kinds.section(kind)
-    if section is None:
-        kinds.refuse(kind, "the rotary embedding of these layers is needed")
-    return section
+    return kinds.needed_section(kind, "the rotary embedding of these layers is needed")
 
 
 def read_scaling(section: Fields, scaled: bool = True) -> Yarn | Llama3Scaling | None:

@@ -35,21 +35,8 @@ MODEL_TYPES = ("deepseek_v3",)
 # With the balancing bias, and plainly by score.
 TOPK_METHODS = ("noaux_tc", "greedy")
 
-# Fields that configs and the router call alike.
-OF_ROUTER = (
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "scoring_func",
-    "n_group",
-    "topk_group",
-    "norm_topk_prob",
-    "routed_scaling_factor",
-    "aux_loss_alpha",
-)
-
 
 def read(config: Mapping[str, Any], family: str = MODEL_TYPES[0]) -> ModelSpec:
-    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
     fields = Fields(config)
     fields.fixed("index_topk", None, "sparse attention belongs to DeepSeek-V3.2")
     return read_as(fields, family, ARCHITECTURE)
@@ -127,10 +114,7 @@ def _check_selection(router: Router, where: str) -> None:
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
-    """The `config.json` of a spec, with every field that transformers, vLLM and llama.cpp look for.
-
-    Raises SpecError for a model that is not of this family.
-    """
+    """With every field that transformers, vLLM and llama.cpp look for."""
     return write_as(spec, ARCHITECTURE)
 
 
@@ -189,7 +173,8 @@ def _write_experts(experts: MoE, family: str) -> dict[str, Any]:
     _check_selection(router, family)
     return {
         **said_by(experts, "n_shared_experts", "moe_intermediate_size"),
-        **said_by(router, *OF_ROUTER),
+        **said_by(router, "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group", "scoring_func"),
+        **said_by(router, "norm_topk_prob", "routed_scaling_factor", "aux_loss_alpha"),
         "topk_method": "noaux_tc" if router.selection_bias else "greedy",
         **({"seq_aux": True} if router.aux_loss_alpha else {}),
     }

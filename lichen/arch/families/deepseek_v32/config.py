@@ -18,7 +18,6 @@ ARCHITECTURE = "DeepseekV32ForCausalLM"
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
     fields = Fields(config)
     return deepseek_v3.read_as(fields, MODEL_TYPES[0], ARCHITECTURE, read_indexer(fields))
 
@@ -32,7 +31,6 @@ def read_indexer(fields: Fields) -> Indexer:
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
-    """The `config.json` of a spec. Raises SpecError for a model that is not of this family."""
     latent = of_kind([layer.attention for layer in spec.layers], MLA)
     indexer = latent[0].indexer if latent else None
     if indexer is None:

@@ -25,7 +25,6 @@ CSA, HCA, WINDOW_ONLY = 4, 128, 0
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
     fields = Fields(config)
     n_layers, n_mtp = fields.layers("num_hidden_layers"), fields.layers("num_nextn_predict_layers", 0)
     ratios = fields.get("compress_ratios")

@@ -28,7 +28,6 @@ MODEL_TYPES = ("deepseek_v41",)
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
     fields = open_text_config(config, "DeepseekV41ForCausalLM")
     n_layers, n_drafting = fields.layers("num_hidden_layers"), fields.layers("num_nextn_predict_layers", 0)
     ratios = fields.integer_list("compress_ratios")

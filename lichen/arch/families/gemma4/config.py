@@ -31,7 +31,6 @@ ROPE = {
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
     fields = open_text_config(config, "Gemma4ForConditionalGeneration")
     for key, value in ABSENT.items():
         fields.fixed(key, value, "the dense Gemma 4 without shared keys and per-layer inputs")

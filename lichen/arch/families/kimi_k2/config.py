@@ -14,5 +14,4 @@ MODEL_TYPES = ("kimi_k2",)
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
     return read_deepseek(config, MODEL_TYPES[0])

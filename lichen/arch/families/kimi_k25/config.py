@@ -29,14 +29,11 @@ REPEATED = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
     fields = Fields(config)
     fields.get("model_type")
     if fields.get("architectures") not in (None, *([name] for name in ARCHITECTURES)):
         fields.refuse("architectures", "supported: " + ", ".join(ARCHITECTURES))
-    inner = fields.section("text_config")
-    if inner is None:
-        fields.refuse("text_config", "the text tower's config is needed")
+    inner = fields.needed_section("text_config", "the text tower's config is needed")
     outer = {key: fields.get(key) for key in REPEATED} | {"torch_dtype": read_dtype(fields)}
     outer = {key: value for key, value in outer.items() if value is not None}
     try:

@@ -23,7 +23,6 @@ MODEL_TYPES = ("kimi_k3", "kimi_linear")
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
     fields = open_text_config(config, "KimiK3ForConditionalGeneration")
     wrapped = bool(fields.path)
     n_layers = fields.layers("num_hidden_layers")
@@ -47,9 +46,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def _linear_attention(fields: Fields, n_layers: int) -> tuple[KDA, list[bool]]:
-    section = fields.section("linear_attn_config")
-    if section is None:
-        fields.refuse("linear_attn_config", "the layers of linear attention are needed")
+    section = fields.needed_section("linear_attn_config", "the layers of linear attention are needed")
     linear, full = section.get("kda_layers"), section.get("full_attn_layers")
     both = [*linear, *full] if isinstance(linear, list) and isinstance(full, list) else []
     if sorted(both, key=str) != sorted(range(1, n_layers + 1), key=str):

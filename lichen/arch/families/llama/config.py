@@ -28,7 +28,6 @@ ARCHITECTURE = "LlamaForCausalLM"
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a `config.json` with model_type llama. Raises SpecError for what it cannot express."""
     fields = Fields(config)
     attention = read_gqa(fields, read_rope(fields, interleaved=False), head_share(fields))
     bias = fields.boolean("mlp_bias", False)
@@ -40,8 +39,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
-    """The `config.json` of a spec. Raises SpecError for a model that is not a Llama."""
-    layer = uniform(list(spec.all_layers), "llama", "layer")
+    layer = uniform(spec.all_layers, "llama", "layer")
     grouped, dense = of_kind([layer.attention], GQA), of_kind([layer.feed_forward], Dense)
     if not grouped or not dense:
         raise SpecError(f"llama: layers are GQA and Dense; this model has {layer}")

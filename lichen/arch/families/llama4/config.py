@@ -20,7 +20,6 @@ NO_ROPE_INTERVAL = 4  # the default of Meta's configs, which leave it out
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
     fields = open_text_config(config, "Llama4ForConditionalGeneration")
     n_layers = fields.layers("num_hidden_layers")
     everywhere = read_gqa(fields, rope=None)

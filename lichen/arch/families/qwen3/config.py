@@ -27,7 +27,6 @@ ARCHITECTURE = "Qwen3ForCausalLM"
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
     fields = Fields(config)
     feed_forward = Dense(fields.integer("intermediate_size"), activation=read_activation(fields))
     layers = (LayerSpec(read_attention(fields, head_dim=128), feed_forward),)
@@ -46,8 +45,7 @@ def read_attention(fields: Fields, head_dim: int) -> GQA:
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
-    """The `config.json` of a spec. Raises SpecError for a model that is not of this family."""
-    layer = uniform(list(spec.all_layers), spec.family, "layer")
+    layer = uniform(spec.all_layers, spec.family, "layer")
     dense = of_kind([layer.feed_forward], Dense)
     if not dense or layer != LayerSpec(layer.attention, Dense(dense[0].intermediate_size)):
         raise SpecError(

@@ -22,7 +22,6 @@ PARTIAL_ROTARY_FACTOR = 0.25  # where the config says nothing
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
     fields = open_text_config(config, "Qwen3_5ForConditionalGeneration")
     fields.fixed("attn_output_gate", True, "the queries' projection also gives the output gate")
     rope = read_rope(fields, interleaved=False, share=PARTIAL_ROTARY_FACTOR)

@@ -24,7 +24,6 @@ ARCHITECTURE = "Qwen3MoeForCausalLM"
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
     fields = Fields(config)
     attention = read_attention(fields, head_share(fields))
     activation = read_activation(fields)
@@ -56,7 +55,6 @@ def _read_experts(fields: Fields, activation: Activation) -> MoE:
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
-    """The `config.json` of a spec. Raises SpecError for a model that is not of this family."""
     parts = [layer.feed_forward for layer in spec.layers]
     experts = uniform(of_kind(parts, MoE), spec.family, "experts")
     dense = uniform(of_kind(parts, Dense), spec.family, "dense feed-forward")
