@@ -76,11 +76,9 @@ def _last_residual(spec: ModelSpec) -> list[Weight]:
 
 def parameters(spec: ModelSpec) -> dict[str, int]:
     """Parameters by row. Totals leave two of them out: "mtp", all MTP layers, and "engram_tables"."""
-    counts = dict.fromkeys(ROWS, 0)
-    for weight in weights(spec):
-        counts[weight.part] += weight.parameters
+    rows = [row for row in ROWS if row != "mtp_projection"]
     return {
-        **{row: n for row, n in counts.items() if row != "mtp_projection"},
+        **{row: count(weight for weight in weights(spec) if weight.part == row) for row in rows},
         "mtp": count(mtp_weights(spec)),
         "engram_tables": count(spec.engram.tables() if spec.engram else []),
     }

@@ -82,11 +82,15 @@ def write_decoder(spec: ModelSpec, architecture: str) -> dict[str, Any]:
         "model_type": spec.family,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
-        **said_by(spec, "vocab_size", "hidden_size", "max_position_embeddings", "rms_norm_eps"),
-        **said_by(spec, "initializer_range", "tie_word_embeddings", "bos_token_id", "pad_token_id"),
+        **said_by(spec, "vocab_size", "hidden_size"),
         "num_hidden_layers": len(spec.layers),
+        **said_by(
+            spec, "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings"
+        ),
         "torch_dtype": spec.dtype,
+        "bos_token_id": spec.bos_token_id,
         "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
+        "pad_token_id": spec.pad_token_id,
     }
 
 

@@ -32,9 +32,6 @@ from lichen.errors import SpecError
 ARCHITECTURE = "DeepseekV3ForCausalLM"
 MODEL_TYPES = ("deepseek_v3",)
 
-# With the balancing bias, and plainly by score.
-TOPK_METHODS = ("noaux_tc", "greedy")
-
 
 def read(config: Mapping[str, Any], family: str = MODEL_TYPES[0]) -> ModelSpec:
     fields = Fields(config)
@@ -83,7 +80,8 @@ def _read_experts(fields: Fields, activation: Activation) -> MoE:
     # transformers 5 saves neither scoring_func nor topk_method: its DeepseekV3 always scores with a sigmoid
     # and selects with the bias. DeepSeek's own config class has the same two defaults.
     scoring_func = fields.choice("scoring_func", ("sigmoid", "softmax"), "sigmoid")
-    topk_method = fields.choice("topk_method", TOPK_METHODS, "noaux_tc")
+    # With the balancing bias, or plainly by score.
+    topk_method = fields.choice("topk_method", ("noaux_tc", "greedy"), "noaux_tc")
     aux_loss_alpha = fields.number("aux_loss_alpha", 0.0)
     if aux_loss_alpha:
         fields.fixed("seq_aux", True, "the balance loss is the sequence-wise one")
@@ -131,8 +129,9 @@ def write_as(spec: ModelSpec, architecture: str, indexer: Indexer | None = None)
         **write_decoder(spec, architecture),
         **write_rope(rope, "type"),
         "rope_interleave": rope.interleaved,
-        **said_by(attention, *OF_MLA, "q_lora_rank", "attention_bias"),
+        "num_attention_heads": attention.num_attention_heads,
         "num_key_value_heads": attention.num_attention_heads,
+        **said_by(attention, "q_lora_rank", *OF_MLA, "attention_bias"),
         "num_nextn_predict_layers": len(spec.mtp),
         **_write_feed_forwards(spec),
     }
@@ -172,10 +171,13 @@ def _write_experts(experts: MoE, family: str) -> dict[str, Any]:
         raise SpecError(f"{family}: experts are scored by sigmoid or softmax, at full width; here {experts}")
     _check_selection(router, family)
     return {
+        "n_routed_experts": router.n_routed_experts,
         **said_by(experts, "n_shared_experts", "moe_intermediate_size"),
-        **said_by(router, "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group", "scoring_func"),
-        **said_by(router, "norm_topk_prob", "routed_scaling_factor", "aux_loss_alpha"),
+        **said_by(router, "num_experts_per_tok", "scoring_func"),
         "topk_method": "noaux_tc" if router.selection_bias else "greedy",
+        **said_by(
+            router, "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "aux_loss_alpha"
+        ),
         **({"seq_aux": True} if router.aux_loss_alpha else {}),
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from lichen.arch.families.decoder import read_activation, read_decoder
 from lichen.arch.families.deepseek_v32.config import read_indexer as read_indexer
@@ -47,30 +47,22 @@ def _attention(fields: Fields, ratio: int) -> Compressed:
     local, indexer = read_window(fields), read_indexer(fields)
     if ratio == WINDOW_ONLY:
         return local
-    rope = read_rope_of_entries(fields)
+    rope = read_rope_of(fields, "compress")
     return replace(local, compress_ratio=ratio, indexer=indexer if ratio == CSA else None, rope=rope)
 
 
-def read_rope_of_entries(fields: Fields) -> Rope:
-    """Of layers with compressed entries: a base of its own, and YaRN that multiplies nothing."""
-    theta, section = fields.number("compress_rope_theta", 160000.0), fields.section("rope_scaling")
+def read_rope_of(fields: Fields, kind: Literal["main", "compress"]) -> Rope:
+    """Of layers with a window alone ("main"): plain, whatever `rope_scaling` says. Of layers with compressed
+    entries ("compress"): a base of its own, and YaRN that multiplies nothing."""
+    if kind == "main":
+        theta, section = fields.number("rope_theta", 10000.0), None
+    else:
+        theta, section = fields.number("compress_rope_theta", 160000.0), fields.section("rope_scaling")
     if kinds := fields.section("rope_parameters"):  # as transformers saves it
-        section = rope_of_kind(kinds, "compress")
+        section = rope_of_kind(kinds, kind)
         theta = section.number("rope_theta")
-    return _rope(fields, theta, section)
-
-
-def _rope_of_window(fields: Fields) -> Rope:
-    """Of layers with a window alone: plain, whatever `rope_scaling` says."""
-    theta, section = fields.number("rope_theta", 10000.0), None
-    if kinds := fields.section("rope_parameters"):
-        section = rope_of_kind(kinds, "main")
-        section.fixed("rope_type", "default", "layers with a window alone do not extend their context")
-        theta = section.number("rope_theta")
-    return _rope(fields, theta, section)
-
-
-def _rope(fields: Fields, theta: float, section: Fields | None) -> Rope:
+        if kind == "main":
+            section.fixed("rope_type", "default", "layers with a window alone do not extend their context")
     if section is None:
         return Rope(theta, interleaved=True)
     share = fields.integer("qk_rope_head_dim") / max(fields.integer("head_dim"), 1)
@@ -86,7 +78,7 @@ def read_window(fields: Fields) -> Compressed:
         **fields.integers("num_attention_heads", "head_dim", "qk_rope_head_dim"),
         **fields.integers("q_lora_rank", "o_groups", "o_lora_rank"),
         window=fields.integer("sliding_window"),
-        rope=_rope_of_window(fields),
+        rope=read_rope_of(fields, "main"),
     )
 
 

@@ -11,12 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lichen.arch.families.decoder import open_text_config, read_decoder
-from lichen.arch.families.deepseek_v4.config import (
-    read_experts,
-    read_indexer,
-    read_rope_of_entries,
-    read_window,
-)
+from lichen.arch.families.deepseek_v4.config import read_experts, read_indexer, read_rope_of, read_window
 from lichen.arch.families.fields import Fields
 from lichen.arch.parts.compressed import Compressed
 from lichen.arch.parts.csa2 import CSA2
@@ -45,8 +40,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 
 
 def _attention(fields: Fields, ratios: list[int]) -> list[Compressed | CSA2]:
-    local, indexer = read_window(fields), read_indexer(fields)
-    rope = read_rope_of_entries(fields)
+    local, indexer, rope = read_window(fields), read_indexer(fields), read_rope_of(fields, "compress")
     makers, choosers = (
         fields.integer_list("kv_source_layer_ids"),
         fields.integer_list("index_source_layer_ids"),
