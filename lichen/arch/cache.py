@@ -101,9 +101,6 @@ def most_sequences(spec: ModelSpec, budget_bytes: int, context: int, *, layout: 
     return max(0, budget_bytes) // cache_bytes(spec, context, layout=layout).reserved
 
 
-# ---------------------------------------------------------------------------------------------- details
-
-
 def _item_bytes(item: Entries | State, page: int, context: int, layout: str) -> CacheBytes:
     if isinstance(item, State):
         size = item.numbers * bits(item.name, layout) // 8

@@ -20,11 +20,9 @@ class AttentionResiduals:
         require_positive("residual", vars(self), block_size="attn_res_block_size")
 
     def weights(self, hidden_size: int) -> list[Weight]:
-        """Of one sub-layer."""
         return [*tensors("residual", hidden_size), *tensors("norms", hidden_size)]
 
     def last_weights(self, hidden_size: int) -> list[Weight]:
-        """Of what joins the blocks before the last norm."""
         return self.weights(hidden_size)
 
     def words(self) -> str:

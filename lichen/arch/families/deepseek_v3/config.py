@@ -41,7 +41,13 @@ def read(config: Mapping[str, Any], family: str = MODEL_TYPES[0]) -> ModelSpec:
 
 def read_as(fields: Fields, family: str, architecture: str, indexer: Indexer | None = None) -> ModelSpec:
     """The spec of a `family` that is built as DeepSeek-V3 is, but for the `indexer` of its attention."""
-    attention = _read_attention(fields, indexer)
+    rope = read_rope(fields, fields.boolean("rope_interleave", True))
+    bias = fields.boolean("attention_bias", False)
+    attention = read_mla(fields, rope=rope, attention_bias=bias, indexer=indexer)
+    fields.fixed("num_key_value_heads", attention.num_attention_heads, "MLA's heads all have their own keys")
+    # Derived by transformers 5 and written into the configs it saves.
+    fields.fixed("qk_head_dim", attention.qk_head_dim, "qk_nope_head_dim + qk_rope_head_dim")
+    fields.fixed("head_dim", attention.qk_rope_head_dim, "qk_rope_head_dim: the width that rotates")
     activation = read_activation(fields)
     n_layers = fields.layers("num_hidden_layers")
     # Configs saved before multi-token prediction was known to their writer do not have the field.
@@ -63,17 +69,6 @@ def read_as(fields: Fields, family: str, architecture: str, indexer: Indexer | N
 
 def _expert_pattern(n: int, first_k_dense_replace: int, moe_layer_freq: int) -> list[bool]:
     return [layer >= first_k_dense_replace and layer % moe_layer_freq == 0 for layer in range(n)]
-
-
-def _read_attention(fields: Fields, indexer: Indexer | None) -> MLA:
-    rope = read_rope(fields, fields.boolean("rope_interleave", True))
-    bias = fields.boolean("attention_bias", False)
-    attention = read_mla(fields, rope=rope, attention_bias=bias, indexer=indexer)
-    fields.fixed("num_key_value_heads", attention.num_attention_heads, "MLA's heads all have their own keys")
-    # Derived by transformers 5 and written into the configs it saves.
-    fields.fixed("qk_head_dim", attention.qk_head_dim, "qk_nope_head_dim + qk_rope_head_dim")
-    fields.fixed("head_dim", attention.qk_rope_head_dim, "qk_rope_head_dim: the width that rotates")
-    return attention
 
 
 def _read_experts(fields: Fields, activation: Activation) -> MoE:

@@ -41,14 +41,12 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
 
 def _attention(fields: Fields, ratios: list[int]) -> list[Compressed | CSA2]:
     local, indexer, rope = read_window(fields), read_indexer(fields), read_rope_of(fields, "compress")
-    makers, choosers = (
-        fields.integer_list("kv_source_layer_ids"),
-        fields.integer_list("index_source_layer_ids"),
-    )
     first = next((number for number, ratio in enumerate(ratios) if ratio), None)
-    for key, sources in (("kv_source_layer_ids", makers), ("index_source_layer_ids", choosers)):
-        if first is not None and first not in sources:
+    sources = {key: fields.integer_list(key) for key in ("kv_source_layer_ids", "index_source_layer_ids")}
+    for key, layers in sources.items():
+        if first is not None and first not in layers:
             fields.refuse(key, f"layer {first} is the first with entries and has nobody to read them from")
+    makers, choosers = sources.values()
     candidates = fields.integer("candidate_topk_blocks") * fields.integer("candidate_block_size")
     candidate_source = fields.integer("candidate_source_layer_id")
     return [
