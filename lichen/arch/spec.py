@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from lichen.arch.declaration import CacheLayout, Read, Stored, Weight, require, require_positive
-from lichen.arch.parts.activation import Activation
+from lichen.arch.parts.dense import Activation
 from lichen.arch.parts.engram import Engram
 from lichen.arch.parts.moe import Router
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lichen.arch.families.fields import Fields, said_by, shown
-from lichen.arch.parts.activation import Activation
+from lichen.arch.parts.dense import Activation
 from lichen.arch.parts.engram import Engram
 from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.mla import MLA

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lichen.arch.declaration import Weight, require, require_positive, swiglu, tensors
-from lichen.arch.parts.activation import SILU, Activation
+from lichen.arch.parts.dense import SILU, Activation
 
 
 @dataclass(frozen=True)

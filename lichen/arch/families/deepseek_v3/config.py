@@ -21,8 +21,7 @@ from lichen.arch.families.decoder import (
 from lichen.arch.families.fields import Fields, said_by, shown
 from lichen.arch.families.rope import read_rope, write_rope
 from lichen.arch.parts import of_kind
-from lichen.arch.parts.activation import SILU, Activation
-from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.dense import SILU, Activation, Dense
 from lichen.arch.parts.indexer import Indexer
 from lichen.arch.parts.mla import MLA
 from lichen.arch.parts.moe import MoE, Router

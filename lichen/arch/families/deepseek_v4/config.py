@@ -32,23 +32,19 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         fields.refuse("compress_ratios", "a list of 0, 4 and 128, one for every layer, is needed")
     if len(ratios) != n_layers + n_mtp:
         fields.refuse("compress_ratios", f"it names {len(ratios)} of {n_layers} + {n_mtp} layers")
+    local, indexer = read_window(fields), read_indexer(fields)
+    kinds = {WINDOW_ONLY: local}
+    if any(ratios):
+        hca = replace(local, compress_ratio=HCA, rope=read_rope_of(fields, "compress"))
+        kinds |= {HCA: hca, CSA: replace(hca, compress_ratio=CSA, indexer=indexer)}
     experts, n_hash = read_experts(fields), fields.integer("num_hash_layers", 0, least=0)
     hashed = replace(experts, router=replace(experts.router, hashed=True, selection_bias=False))
     layers = tuple(
-        LayerSpec(_attention(fields, ratio), hashed if number < n_hash else experts)
-        for number, ratio in enumerate(ratios)
+        LayerSpec(kinds[ratio], hashed if number < n_hash else experts) for number, ratio in enumerate(ratios)
     )
     residual = HyperConnections(fields.integer("hc_mult"))
     layers, mtp = layers[:n_layers], layers[n_layers:]
     return read_decoder(fields, "deepseek_v4", "DeepseekV4ForCausalLM", layers, mtp, residual)
-
-
-def _attention(fields: Fields, ratio: int) -> Compressed:
-    local, indexer = read_window(fields), read_indexer(fields)
-    if ratio == WINDOW_ONLY:
-        return local
-    rope = read_rope_of(fields, "compress")
-    return replace(local, compress_ratio=ratio, indexer=indexer if ratio == CSA else None, rope=rope)
 
 
 def read_rope_of(fields: Fields, kind: Literal["main", "compress"]) -> Rope:

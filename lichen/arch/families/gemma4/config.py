@@ -9,8 +9,7 @@ from typing import Any
 from lichen.arch.families.decoder import open_text_config, read_decoder, read_gqa, read_layer_types
 from lichen.arch.families.fields import Fields
 from lichen.arch.families.rope import read_scaling, rope_of_kind
-from lichen.arch.parts.activation import Activation
-from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.dense import Activation, Dense
 from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
 

@@ -12,10 +12,9 @@ from typing import Any
 
 from lichen.arch.families.decoder import open_text_config, read_activation, read_decoder, read_mla
 from lichen.arch.families.fields import Fields
-from lichen.arch.parts.activation import Activation
 from lichen.arch.parts.attention_residuals import AttentionResiduals
 from lichen.arch.parts.delta import KDA
-from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.dense import Activation, Dense
 from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.spec import LayerSpec, ModelSpec
 
@@ -29,7 +28,10 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     linear, is_linear = _linear_attention(fields, n_layers)
     fields.fixed("mla_use_nope", True, "the keys of this family are not rotated")
     full = read_mla(fields, output_gate=fields.boolean("mla_use_output_gate", False))
-    activation = _read_activation(fields, wrapped)
+    name, numbers = ("situ", ("beta", "linear_beta")) if wrapped else ("silu", ())
+    activation = read_activation(
+        fields, name, **{of: fields.number(f"activation_situ_{of}") for of in numbers}
+    )
     experts = _read_experts(fields, activation)
     dense = Dense(fields.integer("intermediate_size"), activation=activation)
     first = fields.integer("first_k_dense_replace", least=0)
@@ -58,17 +60,6 @@ def _linear_attention(fields: Fields, n_layers: int) -> tuple[KDA, list[bool]]:
         full_rank_gate=section.boolean("use_full_rank_gate", False),
     )
     return part, [number + 1 in linear for number in range(n_layers)]
-
-
-def _read_activation(fields: Fields, wrapped: bool) -> Activation:
-    if not wrapped:
-        return read_activation(fields)
-    return read_activation(
-        fields,
-        "situ",
-        beta=fields.number("activation_situ_beta"),
-        linear_beta=fields.number("activation_situ_linear_beta"),
-    )
 
 
 def _read_experts(fields: Fields, activation: Activation) -> MoE:

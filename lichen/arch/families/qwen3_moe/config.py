@@ -13,8 +13,7 @@ from lichen.arch.families.fields import Fields, said_by
 from lichen.arch.families.qwen3.config import exported as exported
 from lichen.arch.families.qwen3.config import read_attention, write_around
 from lichen.arch.parts import of_kind
-from lichen.arch.parts.activation import Activation
-from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.dense import Activation, Dense
 from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import SpecError
