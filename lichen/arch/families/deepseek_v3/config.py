@@ -105,13 +105,11 @@ def _check_selection(router: Router, where: str) -> None:
         )
 
 
-def write(spec: ModelSpec) -> dict[str, Any]:
-    """With every field that transformers, vLLM and llama.cpp look for."""
-    return write_as(spec, ARCHITECTURE)
-
-
-def write_as(spec: ModelSpec, architecture: str, indexer: Indexer | None = None) -> dict[str, Any]:
-    """What `read_as` reads, but for the `indexer` that all layers have."""
+def write(
+    spec: ModelSpec, architecture: str = ARCHITECTURE, indexer: Indexer | None = None
+) -> dict[str, Any]:
+    """With every field that transformers, vLLM and llama.cpp look for; without those of the `indexer` that
+    all layers have."""
     attention = uniform([layer.attention for layer in spec.all_layers], spec.family, "attention")
     plain = of_kind([attention], MLA)
     rope = plain[0].rope if plain else None

@@ -37,4 +37,4 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         part = spec.layers[0].attention
         raise SpecError(f"{MODEL_TYPES[0]}: attention is MLA with an indexer; this model has {part}")
     numbers = {f"index_{name}": number for name, number in vars(indexer).items()}
-    return {**deepseek_v3.write_as(spec, ARCHITECTURE, indexer), **numbers}
+    return {**deepseek_v3.write(spec, ARCHITECTURE, indexer), **numbers}
