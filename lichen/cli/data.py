@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from lichen.data.manifest import Manifest
-    from lichen.data.plan import Progress
+    from lichen.data.stream import Progress
 
 data = typer.Typer(
     name="data", help="Prepare text for training, and look at what was prepared.", no_args_is_help=True

@@ -8,17 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from lichen.data.manifest import (
-    ARRAY_HEADER_BYTES,
-    TOKENIZER_FILE,
-    Manifest,
-    Shard,
-    Split,
-    read_manifest,
-)
-from lichen.data.special_tokens import SpecialIds, special_ids
-from lichen.data.tokenizer import load_tokenizer, token_bytes, tokenizer_hash
+from lichen.data.manifest import ARRAY_HEADER_BYTES, TOKENIZER_FILE, Manifest, Shard, Split, read_manifest
+from lichen.data.tokenizer import SpecialIds, load_tokenizer, special_ids, token_bytes, tokenizer_hash
 from lichen.errors import LichenError
+from lichen.files.sealed import sha256_of
 
 
 class Documents:
@@ -33,19 +26,16 @@ class Documents:
         self._shard_starts = np.cumsum([0, *(shard.counts.tokens for shard in shards)], dtype=np.int64)
         self._open: dict[int, np.ndarray] = {}
         offsets = [
-            _load(folder / shard.offsets_file)[:-1] + start
+            _load(folder / shard.files[1])[:-1] + start
             for shard, start in zip(shards, self._shard_starts, strict=False)
         ]
         self.starts = np.concatenate([*offsets, self._shard_starts[-1:]])
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of the split, which must lie within one document; (stop - start,)."""
         shard = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
         if shard not in self._open:
-            self._open[shard] = _load(self._folder / self._shards[shard].tokens_file, mmap_mode="r")
+            self._open[shard] = _load(self._folder / self._shards[shard].files[0], mmap_mode="r")
         first = self._shard_starts[shard]
         return self._open[shard][start - first : stop - first]
 
@@ -82,8 +72,9 @@ class TokenDataset:
                 "original back or prepare the data again"
             )
         for shard in manifest.shards:
-            _check_size(folder / shard.tokens_file, shard.counts.tokens * np.dtype(manifest.dtype).itemsize)
-            _check_size(folder / shard.offsets_file, (shard.counts.documents + 1) * 8)
+            tokens, offsets = shard.files
+            _check_size(folder / tokens, shard.counts.tokens * np.dtype(manifest.dtype).itemsize)
+            _check_size(folder / offsets, (shard.counts.documents + 1) * 8)
         return cls(folder, manifest)
 
     def documents(self, split: Split) -> Documents:
@@ -101,17 +92,9 @@ class TokenDataset:
     def verify(self) -> None:
         """Compare all shards with the hashes of the manifest. Raises LichenError naming the damaged file."""
         for shard in self.manifest.shards:
-            for name, sha256 in (
-                (shard.tokens_file, shard.tokens_sha256),
-                (shard.offsets_file, shard.offsets_sha256),
-            ):
-                if _sha256(self.folder / name) != sha256:
+            for name, sha256 in zip(shard.files, (shard.tokens_sha256, shard.offsets_sha256), strict=True):
+                if sha256_of(self.folder / name) != sha256:
                     raise LichenError(f"{self.folder / name} is damaged; delete the folder and prepare again")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_size(path: Path, array_bytes: int) -> None:

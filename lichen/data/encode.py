@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -22,26 +23,16 @@ from lichen.data.manifest import (
     Counts,
     LeftOut,
     Parameters,
+    Position,
     Shard,
     Split,
-    read_json,
-    shard_file,
-    write_json,
+    read_record,
+    shard_files,
+    write_record,
 )
-from lichen.data.parallel import in_order
-from lichen.data.plan import Progress, Source
 from lichen.data.sources import MAX_DOCUMENT_BYTES
-from lichen.data.special_tokens import special_ids
-from lichen.data.stream import (
-    Position,
-    Work,
-    add_left_out,
-    document_share,
-    read_work,
-    split_of,
-    texts,
-)
-from lichen.data.tokenizer import plain_encoder, vocabulary_size
+from lichen.data.stream import Corpus, Document, Found, Work, merged, read_documents
+from lichen.data.tokenizer import plain_encoder, special_ids, vocabulary_size
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write
 
@@ -57,26 +48,16 @@ class Part:
     left_out: dict[str, LeftOut]
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """What one piece of work gives: the documents of each split as token arrays, and their text bytes."""
+class _Encoded(NamedTuple):
+    """A document as tokens (n,), and the bytes that its text has."""
 
-    documents: dict[Split, list[np.ndarray]]
-    bytes: dict[Split, int]
-    extra: int
-    left_out: dict[str, LeftOut]
+    split: Split
+    tokens: np.ndarray
+    bytes: int
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-
-
-def finished_parts(out: Path) -> list[Part]:
-    """The records of the shards in `out` that an earlier run finished, in order."""
-    parts: list[Part] = []
-    while (file := _part_file(out, len(parts))).exists():
-        parts.append(read_json(file, Part))
-    return parts
 
 
 def remove_parts(out: Path) -> None:
@@ -89,33 +70,28 @@ def _part_file(out: Path, index: int) -> Path:
     return out / f"part-{index:05d}.json"
 
 
-def write_shards(
-    out: Path,
-    sources: list[Source],
-    parameters: Parameters,
-    tokenizer: Tokenizer,
-    tokenizer_hash: str,
-    workers: int,
-    progress: Progress,
-) -> list[Part]:
-    """Encode what is not yet encoded. Returns the records of all shards.
+def write_shards(out: Path, corpus: Corpus, tokenizer: Tokenizer, tokenizer_hash: str) -> list[Part]:
+    """Encode what an earlier run has not encoded yet. Returns the records of all shards, in order.
 
     Raises LichenError if the shards there were made with another tokenizer, or a source changes meanwhile.
     """
-    parts = finished_parts(out)
+    parts: list[Part] = []
+    while _part_file(out, len(parts)).exists():
+        parts.append(read_record(_part_file(out, len(parts)), Part))
     if any(part.tokenizer_hash != tokenizer_hash for part in parts):
         raise LichenError(f"the tokenizer in {out} was replaced; delete the folder and prepare again")
     start = parts[-1].next if parts else Position()
-    work = read_work(sources, parameters.field, parameters.shard_bytes, start)
-    total_bytes = sum(source.size for source in sources)
-    collected: list[_Encoded] = []
+    collected: list[Found[_Encoded]] = []
     with _serial_tokenizer():
-        for done, encoded in in_order(_encoder(tokenizer, parameters), work, workers):
-            progress("encoding", done.done_bytes, total_bytes)
+        for done, encoded in corpus.each("encoding", _encoder(tokenizer, corpus.parameters), start):
             collected.append(encoded)
             if done.ends_shard:
-                part = _write_part(out, len(parts), collected, done.end, tokenizer_hash)
-                write_json(_part_file(out, len(parts)), part)
+                documents = [each for found in collected for each in found.documents]
+                shards = _write_shard(out, len(parts), documents)
+                extra = sum(found.extra for found in collected)
+                left_out = merged(found.left_out for found in collected)
+                part = Part(done.end, tokenizer_hash, shards, extra, left_out)
+                write_record(_part_file(out, len(parts)), part)
                 parts.append(part)
                 collected = []
     return parts
@@ -135,60 +111,54 @@ def _serial_tokenizer() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def _encoder(tokenizer: Tokenizer, parameters: Parameters) -> Callable[[Work], _Encoded]:
+def _encoder(tokenizer: Tokenizer, parameters: Parameters) -> Callable[[Work], Found[_Encoded]]:
     plain = plain_encoder(tokenizer)
     ids = special_ids(tokenizer, parameters.family)
     dtype = token_dtype(vocabulary_size(tokenizer))
     opening, closing = np.array(ids.document_start, dtype), np.array([ids.eos], dtype)
 
-    def encode(work: Work) -> _Encoded:
-        found = texts(work, parameters.field)
-        encoded = _Encoded(
-            {split: [] for split in SPLITS}, dict.fromkeys(SPLITS, 0), found.extra, found.left_out
-        )
+    def encode(work: Work) -> Found[_Encoded]:
+        found = read_documents(work, parameters)
+        encoded = []
         for group in _groups(found.documents):
             # encode_batch_fast leaves the interpreter lock while it works; encode does not.
-            encodings = plain.encode_batch_fast([text.decode() for text in group], add_special_tokens=False)
-            for text, encoding in zip(group, encodings, strict=True):
-                split = split_of(document_share(text), parameters.validation_fraction)
+            texts = [each.text.decode() for each in group]
+            encodings = plain.encode_batch_fast(texts, add_special_tokens=False)
+            for each, encoding in zip(group, encodings, strict=True):
                 tokens = np.concatenate([opening, np.array(encoding.ids, dtype), closing])
-                encoded.documents[split].append(tokens)
-                encoded.bytes[split] += len(text)
-        return encoded
+                encoded.append(_Encoded(each.split, tokens, len(each.text)))
+        return Found(encoded, found.extra, found.left_out)
 
     return encode
 
 
-def _groups(documents: list[bytes]) -> Iterator[list[bytes]]:
+def _groups(documents: list[Document]) -> Iterator[list[Document]]:
     """Documents of together at most MAX_DOCUMENT_BYTES: encoding takes many times their memory."""
-    group: list[bytes] = []
+    group: list[Document] = []
     size = 0
     for document in documents:
-        if group and size + len(document) > MAX_DOCUMENT_BYTES:
+        if group and size + len(document.text) > MAX_DOCUMENT_BYTES:
             yield group
             group, size = [], 0
         group.append(document)
-        size += len(document)
+        size += len(document.text)
     if group:
         yield group
 
 
-def _write_part(out: Path, index: int, collected: list[_Encoded], end: Position, tokenizer_hash: str) -> Part:
-    shards: list[Shard] = []
+def _write_shard(out: Path, index: int, documents: list[_Encoded]) -> tuple[Shard, ...]:
+    """Shard `index` of each split that has any of `documents`."""
+    shards = []
     for split in SPLITS:
-        documents = [tokens for encoded in collected for tokens in encoded.documents[split]]
-        if not documents:
-            continue
-        offsets = np.cumsum([0, *map(len, documents)], dtype=np.int64)
-        counts = Counts(len(documents), int(offsets[-1]), sum(encoded.bytes[split] for encoded in collected))
-        tokens_sha256 = _write_array(out / shard_file(split, index, "tokens"), np.concatenate(documents))
-        offsets_sha256 = _write_array(out / shard_file(split, index, "offsets"), offsets)
-        shards.append(Shard(split, index, counts, tokens_sha256, offsets_sha256))
-    left_out: dict[str, LeftOut] = {}
-    for encoded in collected:
-        left_out = add_left_out(left_out, encoded.left_out)
-    extra = sum(encoded.extra for encoded in collected)
-    return Part(end, tokenizer_hash, tuple(shards), extra, left_out)
+        of_split = [each for each in documents if each.split == split]
+        if of_split:
+            offsets = np.cumsum([0, *(len(each.tokens) for each in of_split)], dtype=np.int64)
+            counts = Counts(len(of_split), int(offsets[-1]), sum(each.bytes for each in of_split))
+            tokens = np.concatenate([each.tokens for each in of_split])
+            files = zip(shard_files(split, index), (tokens, offsets), strict=True)
+            hashes = [_write_array(out / name, array) for name, array in files]
+            shards.append(Shard(split, index, counts, *hashes))
+    return tuple(shards)
 
 
 def _write_array(path: Path, array: np.ndarray) -> str:

@@ -9,8 +9,8 @@ order is stored: the position is (epoch, window, row), the same for all ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,16 +39,11 @@ class Batch:
     n_bytes: int
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """`length` predictions from token `start` of the split on."""
-
-    start: int
-    length: int
+Row = list[tuple[int, int]]
+"""Pieces, each as its first token in the split and its number of predictions."""
 
 
-@dataclass(frozen=True)
-class _Position:
+class _Position(NamedTuple):
     """The next row to give out: row `row` of window `window` of epoch `epoch`."""
 
     epoch: int = 0
@@ -85,29 +80,30 @@ class Loader:
         self._first_piece = np.concatenate([[0], np.cumsum(-(-predictions // seq_len))])
         self._windows = -(-int(self._first_piece[-1]) // _WINDOW)
         self._position = _Position()
-        self._packed: tuple[_Position, list[list[_Piece]]] | None = None
+        self._window: list[Row] = []  # that of the position, once a row of it has been given out
 
     def next_batch(self) -> Batch:
         """The next batch. After the last row of an epoch comes the first of the next."""
-        rows: list[list[_Piece]] = []
+        rows: list[Row] = []
         wanted = self._batch_size * self._world_size
         while len(rows) < wanted:
-            at = self._position
-            window = self._rows(at.epoch, at.window)
-            taken = window[at.row : at.row + wanted - len(rows)]
+            epoch, window, row = self._position
+            if row == 0 or not self._window:
+                self._window = self._rows(epoch, window)
+            taken = self._window[row : row + wanted - len(rows)]
             rows += taken
-            if at.row + len(taken) < len(window):
-                self._position = replace(at, row=at.row + len(taken))
-            elif at.window + 1 < self._windows:
-                self._position = _Position(at.epoch, at.window + 1)
+            if row + len(taken) < len(self._window):
+                self._position = _Position(epoch, window, row + len(taken))
+            elif window + 1 < self._windows:
+                self._position = _Position(epoch, window + 1)
             else:
-                self._position = _Position(at.epoch + 1)
+                self._position = _Position(epoch + 1)
         return self._batch(rows[self._rank :: self._world_size])
 
     def batches(self) -> Iterator[Batch]:
         """The whole split once, from its start, wherever `next_batch` is; the last batch may hold rows that
         are padding alone, so that all ranks see equally many batches of one shape."""
-        rows: list[list[_Piece]] = []
+        rows: list[Row] = []
         wanted = self._batch_size * self._world_size
         for window in range(self._windows):
             rows += self._rows(0, window)
@@ -118,7 +114,7 @@ class Loader:
 
     def state(self) -> dict[str, Any]:
         """The position, and what it is a position in; small, JSON-able, equal on all ranks."""
-        return self._identity | asdict(self._position)
+        return self._identity | self._position._asdict()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on exactly where the loader that gave `state` stood; batch and world size may have changed.
@@ -132,13 +128,10 @@ class Loader:
                     f"run reads {name} {value!r}; use the same again, or start a new run"
                 )
         self._position = _Position(state["epoch"], state["window"], state["row"])
+        self._window = []
 
-    def _rows(self, epoch: int, window: int) -> list[list[_Piece]]:
-        """The rows of one window, each a list of pieces that fit into `seq_len` together."""
-        if not self._shuffled:
-            epoch = 0
-        if self._packed and self._packed[0] == _Position(epoch, window):
-            return self._packed[1]
+    def _rows(self, epoch: int, window: int) -> list[Row]:
+        """The rows of one window, each of pieces that fit into `seq_len` together."""
         key = (self._seed, epoch) if self._shuffled else (0, 0)
         count = int(self._first_piece[-1])
         pieces = permute(np.arange(window * _WINDOW, min(count, (window + 1) * _WINDOW)), count, *key)
@@ -149,11 +142,9 @@ class Loader:
         packed = pack(lengths.tolist(), self._seq_len)
         # Packing puts the long pieces first; the order of rows must not depend on length.
         order = permute(np.arange(len(packed)), len(packed), *key, window)
-        rows = [[_Piece(int(starts[i]), int(lengths[i])) for i in packed[row]] for row in order]
-        self._packed = _Position(epoch, window), rows
-        return rows
+        return [[(int(starts[i]), int(lengths[i])) for i in packed[row]] for row in order]
 
-    def _batch(self, rows: list[list[_Piece]]) -> Batch:
+    def _batch(self, rows: list[Row]) -> Batch:
         shape = (len(rows), self._seq_len)
         tokens = np.full(shape, self._pad, dtype=np.int64)
         targets = np.full(shape, IGNORE, dtype=np.int64)
@@ -161,9 +152,9 @@ class Loader:
         n_bytes = 0
         for index, row in enumerate(rows):
             at = 0
-            for segment, piece in enumerate(row):
-                end = at + piece.length
-                read = self._documents.read(piece.start, piece.start + piece.length + 1)
+            for segment, (start, length) in enumerate(row):
+                end = at + length
+                read = self._documents.read(start, start + length + 1)
                 tokens[index, at:end] = read[:-1]
                 targets[index, at:end] = read[1:]
                 segment_ids[index, at:end] = segment

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -47,6 +46,28 @@ class Parameters:
 
 
 @dataclass(frozen=True)
+class Position:
+    """The next record to read of the sources."""
+
+    source: int = 0
+    record: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source file, a line of sources.jsonl.
+
+    `sha256` of its raw bytes, None if it cannot be read; `left_out`: why it is unused.
+    """
+
+    path: str
+    size: int
+    modified_ns: int
+    sha256: str | None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
 class Counts:
     """`tokens` include the special ones; `bytes` are UTF-8 bytes of text."""
 
@@ -69,12 +90,8 @@ class Shard:
     offsets_sha256: str
 
     @property
-    def tokens_file(self) -> str:
-        return shard_file(self.split, self.index, "tokens")
-
-    @property
-    def offsets_file(self) -> str:
-        return shard_file(self.split, self.index, "offsets")
+    def files(self) -> tuple[str, str]:
+        return shard_files(self.split, self.index)
 
 
 @dataclass(frozen=True)
@@ -114,24 +131,17 @@ class Manifest:
     left_out: dict[str, LeftOut]
 
 
-def shard_file(split: Split, index: int, content: Literal["tokens", "offsets"]) -> str:
-    return f"{split}-{index:05d}.{content}.npy"
+def shard_files(split: Split, index: int) -> tuple[str, str]:
+    """Names of the files of tokens and of offsets."""
+    return f"{split}-{index:05d}.tokens.npy", f"{split}-{index:05d}.offsets.npy"
 
 
-def total(shards: Iterable[Shard]) -> dict[Split, Counts]:
-    """Counts per split."""
-    counts: dict[Split, Counts] = dict.fromkeys(SPLITS, Counts())
-    for shard in shards:
-        counts[shard.split] += shard.counts
-    return counts
-
-
-def write_json(path: Path, value: Any) -> None:
+def write_record(path: Path, value: Any) -> None:
     """Write a dataclass of this room to `path`, atomically."""
     write_text(path, json.dumps(dataclasses.asdict(value), indent=1) + "\n")
 
 
-def read_json(path: Path, kind: type[T]) -> T:
+def read_record(path: Path, kind: type[T]) -> T:
     """Read a dataclass of this room back. Raises LichenError if the file is damaged or of a newer version."""
     text = path.read_bytes()
     try:
@@ -150,7 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`. Raises LichenError if the preparation is missing, unfinished or damaged."""
     path = folder / MANIFEST_FILE
     if path.is_file():
-        return read_json(path, Manifest)
+        return read_record(path, Manifest)
     if (folder / PREPARATION_FILE).is_file():
         raise LichenError(
             f"the preparation in {folder} is unfinished; run the same `lichen data prepare` again to go on"

@@ -7,9 +7,9 @@ run with another plan is refused, naming what differs.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,26 +19,14 @@ from lichen.data.manifest import (
     SOURCES_FILE,
     TOKENIZER_FILE,
     Parameters,
-    read_json,
-    write_json,
+    Source,
+    read_record,
+    write_record,
 )
-from lichen.data.parallel import in_order
+from lichen.data.stream import Corpus, Progress, in_order
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write
-
-# Called with the name of the stage, and how much of how much of it is done.
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One source file. `sha256` of its raw bytes, None if it cannot be read; `left_out`: why it is unused."""
-
-    path: str
-    size: int
-    modified_ns: int
-    sha256: str | None
-    left_out: str | None = None
+from lichen.files.sealed import sha256_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +37,7 @@ class _Preparation:
 
 def begin(
     out: Path, parameters: Parameters, paths: Sequence[Path], workers: int, progress: Progress
-) -> list[Source]:
+) -> Corpus:
     """Hash the sources and write the plan into `out`, or check that `out` holds the same plan already.
 
     A folder counts as taken once its tokenizer is there: a preparation that failed before that may be
@@ -61,16 +49,16 @@ def begin(
         raise LichenError(f"{out} is not empty and holds no prepared data; choose another --out")
     taken = (out / TOKENIZER_FILE).exists()
     if taken:
-        _refuse_other_parameters(out, read_json(plan, _Preparation).parameters, parameters)
+        _refuse_other_parameters(out, read_record(plan, _Preparation).parameters, parameters)
     known = _read_sources(out / SOURCES_FILE)
     sources = _hash_sources(paths, known, workers, progress)
     if taken:
         _refuse_other_sources(out, known, sources)
     else:
-        write_json(plan, _Preparation(FORMAT_VERSION, parameters))
+        write_record(plan, _Preparation(FORMAT_VERSION, parameters))
         with atomic_write(out / SOURCES_FILE, "w") as file:
             file.writelines(json.dumps(dataclasses.asdict(source)) + "\n" for source in sources)
-    return sources
+    return Corpus(sources, parameters, workers, progress)
 
 
 def _refuse_other_parameters(out: Path, there: Parameters, here: Parameters) -> None:
@@ -98,22 +86,18 @@ def _as_options(parameters: Parameters) -> dict[str, str]:
 
 
 def _refuse_other_sources(out: Path, there: dict[str, Source], here: list[Source]) -> None:
-    def refuse(path: str, what: str) -> None:
+    paths = [source.path for source in here]
+    differences = itertools.chain(
+        (f"{each.path} is new" for each in here if each.path not in there),
+        (f"{each.path} has changed" for each in here if each.sha256 != there[each.path].sha256),
+        (f"{path} is missing" for path in there.keys() - paths),
+        (f"{new} comes in another order" for old, new in zip(there, paths, strict=True) if old != new),
+    )
+    if difference := next(differences, None):
         raise LichenError(
-            f"the sources are not those that {out} was begun with: {path} {what}; choose another --out, or "
+            f"the sources are not those that {out} was begun with: {difference}; choose another --out, or "
             "delete the folder to prepare it anew"
         )
-
-    for source in here:
-        if source.path not in there:
-            refuse(source.path, "is new")
-        if source.sha256 != there[source.path].sha256:
-            refuse(source.path, "has changed")
-    for path in there.keys() - {source.path for source in here}:
-        refuse(path, "is missing")
-    for old, new in zip(there, here, strict=True):
-        if old != new.path:
-            refuse(new.path, "comes in another order")
 
 
 def _read_sources(file: Path) -> dict[str, Source]:
@@ -137,11 +121,9 @@ def _hash_sources(
             old = known.get(str(path))
             if old and (old.size, old.modified_ns) == (stat.st_size, stat.st_mtime_ns):
                 return dataclasses.replace(old, left_out=None)
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return Source(str(path), stat.st_size, stat.st_mtime_ns, sha256_of(path))
         except OSError:
             return Source(str(path), 0, 0, None, "unreadable")
-        return Source(str(path), stat.st_size, stat.st_mtime_ns, sha256)
 
     sources: list[Source] = []
     first_of: dict[str | None, str] = {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import heapq
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -18,30 +17,22 @@ from lichen.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     SOURCES_FILE,
+    SPLITS,
     TOKENIZER_FILE,
+    Counts,
     LeftOut,
     Manifest,
     Parameters,
-    read_manifest,
-    total,
-    write_json,
-)
-from lichen.data.parallel import in_order
-from lichen.data.plan import Progress, Source, begin
-from lichen.data.sources import find_files, require_readers
-from lichen.data.special_tokens import special_ids
-from lichen.data.stream import (
     Position,
-    Texts,
-    Work,
-    add_left_out,
-    document_share,
-    read_work,
-    split_of,
-    texts,
+    read_manifest,
+    write_record,
 )
+from lichen.data.plan import begin
+from lichen.data.sources import find_files, require_readers
+from lichen.data.stream import Corpus, Progress, merged, read_documents
 from lichen.data.tokenizer import (
     load_tokenizer,
+    special_ids,
     tokenizer_file,
     tokenizer_hash,
     train_tokenizer,
@@ -49,12 +40,10 @@ from lichen.data.tokenizer import (
 )
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write, disk_errors, write_text
+from lichen.files.lock import held
+from lichen.files.sealed import sha256_of
 
 DEFAULT_VOCAB_SIZE = 8192
-
-
-def _no_progress(stage: str, done: int, total: int) -> None:
-    pass
 
 
 def prepare(
@@ -69,7 +58,7 @@ def prepare(
     sample_bytes: int = 2**27,
     shard_bytes: int = 2**26,
     workers: int | None = None,
-    progress: Progress = _no_progress,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Manifest:
     """Turn `sources` into a folder that `TokenDataset.open` reads; go on where an earlier run was killed.
 
@@ -105,43 +94,31 @@ def prepare(
     # A folder that is prepared into one of its own folders would otherwise grow with every run.
     paths = [path for path in find_files(sources) if not path.is_relative_to(out.absolute())]
     require_readers(paths)
-    with _held(out):
-        files = begin(out, parameters, paths, workers, progress)
-        if (out / MANIFEST_FILE).exists():
-            remove_parts(out)
-            return read_manifest(out)
-        if not (out / TOKENIZER_FILE).exists():
-            _write_tokenizer(out, tokenizer, files, parameters, workers, progress)
-        used = load_tokenizer(out)
-        parts = write_shards(out, files, parameters, used, tokenizer_hash(out), workers, progress)
-        manifest = _manifest(out, files, parameters, used, parts)
-        write_json(out / MANIFEST_FILE, manifest)
+    with _to_itself(out):
+        corpus = begin(out, parameters, paths, workers, progress)
+        if not (out / MANIFEST_FILE).exists():
+            if not (out / TOKENIZER_FILE).exists():
+                _write_tokenizer(out, tokenizer, corpus)
+            used = load_tokenizer(out)
+            parts = write_shards(out, corpus, used, tokenizer_hash(out))
+            write_record(out / MANIFEST_FILE, _manifest(out, corpus, used, parts))
         remove_parts(out)
-        return manifest
+        return read_manifest(out)
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[None]:
+def _to_itself(out: Path) -> Iterator[None]:
     """Make `out`, keep other preparations out of it, and clear away half-written files of a killed one."""
     try:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise LichenError(f"{out} is not a folder; choose another --out") from error
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LichenError(
-                f"another `lichen data prepare` is writing {out}; wait for it to end"
-            ) from error
+    with held(out, out, lambda: f"another `lichen data prepare` is writing {out}; wait for it to end"):
         for pattern in (".*.npy.*", ".*.json.*", ".*.jsonl.*"):
             for file in out.glob(pattern):
                 file.unlink()
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _given_vocab_size(path: Path, wanted: int | None, family: str) -> int:
@@ -156,79 +133,63 @@ def _given_vocab_size(path: Path, wanted: int | None, family: str) -> int:
     return size
 
 
-def _write_tokenizer(
-    out: Path,
-    given: Path | None,
-    files: list[Source],
-    parameters: Parameters,
-    workers: int,
-    progress: Progress,
-) -> None:
+def _write_tokenizer(out: Path, given: Path | None, corpus: Corpus) -> None:
     remove_parts(out)
     if given:
         with atomic_write(out / TOKENIZER_FILE) as file:
             file.write(tokenizer_file(given).read_bytes())
         return
-    sample = _sample(files, parameters, workers, progress)
-    progress("training the tokenizer", 0, 1)
-    tokenizer = train_tokenizer((text.decode() for text in sample), parameters.vocab_size, parameters.family)
+    sample, wanted = _sample(corpus), corpus.parameters
+    corpus.progress("training the tokenizer", 0, 1)
+    tokenizer = train_tokenizer((text.decode() for text in sample), wanted.vocab_size, wanted.family)
     write_text(out / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
-    progress("training the tokenizer", 1, 1)
+    corpus.progress("training the tokenizer", 1, 1)
 
 
-def _sample(files: list[Source], parameters: Parameters, workers: int, progress: Progress) -> list[bytes]:
+def _sample(corpus: Corpus) -> list[bytes]:
     """The training documents with the smallest hashes, up to `sample_bytes`: evenly from the whole corpus,
     in bounded memory, and the same whatever the order of the sources. Raises LichenError if there are none.
     """
-    total_bytes = sum(source.size for source in files)
     kept: list[tuple[float, bytes]] = []  # a heap with the largest hash on top
     kept_bytes = held_out = 0
     left_out: dict[str, LeftOut] = {}
-
-    def shares(work: Work) -> tuple[Texts, list[float]]:
-        found = texts(work, parameters.field)
-        return found, [document_share(document) for document in found.documents]
-
-    work = read_work(files, parameters.field, parameters.shard_bytes, Position())
-    for done, (found, document_shares) in in_order(shares, work, workers):
-        progress("sampling text", done.done_bytes, total_bytes)
-        left_out = add_left_out(left_out, found.left_out)
-        for document, share in zip(found.documents, document_shares, strict=True):
-            if split_of(share, parameters.validation_fraction) == "train":
-                heapq.heappush(kept, (-share, document))
-                kept_bytes += len(document)
+    read = partial(read_documents, parameters=corpus.parameters)
+    for _, found in corpus.each("sampling text", read, Position()):
+        left_out = merged([left_out, found.left_out])
+        for share, text, split in found.documents:
+            if split == "train":
+                heapq.heappush(kept, (-share, text))
+                kept_bytes += len(text)
             else:
                 held_out += 1
-        while kept_bytes > parameters.sample_bytes and len(kept) > 1:
+        while kept_bytes > corpus.parameters.sample_bytes and len(kept) > 1:
             kept_bytes -= len(heapq.heappop(kept)[1])
     if not kept:
         raise _no_text(left_out, held_out)
-    return [document for _, document in sorted(kept, reverse=True)]
+    return [text for _, text in sorted(kept, reverse=True)]
 
 
-def _manifest(
-    out: Path, files: list[Source], parameters: Parameters, tokenizer: Tokenizer, parts: list[Part]
-) -> Manifest:
+def _manifest(out: Path, corpus: Corpus, tokenizer: Tokenizer, parts: list[Part]) -> Manifest:
     shards = tuple(shard for part in parts for shard in part.shards)
-    left_out: dict[str, LeftOut] = {}
-    for part in parts:
-        left_out = add_left_out(left_out, part.left_out)
-    counts = total(shards)
+    left_out = merged(part.left_out for part in parts)
+    counts = {
+        split: sum((shard.counts for shard in shards if shard.split == split), Counts()) for split in SPLITS
+    }
     if not counts["train"].documents:
         (out / TOKENIZER_FILE).unlink()  # the folder is free for another attempt
         raise _no_text(left_out, counts["validation"].documents)
     vocab_size = vocabulary_size(tokenizer)
     return Manifest(
         format_version=FORMAT_VERSION,
-        parameters=parameters,
+        parameters=corpus.parameters,
         vocab_size=vocab_size,
         dtype=token_dtype(vocab_size).name,
         tokenizer_hash=tokenizer_hash(out),
         splits=counts,
         shards=shards,
-        sources=len(files),
-        source_bytes=sum(source.size for source in files),
-        sources_sha256=hashlib.sha256((out / SOURCES_FILE).read_bytes()).hexdigest(),
+        sources=len(corpus.sources),
+        source_bytes=sum(source.size for source in corpus.sources),
+        sources_sha256=sha256_of(out / SOURCES_FILE),
         extra_documents=sum(part.extra_documents for part in parts),
         left_out=left_out,
     )

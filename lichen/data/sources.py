@@ -35,7 +35,6 @@ _LEFT_OUT_OF_LIBRARY = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 )
 
-
 _ZSTD = frozenset({".zst", ".zstd"})
 _COMPRESSIONS = _ZSTD | {".gz"}
 
@@ -73,8 +72,8 @@ def find_files(sources: Sequence[str]) -> list[Path]:
         elif path.exists():
             files = [path]
         else:
-            files = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-            files = [file for file in files if file.is_file()]
+            matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
+            files = [file for file in matches if file.is_file()]
         if not files:
             what = "is a folder without files" if path.is_dir() else "matches no file"
             raise LichenError(f"{source!r} {what}; give files, folders or glob patterns of text")
@@ -152,8 +151,7 @@ def _text_parts(file: IO[bytes]) -> Iterator[bytes]:
 
 def _cut(text: bytes) -> int:
     """Where the first document of a text longer than MAX_DOCUMENT_BYTES ends: after a line if it can."""
-    end = text.rfind(b"\n", 0, MAX_DOCUMENT_BYTES) + 1
-    if end:
+    if end := text.rfind(b"\n", 0, MAX_DOCUMENT_BYTES) + 1:
         return end
     end = MAX_DOCUMENT_BYTES
     while end > MAX_DOCUMENT_BYTES - 4 and text[end] & 0xC0 == 0x80:  # inside a UTF-8 character
@@ -178,12 +176,11 @@ def _parquet_values(path: Path, field: str) -> Iterator[tuple[str | Unreadable, 
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as table:
             if field not in table.schema_arrow.names:
                 raise Unreadable(f"no column {field!r}")
-            rows = 0
-            for batch in table.iter_batches(batch_size=256, columns=[field]):
-                for value in batch.column(0).to_pylist():
-                    rows += 1
-                    text = value if isinstance(value, str) else Unreadable(f"column {field!r} is not text")
-                    yield text, size * rows // table.metadata.num_rows
+            batches = table.iter_batches(batch_size=256, columns=[field])
+            values = itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+            for rows, value in enumerate(values, start=1):
+                text = value if isinstance(value, str) else Unreadable(f"column {field!r} is not text")
+                yield text, size * rows // table.metadata.num_rows
     except pyarrow.ArrowException as error:
         raise Unreadable(f"damaged or unreadable ({type(error).__name__})") from error
 

@@ -1,15 +1,17 @@
-"""The sources as a stream of work: pieces of bounded size, each with its place in the stream."""
+"""The sources as a stream of work, spread over threads: pieces of bounded size, each with its place."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
 
-from lichen.data.manifest import LeftOut, Split
-from lichen.data.plan import Source
+from lichen.data.manifest import LeftOut, Parameters, Position, Source, Split
 from lichen.data.sources import Record, Unreadable, documents, file_kind, read_records
 from lichen.errors import LichenError
 
@@ -18,13 +20,11 @@ _WORK_BYTES = 2**19
 # What a record counts for besides its text: a million empty ones are no small piece of work.
 _RECORD_BYTES = 2**8
 
+T = TypeVar("T")
+Item = TypeVar("Item")
 
-@dataclass(frozen=True)
-class Position:
-    """The next record to read."""
-
-    source: int = 0
-    record: int = 0
+# Called with the name of the stage, and how much of how much of it is done.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,39 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The documents of some work. `extra` of them exist only because longer ones were cut."""
+class Found(Generic[T]):
+    """What some work gives for training. `extra` documents exist only because longer ones were cut."""
 
-    documents: list[bytes]
+    documents: list[T]
     extra: int
     left_out: dict[str, LeftOut]
+
+
+class Document(NamedTuple):
+    """`share` in [0, 1) depends on the text alone: splits and samples go by it, so equal documents are never
+    parted."""
+
+    share: float
+    text: bytes
+    split: Split
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a preparation reads, what it is to make of it, and with how many threads."""
+
+    sources: list[Source]
+    parameters: Parameters
+    workers: int
+    progress: Progress
+
+    def each(self, stage: str, function: Callable[[Work], T], start: Position) -> Iterator[tuple[Work, T]]:
+        """`function` of every piece of work from `start` on, in order, computed by the threads."""
+        total_bytes = sum(source.size for source in self.sources)
+        work = read_work(self.sources, self.parameters.field, self.parameters.shard_bytes, start)
+        for done, result in in_order(function, work, self.workers):
+            self.progress(stage, done.done_bytes, total_bytes)
+            yield done, result
 
 
 def read_work(sources: Sequence[Source], field: str, shard_bytes: int, start: Position) -> Iterator[Work]:
@@ -51,17 +78,15 @@ def read_work(sources: Sequence[Source], field: str, shard_bytes: int, start: Po
     records: list[tuple[Source, Record]] = []
     work_bytes = bytes_in_shard = 0
     done_bytes = sum(source.size for source in sources[: start.source])
-    for index in range(start.source, len(sources)):
-        source = sources[index]
+    for index, source in enumerate(sources[start.source :], start.source):
         for record in _records(source, field, start.record if index == start.source else 0):
             records.append((source, record))
             work_bytes += _RECORD_BYTES
             if not isinstance(record.payload, Unreadable):
                 work_bytes += len(record.payload)
-            end = Position(index, record.index + 1)
             ends_shard = bytes_in_shard + work_bytes >= shard_bytes
             if ends_shard or work_bytes >= _WORK_BYTES:
-                yield Work(records, end, ends_shard, done_bytes + record.end)
+                yield Work(records, Position(index, record.index + 1), ends_shard, done_bytes + record.end)
                 bytes_in_shard = 0 if ends_shard else bytes_in_shard + work_bytes
                 records, work_bytes = [], 0
         done_bytes += source.size
@@ -81,37 +106,56 @@ def _records(source: Source, field: str, start: int) -> Iterator[Record]:
         raise LichenError(f"{path} changed while it was read; run again once it stays as it is")
 
 
-def texts(work: Work, field: str) -> Texts:
+def read_documents(work: Work, parameters: Parameters) -> Found[Document]:
     """The documents of `work`, and what gave none and why."""
-    found: list[bytes] = []
+    texts: list[bytes] = []
     extra = 0
     left_out: dict[str, LeftOut] = {}
     for source, record in work.records:
         kind = file_kind(Path(source.path))
         try:
-            parts = documents(record, kind, field)
+            parts = documents(record, kind, parameters.field)
         except Unreadable as reason:
             example = os.fsencode(source.path).decode(errors="replace")  # a name may not be UTF-8
             if kind != "text":
                 example += f":{record.index + 1}"
-            left_out = add_left_out(left_out, {str(reason): LeftOut(1, (example,))})
+            left_out = merged([left_out, {str(reason): LeftOut(1, (example,))}])
             continue
-        found += parts
+        texts += parts
         # A long text file arrives cut already: its parts are records of their own.
         extra += len(parts) - 1 + (kind == "text" and record.index > 0)
-    return Texts(found, extra, left_out)
+    return Found([_document(text, parameters.validation_fraction) for text in texts], extra, left_out)
 
 
-def document_share(document: bytes) -> float:
-    """A number in [0, 1) that depends on the content alone: the hash that splits and samples go by."""
-    return int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2**64
+def _document(text: bytes, validation_fraction: float) -> Document:
+    share = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
+    return Document(share, text, "validation" if share < validation_fraction else "train")
 
 
-def split_of(share: float, validation_fraction: float) -> Split:
-    """The split of a document: equal documents are never parted."""
-    return "validation" if share < validation_fraction else "train"
+def merged(reports: Iterable[dict[str, LeftOut]]) -> dict[str, LeftOut]:
+    """The sum of `reports`, reason by reason."""
+    total: dict[str, LeftOut] = {}
+    for report in reports:
+        for reason, more in report.items():
+            total[reason] = total.get(reason, LeftOut()) + more
+    return total
 
 
-def add_left_out(some: dict[str, LeftOut], more: dict[str, LeftOut]) -> dict[str, LeftOut]:
-    """The sum of two reports, reason by reason."""
-    return some | {reason: some.get(reason, LeftOut()) + left_out for reason, left_out in more.items()}
+def in_order(function: Callable[[Item], T], items: Iterable[Item], workers: int) -> Iterator[tuple[Item, T]]:
+    """Each item with `function(item)`, in the order of `items`, computed by `workers` threads.
+
+    They run a few items ahead, so memory holds a few per thread, whatever the number of items.
+    """
+    pending: deque[tuple[Item, Future[T]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                pending.append((item, pool.submit(function, item)))
+                if len(pending) > 2 * workers:
+                    first, result = pending.popleft()
+                    yield first, result.result()
+            while pending:
+                first, result = pending.popleft()
+                yield first, result.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Byte-level BPE: training, loading, and what the rest of the room asks of a tokenizer.
+"""Byte-level BPE: training, loading, its special tokens, and what else is asked of a tokenizer.
 
 A tokenizer is a `tokenizer.json` of the `tokenizers` library, as every Hugging Face checkpoint has one.
 Ours are lossless: each of the 256 bytes has a token, nothing is normalised, and decoding gives back the
@@ -7,16 +7,17 @@ text that was encoded. The special tokens of the family lie above the BPE part o
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from lichen.arch.families import special_tokens
+from lichen.arch.families import special_tokens, token_families
 from lichen.errors import LichenError
+from lichen.files.sealed import sha256_of
 
 # BPE merges never cross the borders this pattern draws, so it decides what a token can be.
 _PRE_TOKENS = "|".join(
@@ -112,7 +113,7 @@ def tokenizer_file(path: Path) -> Path:
 
 def tokenizer_hash(path: Path) -> str:
     """SHA-256 of the tokenizer.json at `path`, hexadecimal: the identity that runs and data sets compare."""
-    return hashlib.sha256(tokenizer_file(path).read_bytes()).hexdigest()
+    return sha256_of(tokenizer_file(path))
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
@@ -139,3 +140,45 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
     for index, token in tokenizer.get_added_tokens_decoder().items():
         lengths[index] = len(token.content.encode()) if token.content.isspace() else 0
     return lengths
+
+
+# ---------------------------------------------------------------------------------------- special tokens
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the special tokens that training and generation need.
+
+    `document_start` holds what precedes the text of a document: (bos,) or nothing. Generation stops at
+    `eos` or `end_of_turn`.
+    """
+
+    bos: int | None
+    eos: int
+    pad: int
+    end_of_turn: int | None
+    document_start: tuple[int, ...]
+
+
+def special_ids(tokenizer: Tokenizer, family: str) -> SpecialIds:
+    """Look up the special tokens of `family` in `tokenizer`.
+
+    A tokenizer without the padding token pads with eos, which no loss ever sees. Raises LichenError if the
+    end-of-document token, or a bos that this family's documents open with, is not in the vocabulary.
+    """
+    tokens = special_tokens(family)
+    named = (tokens.bos, tokens.eos, tokens.pad, tokens.end_of_turn)
+    bos, eos, pad, end_of_turn = (tokenizer.token_to_id(text) for text in named)
+    if eos is None or (bos is None and tokens.bos_opens_documents):
+        missing = tokens.eos if eos is None else tokens.bos
+        raise LichenError(
+            f"the tokenizer has no token {missing!r}, which marks documents in family {family!r}; choose "
+            f"the family the tokenizer belongs to: {', '.join(token_families())}"
+        )
+    start = (bos,) if tokens.bos_opens_documents and bos is not None else ()
+    return SpecialIds(bos, eos, eos if pad is None else pad, end_of_turn, start)
+
+
+def end_ids(special: SpecialIds) -> list[int]:
+    """Tokens that end a text: the end of a document, and that of a turn where it is another token."""
+    return list(dict.fromkeys(i for i in (special.eos, special.end_of_turn) if i is not None))

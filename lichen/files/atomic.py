@@ -55,7 +55,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,15 +66,6 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -91,7 +82,8 @@ def whole_folder(target: Path, set_aside: Path | None = None) -> Iterator[Path]:
         building.mkdir(parents=True)
         try:
             yield building
-            _sync(building)
+            for each in (*building.rglob("*"), building):
+                _sync(each)
             if set_aside is None:
                 shutil.rmtree(previous, ignore_errors=True)
             if target.exists():
@@ -100,17 +92,15 @@ def whole_folder(target: Path, set_aside: Path | None = None) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        sync_folder(target.parent)
+        _sync(target.parent)
         if set_aside is None:
             shutil.rmtree(previous, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    """Bring every file below `folder` to the disk, and the folders that name them."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-    sync_folder(folder)
+def _sync(path: Path) -> None:
+    """Bring a file to the disk, or the names in a folder: only then do they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

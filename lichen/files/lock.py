@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,31 +21,46 @@ def locked(folder: Path, or_who: str = "") -> Iterator[int]:
     """Keep `folder`, made if need be, from all others that ask for it; yields the lock's descriptor.
 
     The lock ends with the process, however that ends, and with those it has given the descriptor to: they
-    are `or_who` in the refusal. Raises LichenError while another process holds it, and on Windows. Where the
+    are `or_who` in the refusal.
+    """
+    path = folder / LOCK_FILE
+
+    def refusal() -> str:
+        who = path.read_text(errors="replace").strip() or "another process"
+        return f"{who} is at work in {folder}; wait until it has ended, or stop it"
+
+    with held(folder, path, refusal) as descriptor:
+        with disk_errors(path):
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}{or_who}\n".encode())
+        yield descriptor
+
+
+@contextmanager
+def held(folder: Path, path: Path, refusal: Callable[[], str]) -> Iterator[int]:
+    """Keep `path`, `folder` itself or a file in it, from all others that hold it; yields its descriptor.
+
+    Raises LichenError, with the words of `refusal`, while another process holds it, and on Windows. Where the
     file system has no locks, as on some networks, it warns and goes on.
     """
     try:
         import fcntl
     except ModuleNotFoundError:
         raise LichenError("Lichen trains on Linux and macOS; on Windows, use it inside WSL") from None
-    path = folder / LOCK_FILE
     with disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b", buffering=0)
-    with file:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            who = file.read().decode(errors="replace").strip() or "another process"
-            raise LichenError(f"{who} is at work in {folder}; wait until it has ended, or stop it") from None
+            raise LichenError(refusal()) from None
         except OSError as error:
             warnings.warn(
                 f"the file system of {folder} has no locks ({error.strerror}): see to it yourself that no "
                 "second process works there at the same time",
                 stacklevel=2,
             )
-        with disk_errors(path):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}{or_who}\n".encode())
-        yield file.fileno()
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -8,14 +8,12 @@ from pathlib import Path
 
 from lichen.files.atomic import write_text
 
-_CHUNK = 1 << 22
-
 
 def seal(folder: Path) -> None:
     """Write the manifest of all that lies in `folder` now."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = {
-        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in files
     }
     write_text(folder / "manifest.json", json.dumps({"files": entries}, indent=1) + "\n")
@@ -24,20 +22,18 @@ def seal(folder: Path) -> None:
 def find_damage(path: Path) -> str | None:
     """Why the content of `path` cannot be trusted, or None if all its hashes hold."""
     try:
-        files = {
-            str(name): (int(entry["bytes"]), str(entry["sha256"]))
-            for name, entry in json.loads((path / "manifest.json").read_bytes())["files"].items()
-        }
+        entries = json.loads((path / "manifest.json").read_bytes())["files"].items()
+        files = [(str(name), int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries]
     except FileNotFoundError:
         return "manifest.json is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json cannot be read ({error!r})"
-    for name, (size, digest) in files.items():
+    for name, size, digest in files:
         file = path / name
         try:
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size:,} bytes; manifest.json says {size:,}"
-            if _sha256(file) != digest:
+            if sha256_of(file) != digest:
                 return f"{name} does not have the content that manifest.json says"
         except FileNotFoundError:
             return f"{name}, listed in manifest.json, is missing"
@@ -46,9 +42,7 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+def sha256_of(path: Path) -> str:
+    """Of the content of `path`, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,9 +12,15 @@ from tokenizers import Tokenizer
 
 from lichen.arch.families import load_spec
 from lichen.arch.spec import ModelSpec
-from lichen.data.manifest import Manifest, read_json
-from lichen.data.special_tokens import end_ids, special_ids
-from lichen.data.tokenizer import load_tokenizer, tokenizer_file, tokenizer_hash, vocabulary_size
+from lichen.data.manifest import Manifest, read_record
+from lichen.data.tokenizer import (
+    end_ids,
+    load_tokenizer,
+    special_ids,
+    tokenizer_file,
+    tokenizer_hash,
+    vocabulary_size,
+)
 from lichen.errors import LichenError
 from lichen.files.sealed import find_damage
 from lichen.machine.precision import matmul_dtype
@@ -54,7 +60,7 @@ def open_model(folder: Path, device: torch.device) -> Opened:
     else:  # a checkpoint of a version that kept the tokenizer beside its checkpoints only
         dtype, tokenizer_path = torch.float32, tokenizer_file(run)
         tokenizer = load_tokenizer(tokenizer_path)
-        ends = end_ids(special_ids(tokenizer, read_json(run / "data.json", Manifest).parameters.family))
+        ends = end_ids(special_ids(tokenizer, read_record(run / "data.json", Manifest).parameters.family))
     model = load_model(weights, dtype, device, param_dtype=dtype)
     if vocabulary_size(tokenizer) > model.spec.vocab_size:
         raise LichenError(

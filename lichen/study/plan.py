@@ -80,9 +80,9 @@ def read_study(path: Path) -> tuple[Study, list[Point]]:
         if len(set(seeds)) < len(seeds):
             raise LichenError(f"study {path}: {key} is {seeds}; list every seed once")
     points = [
-        point(study, path, arm, values, seed)
+        point(study, path, arm, tuple(zip(arm.vary, tried, strict=True)), seed)
         for arm in study.arm
-        for values in _combinations(arm)
+        for tried in itertools.product(*arm.vary.values())
         for seed in study.seeds
     ]
     folders = Counter(each.folder_name for each in points)
@@ -103,11 +103,6 @@ def point(study: Study, path: Path, arm: Arm, values: tuple[tuple[str, Scalar], 
     except LichenError as error:
         raise LichenError(f"study {path}, arm {arm.name}: {error}") from None
     return Point(arm.name, values, seed, recipe)
-
-
-def _combinations(arm: Arm) -> list[tuple[tuple[str, Scalar], ...]]:
-    choices = [[(key, value) for value in values] for key, values in arm.vary.items()]
-    return list(itertools.product(*choices))
 
 
 def _sentence(error: ValidationError) -> str:

@@ -5,27 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from lichen.files.atomic import atomic_write, write_text
+from lichen.files.atomic import write_text
 from lichen.study.plan import Point, Study
-from lichen.study.results import (
-    SPIKE,
-    WINDOW,
-    Curve,
-    Result,
-    best_labels,
-    curve,
-    result,
-    tokens_to_reach,
-)
-from lichen.train.report.draw import draw
-from lichen.train.report.page import filled
-from lichen.train.report.plots import chart
+from lichen.study.results import SPIKE, WINDOW, Curve, Result, best_labels, curve, result, tokens_to_reach
+from lichen.train.report.page import write_page
+from lichen.train.report.plots import chart, layer, number
 from lichen.train.run import Run
 
 COLOURS = [
@@ -47,22 +37,16 @@ def write_report(study: Study, runs: Sequence[tuple[Point, Run]], folder: Path) 
             for each, line in zip(results, curves, strict=True)
         ]
     write_text(folder / "results.csv", _csv(results))
-    charts = _charts(study, results, curves)
-    drawn = draw(list(charts.values()))
-    for name, (_, png) in zip(charts, drawn, strict=True):
-        with atomic_write(folder / "plots" / f"{name}.png") as file:
-            file.write(png)
-    page = filled(
+    write_page(
         "lichen.study",
-        name=escape(folder.resolve().name),
+        folder,
+        _charts(study, results, curves),
         summary=escape(_summary(results, study, goal)),
-        plots="".join(f"<figure>{svg}</figure>" for svg, _ in drawn),
         table=_table(results, study, goal),
         window=WINDOW,
         spike=SPIKE,
         study=escape(study.model_dump_json(indent=2)),
     )
-    write_text(folder / "report.html", page)
 
 
 def _baseline_loss(study: Study, results: Sequence[Result]) -> float | None:
@@ -84,9 +68,9 @@ def _summary(results: Sequence[Result], study: Study, goal: float | None) -> str
     states = [each.state for each in results]
     told = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     text = f"{len(results)} runs: {told}; {study.jobs} at a time, {study.threads} thread(s) each."
-    return (
-        text if goal is None else f"{text} {study.baseline} reaches a final loss of {goal:.3f} at its best."
-    )
+    if goal is not None:
+        text += f" {study.baseline} reaches a final loss of {goal:.3f} at its best."
+    return text
 
 
 # ------------------------------------------------------------------------------------------------ charts
@@ -95,122 +79,82 @@ def _summary(results: Sequence[Result], study: Study, goal: float | None) -> str
 def _charts(study: Study, results: Sequence[Result], curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     """The best label of every arm as curves, without the steep first tenth, and every label as a point."""
     arms = list(dict.fromkeys(each.arm for each in results))
-    best = set(best_labels(results, study.seeds).values())
-    shown = [line for line in curves if line.label in best]
-    axes: dict[str, tuple[str, Callable[[Curve], Sequence[float]]]] = {
-        "loss_tokens": ("tokens", lambda line: line.tokens),
-        "loss_flops": ("model FLOPs, without the optimizer's", lambda line: line.flops),
-        "loss_seconds": ("seconds in training steps", lambda line: line.seconds),
-    }
+    best = best_labels(results, study.seeds).values()
+    shown = [(line, max(WINDOW, len(line.loss) // 10)) for line in curves if line.label in best]
     charts = {}
-    for name, (axis, x_of) in axes.items():
+    for field, axis in (
+        ("tokens", "tokens"),
+        ("flops", "model FLOPs, without the optimizer's"),
+        ("seconds", "seconds in training steps"),
+    ):
         points = [
             {"x": x, "value": loss, "arm": line.arm, "seed": line.seed}
-            for line in shown
-            for x, loss in list(zip(x_of(line), line.loss, strict=True))[max(WINDOW, len(line.loss) // 10) :]
+            for line, start in shown
+            for x, loss in zip(getattr(line, field)[start:], line.loss[start:], strict=True)
         ]
-        mark = {"type": "line", "strokeWidth": 1.5, "opacity": 0.8}
-        charts[name] = _chart(
-            f"Loss against {axis.partition(',')[0]}", axis, points, mark, arms, unit=LOSS, detail="seed"
-        )
-    sweep = [{"x": r.lr, "value": r.final_loss, "arm": r.arm} for r in results if r.final_loss is not None]
-    charts["loss_lr"] = _chart(
-        "Final loss against learning rate",
-        "learning rate",
-        sweep,
-        {"type": "point"},
-        arms,
-        unit=LOSS,
-        log="x",
-    )
-    loads = [{"x": r.lr, "value": r.load_worst, "arm": r.arm} for r in results if r.load_worst is not None]
-    if loads:
-        charts["balance"] = _chart(
-            "Busiest expert over the mean, at the end",
-            "learning rate",
-            loads,
-            {"type": "point"},
-            arms,
-            log="x",
-        )
-    logits = [{"x": r.lr, "value": r.max_logit, "arm": r.arm} for r in results if r.max_logit is not None]
-    charts["logits"] = _chart(
-        "Largest attention logit of a run", "learning rate", logits, {"type": "point"}, arms, log="xy"
-    )
+        encoding = _encoding(arms, axis, LOSS) | {"detail": {"field": "seed"}}
+        lines = layer(points, "line", encoding, strokeWidth=1.5, opacity=0.8)
+        charts[f"loss_{field}"] = chart(f"Loss against {axis.partition(',')[0]}", [lines])
+    for name, title, field, unit, log in (
+        ("loss_lr", "Final loss against learning rate", "final_loss", LOSS, "x"),
+        ("balance", "Busiest expert over the mean, at the end", "load_worst", None, "x"),
+        ("logits", "Largest attention logit of a run", "max_logit", None, "xy"),
+    ):
+        known = [each for each in results if getattr(each, field) is not None]
+        points = [{"x": each.lr, "value": getattr(each, field), "arm": each.arm} for each in known]
+        if points or name != "balance":  # which only models with experts have
+            encoding = _encoding(arms, "learning rate", unit, log)
+            charts[name] = chart(title, [layer(points, "point", encoding)])
     return charts
 
 
-def _chart(
-    title: str,
-    axis: str,
-    points: list[dict[str, Any]],
-    mark: dict[str, Any],
-    arms: Sequence[str],
-    *,
-    unit: str | None = None,
-    detail: str | None = None,
-    log: str = "",
-) -> dict[str, Any]:
+def _encoding(arms: list[str], axis: str, unit: str | None, log: str = "") -> dict[str, Any]:
+    """Of "x" and "value" by "arm"; `log` names the axes that are logarithmic."""
     scale = {"type": "log", "nice": False, "padding": 16} if "x" in log else {"nice": False}
-    encoding: dict[str, Any] = {
-        "x": {
-            "field": "x",
-            "type": "quantitative",
-            "scale": scale,
-            "axis": {"title": axis, "format": "~g" if "x" in log else "~s"},
-        },
-        "y": {
-            "field": "value",
-            "type": "quantitative",
-            "scale": {"type": "log"} if "y" in log else {"zero": False},
-            "title": unit,
-        },
+    return {
+        "x": number("x", scale=scale, axis={"title": axis, "format": "~g" if "x" in log else "~s"}),
+        "y": number("value", scale={"type": "log"} if "y" in log else {"zero": False}, title=unit),
         "color": {
             "field": "arm",
             "type": "nominal",
-            "scale": {"domain": list(arms), "range": COLOURS[: len(arms)]},
+            "scale": {"domain": arms, "range": COLOURS[: len(arms)]},
             "legend": {"orient": "right"},
         },
     }
-    if detail is not None:
-        encoding["detail"] = {"field": detail}
-    return chart(title, [{"data": {"values": points}, "mark": mark, "encoding": encoding}])
 
 
 # ------------------------------------------------------------------------------------------------- table
 
 
 def _table(results: Sequence[Result], study: Study, goal: float | None) -> str:
-    head = [
-        "run", "seeds", "final loss", "validation loss",
-        *([f"tokens to {study.baseline}'s final loss"] if goal else []),
-        "seconds", "of which optimizer", "state, MB",
-        "diverged", "spikes", "largest logit", "busiest expert", "clips",
-    ]  # fmt: skip
-    best = set(best_labels(results, study.seeds).values())
+    reached = f"tokens to {study.baseline}'s final loss"
+    best = best_labels(results, study.seeds).values()
     rows = []
     for label in dict.fromkeys(each.label for each in results):
         of = [each for each in results if each.label == label]
-        reached = [r.tokens_to_baseline for r in of if r.tokens_to_baseline is not None]
-        missed = f" ({len(of) - len(reached)} never)" if len(reached) < len(of) else ""
-        cells = [
-            label,
-            str(len(of)),
-            _spread([r.final_loss for r in of], "{:.3f}"),
-            _spread([r.validation_loss for r in of], "{:.3f}"),
-            *([_spread(reached, "{:,.0f}") + missed] if goal else []),
-            _spread([r.seconds for r in of], "{:.1f}"),
-            _spread([r.optimizer_seconds for r in of], "{:.2f}"),
-            _spread([r.state_bytes and r.state_bytes / 1e6 for r in of], "{:.2f}"),
-            str(sum(r.state == "diverged" for r in of)),
-            _spread([r.spikes for r in of], "{:.1f}"),
-            _spread([r.max_logit for r in of], "{:.1f}"),
-            _spread([r.load_worst for r in of], "{:.2f}"),
-            _spread([r.clipped_heads for r in of], "{:.0f}"),
-        ]
+        missed = sum(r.tokens_to_baseline is None for r in of)
+        row = {
+            "run": label,
+            "seeds": str(len(of)),
+            "final loss": _spread([r.final_loss for r in of], "{:.3f}"),
+            "validation loss": _spread([r.validation_loss for r in of], "{:.3f}"),
+            reached: _spread([r.tokens_to_baseline for r in of], "{:,.0f}")
+            + (f" ({missed} never)" if missed else ""),
+            "seconds": _spread([r.seconds for r in of], "{:.1f}"),
+            "of which optimizer": _spread([r.optimizer_seconds for r in of], "{:.2f}"),
+            "state, MB": _spread([r.state_bytes and r.state_bytes / 1e6 for r in of], "{:.2f}"),
+            "diverged": str(sum(r.state == "diverged" for r in of)),
+            "spikes": _spread([r.spikes for r in of], "{:.1f}"),
+            "largest logit": _spread([r.max_logit for r in of], "{:.1f}"),
+            "busiest expert": _spread([r.load_worst for r in of], "{:.2f}"),
+            "clips": _spread([r.clipped_heads for r in of], "{:.0f}"),
+        }
+        if not goal:
+            del row[reached]
         row_class = " class=best" if label in best else ""
-        rows.append(f"<tr{row_class}>" + "".join(f"<td>{escape(cell)}" for cell in cells))
-    return f"<table><tr>{''.join(f'<th>{escape(cell)}' for cell in head)}{''.join(rows)}</table>"
+        rows.append(f"<tr{row_class}>" + "".join(f"<td>{escape(cell)}" for cell in row.values()))
+    head = "".join(f"<th>{escape(cell)}" for cell in row)
+    return f"<table><tr>{head}{''.join(rows)}</table>"
 
 
 def _spread(values: Sequence[float | None], form: str) -> str:

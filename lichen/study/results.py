@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -101,17 +102,13 @@ def curve(point: Point, run: Run) -> Curve:
     per_token = training_flops_per_token(
         run.spec, train.seq_len, mtp=bool(run.spec.mtp) and train.mtp_weight > 0
     )
-    seconds, elapsed = [], 0.0
-    for m in metrics:
-        elapsed += m.seconds
-        seconds.append(elapsed)
     return Curve(
         point.label,
         point.arm,
         point.seed,
         [m.tokens for m in metrics],
         [m.tokens * per_token for m in metrics],
-        seconds,
+        list(itertools.accumulate(m.seconds for m in metrics)),
         trailing_mean([m.cross_entropy for m in metrics]),
     )
 

@@ -39,8 +39,7 @@ def run_study(
     step and save; then the process exits with 128 + the signal.
     """
     with locked(folder, ", or a run that it has left behind,") as lock:
-        runs = _begun(points, folder)
-        _train(runs, study, lock, tell)
+        runs = _trained(points, study, folder, lock, tell)
         if study.best_seeds:
             results = [result(each, run) for each, run in runs]
             failed = {each.arm for each in results if each.state == "unfinished"}  # whose best is not known
@@ -52,23 +51,20 @@ def run_study(
                 for seed in study.best_seeds
                 if seed not in study.seeds
             ]
-            again = _begun(repeated, folder)
-            _train(again, study, lock, tell)
-            runs += again
+            runs += _trained(repeated, study, folder, lock, tell)
     return runs
 
 
-def _begun(points: Sequence[Point], folder: Path) -> list[tuple[Point, Run]]:
+def _trained(
+    points: Sequence[Point], study: Study, folder: Path, lock: int, tell: Callable[[str], None]
+) -> list[tuple[Point, Run]]:
+    """The runs of `points`, once none of them is at work any more."""
     runs = []
     for each in points:
         try:
             runs.append((each, start_run(each.recipe, folder / "runs" / each.folder_name)))
         except LichenError as error:
             raise LichenError(f"{each.label}, seed {each.seed}: {error}") from None
-    return runs
-
-
-def _train(runs: Sequence[tuple[Point, Run]], study: Study, lock: int, tell: Callable[[str], None]) -> None:
     waiting = [(each, run) for each, run in runs if not is_over(run)]
     if skipped := len(runs) - len(waiting):
         tell(f"{skipped} of {len(runs)} runs are finished already")
@@ -95,6 +91,7 @@ def _train(runs: Sequence[tuple[Point, Run]], study: Study, lock: int, tell: Cal
     finally:
         for _, process in running.values():
             process.wait()
+    return runs
 
 
 def _start(run: Run, threads: int, lock: int) -> subprocess.Popen[bytes]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lichen.data.special_tokens import end_ids
+from lichen.data.tokenizer import end_ids
 from lichen.nn.transformer import Transformer
 from lichen.ops.cross_entropy import IGNORE
 from lichen.serve.detokenizer import stream_text

@@ -1,20 +1,30 @@
-"""What a run reports of every step: one JSON line in metrics.jsonl, and the same numbers for TensorBoard."""
+"""What a run reports of every step: one JSON line in metrics.jsonl, and the same numbers for TensorBoard.
+
+PyTorch's SummaryWriter writes from a thread of its own, where a full disk ends in a traceback that nobody can
+turn into a sentence: here TensorBoard's file, a row of records with the values of one step each, is written
+in step with the run.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
 from lichen.errors import LichenError
 from lichen.files.atomic import disk_errors, write_text
-from lichen.train.event_file import EventFile
 
 
 @dataclass(frozen=True)
@@ -77,16 +87,33 @@ class MetricsLog:
             write_text(self._path, "".join(_line(metrics) for metrics in kept))
         with disk_errors(self._path):
             self._file: IO[str] = self._path.open("a", encoding="utf-8")
-            self._events = EventFile(folder / "tensorboard", after_step + 1)
+            (folder / "tensorboard").mkdir(exist_ok=True)
+            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+            self._event_file = (folder / "tensorboard" / name).open("ab")
+            self._records = RecordWriter(self._event_file)
+            self._write(Event(file_version="brain.Event:2"))
+            # Readers forget what earlier files say of later steps.
+            self._write(Event(step=after_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def append(self, metrics: StepMetrics) -> None:
         with disk_errors(self._path):
             self._file.write(_line(metrics))
             self._file.flush()
-            values = {field.name: getattr(metrics, field.name) for field in fields(metrics)}
-            scalars = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-            texts = {sample.prompt: sample.prompt + sample.text for sample in metrics.samples or ()}
-            self._events.append(metrics.step, scalars, texts)
+            values = [
+                Summary.Value(tag=name, simple_value=value)
+                for name, value in vars(metrics).items()
+                if isinstance(value, int | float)
+            ]
+            as_text = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+            for sample in metrics.samples or ():
+                text = TensorProto(dtype=DT_STRING, string_val=[(sample.prompt + sample.text).encode()])
+                values.append(Summary.Value(tag=sample.prompt, metadata=as_text, tensor=text))
+            self._write(Event(step=metrics.step, summary=Summary(value=values)))
+            self._event_file.flush()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
 
     def sync(self) -> None:
         """Make every line so far survive a power cut; a checkpoint counts on them."""
@@ -96,12 +123,10 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with disk_errors(self._path):
             self._file.close()
-            self._events.close()
+            self._event_file.close()
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:
@@ -113,18 +138,15 @@ def read_metrics(path: Path) -> list[StepMetrics]:
     metrics = []
     for number, line in enumerate(lines, start=1):
         try:
-            metrics.append(_parse(json.loads(line)))
+            values = json.loads(line)
+            if samples := values.get("samples"):
+                values["samples"] = tuple(Sample(**sample) for sample in samples)
+            metrics.append(StepMetrics(**values))
         except (ValueError, TypeError, AttributeError) as error:
             raise LichenError(
                 f"{path}, line {number}, is not the metrics of a step ({error}); remove the line"
             ) from error
     return metrics
-
-
-def _parse(values: dict[str, Any]) -> StepMetrics:
-    if samples := values.get("samples"):
-        values["samples"] = tuple(Sample(**sample) for sample in samples)
-    return StepMetrics(**values)
 
 
 def _line(metrics: StepMetrics) -> str:

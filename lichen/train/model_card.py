@@ -29,6 +29,7 @@ def model_card(run: Run, step: int, spec: ModelSpec) -> str:
     """Markdown with the front matter that the Hugging Face Hub reads. `spec` is the exported model."""
     recipe, manifest = run.recipe, run.manifest
     seen = step * recipe.train.tokens_per_step
+    evaluated = [m for m in read_metrics(run.metrics) if m.step <= step and m.bits_per_byte is not None]
     rows = {
         "architecture": _architecture(spec),
         "parameters": f"{total_parameters(spec):,}, of which {active_parameters(spec):,} work on each token",
@@ -42,9 +43,11 @@ def model_card(run: Run, step: int, spec: ModelSpec) -> str:
             f"{recipe.optimizer.recipe}, peak learning rate {recipe.optimizer.lr:g}, {recipe.schedule.kind} "
             f"schedule, {recipe.train.tokens_per_step:,} tokens per step"
         ),
-        **_scores(run, step),
-        "weights": spec.dtype,
     }
+    if evaluated:
+        last = evaluated[-1]
+        rows["validation"] = f"{last.bits_per_byte:.3f} bits per byte at step {last.step:,}"
+    rows["weights"] = spec.dtype
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     front = {
         "library_name": "transformers",
@@ -78,12 +81,3 @@ def _architecture(spec: ModelSpec) -> str:
                 f"{router.num_experts_per_tok} of them and {part.n_shared_experts} shared per token"
             )
     return layers
-
-
-def _scores(run: Run, step: int) -> dict[str, str]:
-    """The last evaluation that this checkpoint has seen; nothing where there was none."""
-    evaluated = [m for m in read_metrics(run.metrics) if m.step <= step and m.bits_per_byte is not None]
-    if not evaluated:
-        return {}
-    last = evaluated[-1]
-    return {"validation": f"{last.bits_per_byte:.3f} bits per byte at step {last.step:,}"}

@@ -18,8 +18,7 @@ from tokenizers import Tokenizer
 
 from lichen.arch.families import chat_template, for_export, write_config
 from lichen.arch.spec import ModelSpec
-from lichen.data.special_tokens import SpecialIds, end_ids, special_ids
-from lichen.data.tokenizer import load_tokenizer
+from lichen.data.tokenizer import SpecialIds, end_ids, load_tokenizer, special_ids
 from lichen.errors import SpecError
 from lichen.files.atomic import write_json, write_text
 from lichen.nn.transformer import Transformer

@@ -7,14 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 from io import TextIOWrapper
-from types import TracebackType
 from typing import IO, Any, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lichen.train.metrics import StepMetrics
@@ -41,9 +40,7 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
 
@@ -59,25 +56,21 @@ class Progress:
         # Evaluations, samples and checkpoints count, because they will come again.
         self._eta = format_duration((self._steps - metrics.step) * (now - began) / (metrics.step - first + 1))
         self._losses.append(metrics.cross_entropy)
-        evaluated = metrics.bits_per_byte is not None
-        if evaluated:
+        if metrics.bits_per_byte is not None:
             self._validation = metrics
-        due = now - self._last_line >= _PLAIN_EVERY
-        if self._live is None and (evaluated or due or metrics.step == self._steps):
+        due = now - self._last_line >= _PLAIN_EVERY or metrics.step == self._steps
+        if self._live is None and (due or self._validation is metrics):
             self._last_line = now
             self.note(self._plain_line(metrics))
         for sample in metrics.samples or ():
             self.note(f"{sample.prompt}{sample.text}\n")
 
     def _plain_line(self, metrics: StepMetrics) -> str:
-        parts = [
-            f"step {metrics.step:,}/{self._steps:,}",
-            f"loss {metrics.cross_entropy:.3f}",
-            f"{metrics.tokens_per_second:,.0f} tokens/s",
-            f"{metrics.ceiling_share:.0%} of ceiling",
-        ]
+        parts = [f"step {metrics.step:,}/{self._steps:,}", f"loss {metrics.cross_entropy:.3f}"]
         if metrics.bits_per_byte is not None:
-            parts.insert(2, f"validation {metrics.bits_per_byte:.3f} bits/byte")
+            parts.append(f"validation {metrics.bits_per_byte:.3f} bits/byte")
+        parts.append(f"{metrics.tokens_per_second:,.0f} tokens/s")
+        parts.append(f"{metrics.ceiling_share:.0%} of ceiling")
         if metrics.load_worst is not None:
             parts.append(f"load {metrics.load_worst:.2f}")
         if metrics.max_logit is not None:
@@ -89,53 +82,37 @@ class Progress:
         metrics = self._latest
         if metrics is None:
             return Text("taking the first step", style="dim")
-        bar = Table.grid(padding=(0, 1), expand=True)
-        bar.add_column(no_wrap=True)
-        bar.add_column(ratio=1)
-        bar.add_column(no_wrap=True)
+        bar = Table.grid(
+            Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True
+        )
         bar.add_row(
             f"[bold]step {metrics.step:,}[/] of {self._steps:,}",
-            ProgressBar(
-                total=self._steps, completed=metrics.step, complete_style="green", finished_style="green"
-            ),
+            ProgressBar(self._steps, metrics.step, complete_style="green", finished_style="green"),
             f"eta [bold]{self._eta}[/]",
         )
-        numbers = Table.grid(padding=(0, 1))
-        numbers.add_column(style="dim", no_wrap=True)
-        numbers.add_column(no_wrap=True)
-        for label, value in self._rows(metrics):
+        numbers = Table.grid(Column(style="dim", no_wrap=True), Column(no_wrap=True), padding=(0, 1))
+        for label, value in self._rows(metrics).items():
             numbers.add_row(label, value)
         return Panel(Group(bar, Text(), numbers), title=self._name, title_align="left", border_style="dim")
 
-    def _rows(self, metrics: StepMetrics) -> list[tuple[str, str]]:
-        loss = f"[bold]{metrics.cross_entropy:.3f}[/]  [cyan]{_sparkline(self._losses)}[/]"
-        rows = [("loss", loss)]
-        if self._validation is not None:
-            rows.append(
-                (
-                    "validation",
-                    f"[bold]{self._validation.bits_per_byte:.3f}[/] bits/byte, loss "
-                    f"{self._validation.validation_loss:.3f} [dim]at step {self._validation.step:,}[/]",
-                )
+    def _rows(self, metrics: StepMetrics) -> dict[str, str]:
+        rows = {"loss": f"[bold]{metrics.cross_entropy:.3f}[/]  [cyan]{_sparkline(self._losses)}[/]"}
+        if last := self._validation:
+            rows["validation"] = (
+                f"[bold]{last.bits_per_byte:.3f}[/] bits/byte, loss {last.validation_loss:.3f} "
+                f"[dim]at step {last.step:,}[/]"
             )
-        rows += [
-            (
-                "speed",
-                f"[bold]{metrics.tokens_per_second:,.0f}[/] tokens/s, {metrics.ceiling_share:.0%} of the "
-                f"matrix ceiling, {metrics.optimizer_seconds / metrics.seconds:.0%} in the optimizer",
-            ),
-            ("learning rate", f"{metrics.lr:.2e}, gradient norm {metrics.grad_norm:.2f}"),
-        ]
+        rows["speed"] = (
+            f"[bold]{metrics.tokens_per_second:,.0f}[/] tokens/s, {metrics.ceiling_share:.0%} of the "
+            f"matrix ceiling, {metrics.optimizer_seconds / metrics.seconds:.0%} in the optimizer"
+        )
+        rows["learning rate"] = f"{metrics.lr:.2e}, gradient norm {metrics.grad_norm:.2f}"
         if metrics.load_worst is not None:
-            rows.append(
-                (
-                    "expert load",
-                    f"max/mean {metrics.load_mean:.2f}, {metrics.load_worst:.2f} in the worst layer",
-                )
-            )
+            worst = f"{metrics.load_worst:.2f} in the worst layer"
+            rows["expert load"] = f"max/mean {metrics.load_mean:.2f}, {worst}"
         if metrics.max_logit is not None:
             clipped = "" if metrics.clipped_heads is None else f", {metrics.clipped_heads} heads clipped"
-            rows.append(("largest logit", f"{metrics.max_logit:.1f}{clipped}"))
+            rows["largest logit"] = f"{metrics.max_logit:.1f}{clipped}"
         return rows
 
 

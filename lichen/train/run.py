@@ -23,8 +23,7 @@ import lichen
 from lichen.arch.families import read_config, write_config
 from lichen.arch.families.fields import shown
 from lichen.arch.spec import ModelSpec
-from lichen.data import manifest as manifest_file
-from lichen.data.manifest import TOKENIZER_FILE, Manifest
+from lichen.data.manifest import TOKENIZER_FILE, Manifest, read_record, write_record
 from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write, disk_errors, write_json
@@ -100,7 +99,7 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
             run.divergence.unlink(missing_ok=True)
         write_json(folder / "run.json", facts)
         write_json(folder / "config.json", write_config(spec))
-        manifest_file.write_json(folder / DATA_FILE, dataset.manifest)
+        write_record(folder / DATA_FILE, dataset.manifest)
         with atomic_write(run.tokenizer) as file:
             file.write(dataset.tokenizer_path.read_bytes())
         write_recipe(recipe, folder / "recipe.toml")
@@ -186,7 +185,7 @@ def _read_manifest(folder: Path) -> Manifest:
     """The manifest of the run's data. Raises LichenError if the run's tokenizer is not the one it names."""
     path = folder / DATA_FILE
     try:
-        manifest = manifest_file.read_json(path, Manifest)
+        manifest = read_record(path, Manifest)
     except (OSError, LichenError) as error:
         raise LichenError(
             f"{path} is missing or damaged; copy the manifest.json of the run's data there"

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lichen.data.dataset import TokenDataset
-from lichen.data.plan import Source
+from lichen.data.manifest import Position, Source
 from lichen.data.prepare import prepare
-from lichen.data.stream import Position, read_work
+from lichen.data.stream import read_work
 from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
 

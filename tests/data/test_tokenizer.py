@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from lichen.arch.families import special_tokens, token_families
 from lichen.data.sources import standard_library
-from lichen.data.special_tokens import special_ids
 from lichen.data.tokenizer import (
     load_tokenizer,
     plain_encoder,
+    special_ids,
     token_bytes,
     tokenizer_hash,
     train_tokenizer,

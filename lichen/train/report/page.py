@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from string import Template
+from typing import Any
 
 from lichen.arch.account import account
 from lichen.arch.cache import cache_bytes
@@ -24,30 +26,36 @@ Rows = list[tuple[str, str]]
 def write_report(run: Run) -> None:
     """Write report.html and plots/*.png of what metrics.jsonl says."""
     metrics = read_metrics(run.metrics)
-    charts = plots(metrics, run.recipe.optimizer.qk_clip_tau or None)
-    drawn = draw([chart.spec for chart in charts])
-    for chart, (_, png) in zip(charts, drawn, strict=True):
-        with atomic_write(run.folder / "plots" / f"{chart.name}.png") as file:
-            file.write(png)
-    sampled = [m for m in metrics if m.samples][-1:]
-    page = filled(
+    write_page(
         "lichen.train.report",
-        name=escape(run.folder.resolve().name),
+        run.folder,
+        dict(plots(metrics, run.recipe.optimizer.qk_clip_tau or None)),
         summary=escape(_summary(run, metrics)),
-        cards="".join(_card(label, value) for label, value in _figures(metrics)),
-        plots="".join(f"<figure>{svg}</figure>" for svg, _ in drawn),
-        samples="".join(f"<h2>Samples</h2>{_samples(m)}" for m in sampled),
+        cards="".join(
+            f"<div class=card><b>{escape(value)}</b><span>{escape(label)}</span></div>"
+            for label, value in _figures(metrics)
+        ),
+        samples="".join(_samples(m) for m in [m for m in metrics if m.samples][-1:]),
         model=_table(_model_rows(run.spec)),
         machine=_table(_machine_rows(run, metrics)),
         recipe=escape((run.folder / "recipe.toml").read_text(encoding="utf-8")),
     )
-    write_text(run.folder / "report.html", page)
 
 
-def filled(package: str, **parts: object) -> str:
-    """The report_page.html of `package` below the head that all reports have, `parts` in their places."""
-    found = (files("lichen.train.report") / "report_head.html", files(package) / "report_page.html")
-    return Template("".join(each.read_text(encoding="utf-8") for each in found)).substitute(parts)
+def write_page(package: str, folder: Path, charts: Mapping[str, dict[str, Any]], **parts: object) -> None:
+    """Write plots/*.png of `charts`, and report.html: the report_page.html of `package`, they and `parts` in
+    their places, below the head that all reports have."""
+    drawn = draw(list(charts.values()))
+    for name, (_, png) in zip(charts, drawn, strict=True):
+        with atomic_write(folder / "plots" / f"{name}.png") as file:
+            file.write(png)
+    parts |= {
+        "name": escape(folder.resolve().name),
+        "plots": "".join(f"<figure>{svg}</figure>" for svg, _ in drawn),
+    }
+    texts = (files("lichen.train.report") / "report_head.html", files(package) / "report_page.html")
+    page = Template("".join(text.read_text(encoding="utf-8") for text in texts))
+    write_text(folder / "report.html", page.substitute(parts))
 
 
 # ------------------------------------------------------------------------------------------ what is in it
@@ -62,52 +70,45 @@ def _summary(run: Run, metrics: Sequence[StepMetrics]) -> str:
     )
 
 
-def _figures(metrics: Sequence[StepMetrics]) -> list[tuple[str, str]]:
-    last = metrics[-1]
+def _figures(metrics: Sequence[StepMetrics]) -> Rows:
     steady = metrics[len(metrics) // 10 :]  # without the first steps, which pay for buffers and kernels
     speed = sum(m.tokens_per_second * m.seconds for m in steady) / _seconds(steady)
     share = sum(m.ceiling_share * m.seconds for m in steady) / _seconds(steady)
-    figures = [
-        ("tokens", f"{last.tokens / 1e6:,.2f} M"),
+    evaluated = [m for m in metrics if m.bits_per_byte is not None][-1:]
+    return [
+        *(("validation bits per byte", f"{m.bits_per_byte:.3f}") for m in evaluated),
+        *(("validation loss", f"{m.validation_loss:.3f}") for m in evaluated),
+        ("tokens", f"{metrics[-1].tokens / 1e6:,.2f} M"),
         ("training time", format_duration(_seconds(metrics))),
+        ("tokens per second", f"{speed:,.0f}"),
+        ("of the matrix ceiling", f"{share:.0%}"),
     ]
-    figures += [("tokens per second", f"{speed:,.0f}"), ("of the matrix ceiling", f"{share:.0%}")]
-    for m in reversed(metrics):
-        if m.bits_per_byte is not None and m.validation_loss is not None:
-            validation = [("validation bits per byte", f"{m.bits_per_byte:.3f}")]
-            return [*validation, ("validation loss", f"{m.validation_loss:.3f}"), *figures]
-    return figures
 
 
 def _model_rows(spec: ModelSpec) -> Rows:
     counted = account(spec)
-    rows = [("total parameters", f"{counted.total_parameters:,}")]
-    rows += [(part.replace("_", " "), f"{count:,}") for part, count in counted.parameters.items() if count]
-    rows += [("active per token", f"{counted.active_parameters:,}")]
-    rows += [("vocabulary", f"{spec.vocab_size:,}"), ("longest context", f"{spec.max_position_embeddings:,}")]
-    return [*rows, ("cache per token, bf16", f"{cache_bytes(spec, 1, layout='bf16').ideal:,} bytes")]
+    return [
+        ("total parameters", f"{counted.total_parameters:,}"),
+        *((part.replace("_", " "), f"{count:,}") for part, count in counted.parameters.items() if count),
+        ("active per token", f"{counted.active_parameters:,}"),
+        ("vocabulary", f"{spec.vocab_size:,}"),
+        ("longest context", f"{spec.max_position_embeddings:,}"),
+        ("cache per token, bf16", f"{cache_bytes(spec, 1, layout='bf16').ideal:,} bytes"),
+    ]
 
 
 def _machine_rows(run: Run, metrics: Sequence[StepMetrics]) -> Rows:
-    in_optimizer = sum(m.optimizer_seconds for m in metrics)
     return [
         *run.facts["machine"].items(),
         ("lichen", run.facts["lichen"]),
         ("run begun", f"{datetime.fromisoformat(run.facts['started']):%Y-%m-%d %H:%M} UTC"),
         ("training steps", format_duration(_seconds(metrics))),
-        ("of which optimizer", format_duration(in_optimizer)),
+        ("of which optimizer", format_duration(sum(m.optimizer_seconds for m in metrics))),
     ]
 
 
 def _seconds(metrics: Sequence[StepMetrics]) -> float:
     return sum(m.seconds for m in metrics)
-
-
-# ------------------------------------------------------------------------------------------ how it looks
-
-
-def _card(label: str, value: str) -> str:
-    return f"<div class=card><b>{escape(value)}</b><span>{escape(label)}</span></div>"
 
 
 def _table(rows: Rows) -> str:
@@ -116,6 +117,6 @@ def _table(rows: Rows) -> str:
 
 
 def _samples(metrics: StepMetrics) -> str:
-    return f"<p class=note>At step {metrics.step:,}; the prompt is underlined.</p>" + "".join(
+    return f"<h2>Samples</h2><p class=note>At step {metrics.step:,}; the prompt is underlined.</p>" + "".join(
         f"<pre><u>{escape(sample.prompt)}</u>{escape(sample.text)}</pre>" for sample in metrics.samples or ()
     )

@@ -3,105 +3,73 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from lichen.train.metrics import StepMetrics
 
 GREEN, ORANGE, INK, MUTED = "#3f7d58", "#d9772b", "#26312b", "#6b7770"
-FONT = "Inter, Helvetica, Arial, sans-serif"
-WIDTH, HEIGHT = 440, 210
 MAX_POINTS = 600
 """Points of one curve; a longer run is averaged in bins, which the eye cannot tell apart at this width."""
 
-_CONFIG = {
-    "background": "white",
-    "font": FONT,
-    "padding": 12,
-    "view": {"stroke": None},
-    "title": {
-        "anchor": "start",
-        "fontSize": 14,
-        "fontWeight": 600,
-        "color": INK,
-        "offset": 14,
-    },
-    "axis": {
-        "domain": False,
-        "ticks": False,
-        "grid": True,
-        "gridColor": "#edf0ee",
-        "labelColor": MUTED,
-        "labelPadding": 6,
-        "titleColor": MUTED,
-        "titleFontWeight": 400,
-        "tickCount": 5,
-    },
-    "legend": {
-        "orient": "top-right",
-        "title": None,
-        "labelColor": INK,
-        "symbolType": "stroke",
-        "symbolStrokeWidth": 3,
+_LOOK = {
+    "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+    "width": 440,
+    "height": 210,
+    "config": {
+        "background": "white",
+        "font": "Inter, Helvetica, Arial, sans-serif",
+        "padding": 12,
+        "view": {"stroke": None},
+        "title": {"anchor": "start", "fontSize": 14, "fontWeight": 600, "color": INK, "offset": 14},
+        "axis": {
+            "domain": False,
+            "ticks": False,
+            "grid": True,
+            "gridColor": "#edf0ee",
+            "labelColor": MUTED,
+            "labelPadding": 6,
+            "titleColor": MUTED,
+            "titleFontWeight": 400,
+            "tickCount": 5,
+        },
+        "legend": {
+            "orient": "top-right",
+            "title": None,
+            "labelColor": INK,
+            "symbolType": "stroke",
+            "symbolStrokeWidth": 3,
+        },
     },
 }
-
 # 0.0004 as 4e-4, 25000 as 25k
 _SHORT_NUMBER = (
     "format(datum.value, datum.value != 0 && abs(datum.value) < 0.01 ? '~e'"
     " : abs(datum.value) < 1000 ? '.3~g' : '~s')"
 )
 
-Value = Callable[[StepMetrics], float | None]
+Curves = Mapping[str, Sequence[float | None]]
+"""A value per step, None where there is none, by the name that a legend gives the curve."""
 
 
-@dataclass(frozen=True)
-class Plot:
+class Plot(NamedTuple):
     name: str
     spec: dict[str, Any]
 
 
 def plots(metrics: Sequence[StepMetrics], qk_clip_tau: float | None) -> list[Plot]:
     """The charts that this run has numbers for."""
-    last = metrics[-1]
-    charts = [loss_plot(metrics), _plot("learning_rate", "Learning rate", metrics, {"": lambda m: m.lr})]
-    if last.load_worst is not None:
-        loads: dict[str, Value] = {"worst layer": lambda m: m.load_worst, "mean": lambda m: m.load_mean}
+    charts = [_loss(metrics), _plot("learning_rate", "Learning rate", metrics, {"": [m.lr for m in metrics]})]
+    if metrics[-1].load_worst is not None:
+        loads = {"worst layer": [m.load_worst for m in metrics], "mean": [m.load_mean for m in metrics]}
         charts.append(_plot("balance", "Expert load, busiest over mean", metrics, loads, floor=1.0))
-    if last.max_logit is not None:
-        logit: dict[str, Value] = {"": lambda m: m.max_logit}
-        charts.append(_plot("logits", "Largest attention logit", metrics, logit, limit=qk_clip_tau))
-    norm: dict[str, Value] = {"": lambda m: m.grad_norm}
-    charts.append(_plot("gradient_norm", "Gradient norm before clipping", metrics, norm))
-    speed: dict[str, Value] = {"": lambda m: m.tokens_per_second}
-    charts.append(_plot("speed", "Tokens per second", metrics, speed))
+    if metrics[-1].max_logit is not None:
+        logits = {"": [m.max_logit for m in metrics]}
+        charts.append(_plot("logits", "Largest attention logit", metrics, logits, limit=qk_clip_tau))
+    norms, speeds = [m.grad_norm for m in metrics], [m.tokens_per_second for m in metrics]
+    charts.append(_plot("gradient_norm", "Gradient norm before clipping", metrics, {"": norms}))
+    charts.append(_plot("speed", "Tokens per second", metrics, {"": speeds}))
     return charts
-
-
-def loss_plot(metrics: Sequence[StepMetrics]) -> Plot:
-    """Every step faintly, their running mean, and the validation loss where it was measured."""
-    steps = _points(metrics, {"training": lambda m: m.cross_entropy})
-    losses = smoothed([m.cross_entropy for m in metrics])
-    mean = _thin(
-        [{"step": m.step, "value": v, "curve": "training"} for m, v in zip(metrics, losses, strict=True)]
-    )
-    validation = _points(metrics, {"validation": lambda m: m.validation_loss})
-    colours = {"domain": ["training", "validation"][: 1 + bool(validation)], "range": [GREEN, ORANGE]}
-    encoding = _encoding("nats per token", colours, legend=bool(validation))
-    # The first steps would flatten everything after them.
-    encoding["y"]["scale"] = {"zero": False, "nice": False, "domainMax": max(losses[len(losses) // 50 :])}
-    faint = {**encoding, "color": {"value": GREEN}}
-    layers = [
-        {"data": {"values": steps}, "mark": _line(1, clip=True, opacity=0.25), "encoding": faint},
-        {"data": {"values": mean}, "mark": _line(2, clip=True), "encoding": encoding},
-        {
-            "data": {"values": validation},
-            "mark": _line(1.6, clip=True, point={"size": 30}),
-            "encoding": encoding,
-        },
-    ]
-    return Plot("loss", chart("Loss", layers))
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -116,91 +84,81 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return means
 
 
+# ---------------------------------------------------------------------------------------- parts of charts
+
+
+def chart(title: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """A Vega-Lite chart of `layers` in the look of all reports."""
+    return {**_LOOK, "title": title, "layer": layers}
+
+
+def layer(points: list[dict[str, Any]], mark: str, encoding: dict[str, Any], **look: Any) -> dict[str, Any]:
+    return {"data": {"values": points}, "mark": {"type": mark, **look}, "encoding": encoding}
+
+
+def number(field: str, **more: Any) -> dict[str, Any]:
+    return {"field": field, "type": "quantitative", **more}
+
+
 # ------------------------------------------------------------------------------------------------ details
+
+
+def _loss(metrics: Sequence[StepMetrics]) -> Plot:
+    """Every step faintly, their running mean, and the validation loss where it was measured."""
+    losses = [m.cross_entropy for m in metrics]
+    mean = smoothed(losses)
+    validation = _points(metrics, {"validation": [m.validation_loss for m in metrics]})
+    curves = ["training", "validation"] if validation else ["training"]
+    encoding = _encoding("nats per token", curves, [GREEN, ORANGE])
+    # The first steps would flatten everything after them.
+    encoding["y"]["scale"] = {"zero": False, "nice": False, "domainMax": max(mean[len(mean) // 50 :])}
+    faint = {**encoding, "color": {"value": GREEN}}
+    points = _points(metrics, {"training": losses})
+    layers = [
+        layer(points, "line", faint, strokeWidth=1, clip=True, opacity=0.25),
+        layer(_points(metrics, {"training": mean}), "line", encoding, strokeWidth=2, clip=True),
+        layer(validation, "line", encoding, strokeWidth=1.6, clip=True, point={"size": 30}),
+    ]
+    return Plot("loss", chart("Loss", layers))
 
 
 def _plot(
     name: str,
     title: str,
     metrics: Sequence[StepMetrics],
-    curves: dict[str, Value],
+    curves: Curves,
     *,
     floor: float = 0.0,
     limit: float | None = None,
 ) -> Plot:
-    colours = {"domain": list(curves), "range": [ORANGE, GREEN] if len(curves) > 1 else [GREEN]}
-    encoding = _encoding("", colours, legend=len(curves) > 1)
+    encoding = _encoding(None, list(curves), [ORANGE, GREEN] if len(curves) > 1 else [GREEN])
     encoding["y"]["scale"] = {"domainMin": floor}
-    layers: list[dict[str, Any]] = [
-        {"data": {"values": _points(metrics, curves)}, "mark": _line(1.6), "encoding": encoding}
-    ]
+    layers = [layer(_points(metrics, curves), "line", encoding, strokeWidth=1.6)]
     if limit is not None:
-        data = {"values": [{"value": limit, "label": f"clipped at {limit:g}"}]}
-        y = {"field": "value", "type": "quantitative"}
-        layers.append(
-            {
-                "data": data,
-                "mark": {"type": "rule", "strokeDash": [4, 4], "color": ORANGE},
-                "encoding": {"y": y},
-            }
-        )
-        text = {"type": "text", "align": "left", "dy": -7, "x": 4, "color": ORANGE}
-        layers.append({"data": data, "mark": text, "encoding": {"y": y, "text": {"field": "label"}}})
+        line = [{"value": limit, "label": f"clipped at {limit:g}"}]
+        where = {"y": number("value")}
+        words = {**where, "text": {"field": "label"}}
+        layers.append(layer(line, "rule", where, strokeDash=[4, 4], color=ORANGE))
+        layers.append(layer(line, "text", words, align="left", dy=-7, x=4, color=ORANGE))
     return Plot(name, chart(title, layers))
 
 
-def _encoding(unit: str, colours: dict[str, Any], legend: bool) -> dict[str, Any]:
+def _encoding(unit: str | None, curves: list[str], colours: list[str]) -> dict[str, Any]:
+    colour = {"field": "curve", "type": "nominal", "scale": {"domain": curves, "range": colours}}
     return {
-        "x": {
-            "field": "step",
-            "type": "quantitative",
-            "axis": {"format": "~s", "title": "step"},
-            "scale": {"nice": False},
-        },
-        "y": {
-            "field": "value",
-            "type": "quantitative",
-            "title": unit or None,
-            "axis": {"labelExpr": _SHORT_NUMBER},
-        },
-        "color": {
-            "field": "curve",
-            "type": "nominal",
-            "scale": colours,
-            **({} if legend else {"legend": None}),
-        },
+        "x": number("step", axis={"format": "~s", "title": "step"}, scale={"nice": False}),
+        "y": number("value", title=unit, axis={"labelExpr": _SHORT_NUMBER}),
+        "color": colour if len(curves) > 1 else {**colour, "legend": None},
     }
 
 
-def _line(width: float, **more: Any) -> dict[str, Any]:
-    return {"type": "line", "strokeWidth": width, **more}
-
-
-def chart(title: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """A Vega-Lite chart of `layers` in the look of all reports."""
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "config": _CONFIG,
-        "title": title,
-        "width": WIDTH,
-        "height": HEIGHT,
-        "layer": layers,
-    }
-
-
-def _points(metrics: Sequence[StepMetrics], curves: dict[str, Value]) -> list[dict[str, Any]]:
+def _points(metrics: Sequence[StepMetrics], curves: Curves) -> list[dict[str, Any]]:
+    """The curves where they have values, in at most MAX_POINTS bins each."""
     points = []
-    for curve, value in curves.items():
-        points += _thin(
-            [{"step": m.step, "value": value(m), "curve": curve} for m in metrics if value(m) is not None]
-        )
+    for curve, values in curves.items():
+        known = [(m.step, value) for m, value in zip(metrics, values, strict=True) if value is not None]
+        size = -(-len(known) // MAX_POINTS) or 1
+        for start in range(0, len(known), size):
+            steps, inside = zip(*known[start : start + size], strict=True)
+            points.append({"step": steps[0], "value": sum(inside) / len(inside), "curve": curve})
     return points
-
-
-def _thin(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    size = -(-len(points) // MAX_POINTS) or 1
-    return [
-        {**chunk[0], "value": sum(point["value"] for point in chunk) / len(chunk)}
-        for start in range(0, len(points), size)
-        if (chunk := points[start : start + size])
-    ]
