@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lichen.cli import quantities
 from lichen.cli.options import AsOf
+from lichen.cli.output import open_console, print_json, print_lines
+from lichen.errors import LichenError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lichen.atlas.advice.advise import Advice
     from lichen.atlas.advice.constraints import Constraints
 
@@ -61,7 +60,6 @@ def advise(
     from lichen.atlas.advice.advise import advise as ask
     from lichen.atlas.catalogue.model import load
     from lichen.atlas.market.prices import moment
-    from lichen.errors import LichenError
     from lichen.facts.record import parse_as_of
 
     known_rules = load_rules(rules_file or SHIPPED_RULES)
@@ -81,12 +79,11 @@ def advise(
     )
     day = parse_as_of(as_of)
     advice = ask(scenario, given, load(as_of=day), moment(day, None), known_rules)
-    if as_json:
-        print(json.dumps(_json(advice), indent=2, default=str))
+    if not as_json:
+        _print(advice, facts)
         return
-    from rich.console import Console
-
-    _print(advice, facts, Console(highlight=False, soft_wrap=True))
+    constraints, criteria = advice.constraints.model_dump(), [each.model_dump() for each in advice.criteria]
+    print_json(asdict(advice) | {"constraints": constraints, "criteria": criteria})
 
 
 def _constraints(**given: object) -> Constraints:
@@ -97,7 +94,6 @@ def _constraints(**given: object) -> Constraints:
     from pydantic import ValidationError
 
     from lichen.atlas.advice.constraints import Constraints
-    from lichen.errors import LichenError
 
     said = {name: value for name, value in given.items() if value is not None}
     try:
@@ -109,42 +105,34 @@ def _constraints(**given: object) -> Constraints:
         raise LichenError(f"--{option} {first['input']}: {problem}") from None
 
 
-def _json(advice: Advice) -> dict[str, Any]:
-    content = asdict(advice)
-    content["constraints"] = advice.constraints.model_dump()
-    content["criteria"] = [criterion.model_dump() for criterion in advice.criteria]
-    return content
-
-
-def _print(advice: Advice, facts: bool, console: Console) -> None:
+def _print(advice: Advice, facts: bool) -> None:
     from lichen.atlas.market.prices import table
 
-    console.print(f"{advice.title}, as known on {advice.at.date()}", style="bold", markup=False)
-    console.print(f"For {'; '.join(_terms(advice.constraints))}. Asked in this order:", markup=False)
+    console = open_console()
+    print_lines(console, f"{advice.title}, as known on {advice.at.date()}", style="bold")
+    print_lines(console, f"For {'; '.join(_terms(advice.constraints))}. Asked in this order:")
     for number, criterion in enumerate(advice.criteria, 1):
         even = (
             f" (even within {criterion.within})" if criterion.within.share or criterion.within.slack else ""
         )
-        console.print(f"  {number}. {criterion.label}{even}: {criterion.why}", markup=False)
+        print_lines(console, f"  {number}. {criterion.label}{even}: {criterion.why}")
     for number, place in enumerate(advice.ranking, 1):
-        console.print(f"\n{number}. {place.title}", style="bold", markup=False)
+        print_lines(console, f"\n{number}. {place.title}", style="bold")
         for criterion, answer in zip(advice.criteria, place.answers, strict=True):
-            console.print(f"   {criterion.label}: {answer.text}", markup=False)
-            for fact in answer.facts if facts else ():
-                console.print(f"     {fact}", style="dim", markup=False)
-        for line in (place.decided_by, place.would_change, *place.notes):
-            if line:
-                console.print(f"   {line}", style="cyan" if line == place.decided_by else None, markup=False)
-    for heading, lines in (
-        ("Who would lead otherwise", advice.alternatives),
-        ("Left out", [f"{out.model}: {out.constraint}: {out.why}" for out in advice.excluded]),
-    ):
+            print_lines(console, f"   {criterion.label}: {answer.text}")
+            print_lines(console, *(f"     {fact}" for fact in answer.facts if facts), style="dim")
+        if place.decided_by:
+            print_lines(console, f"   {place.decided_by}", style="cyan")
+        print_lines(console, *(f"   {line}" for line in (place.would_change, *place.notes) if line))
+    left_out = [f"{out.model}: {out.constraint}: {out.why}" for out in advice.excluded]
+    for heading, lines in (("Who would lead otherwise", advice.alternatives), ("Left out", left_out)):
         if lines:
-            console.print(f"\n{heading}", style="bold")
-        for line in lines:
-            console.print(f"  {line}", markup=False)
+            print_lines(console, f"\n{heading}", style="bold")
+        print_lines(console, *(f"  {line}" for line in lines))
     name, newest = table()
-    console.print(f"\nPrices from {name}, newest entry {newest}; a row without a date counts as always.")
+    print_lines(
+        console, f"\nPrices from {name}, newest entry {newest}; a row without a date counts as always."
+    )
 
 
 def _terms(constraints: Constraints) -> list[str]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from lichen.cli.atlas_page import build, serve
 from lichen.cli.options import AsOf
-from lichen.cli.tables import print_table
+from lichen.cli.output import open_console, plain_table, print_json, print_lines, print_table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lichen.atlas.catalogue.model import Catalogue, Model
 
 atlas = typer.Typer(
@@ -39,24 +39,18 @@ def list_models(as_of: AsOf = None, as_json: AsJson = False) -> None:
     }
     if as_json:
         content = {name: {field: cell.value for field, cell in cells.items()} for name, cells in rows.items()}
-        print(json.dumps({"as_of": str(catalogue.as_of), "models": content}, indent=2))
+        print_json({"as_of": catalogue.as_of, "models": content})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    for heading in ("release", "total", "active", "context"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("license")
+    whole = ("", "release", "total", "active", "context")
+    table = plain_table(*whole, "license", whole=whole)
     for name, cells in sorted(rows.items(), key=lambda item: item[1]["release"].text):
         table.add_row(name, *(cell.text for cell in cells.values()))
-    console = Console(highlight=False, markup=False)
+    console = open_console()
     print_table(console, table)
     console.print(f"As known on {catalogue.as_of}; `lichen atlas show MODEL` gives every source.")
 
 
-@atlas.command("show")
+@atlas.command()
 def show(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A model of `lichen atlas list`.")],
     as_of: AsOf = None,
@@ -69,19 +63,15 @@ def show(
     catalogue = load(as_of=parse_as_of(as_of))
     model = catalogue.get(name)
     if as_json:
-        print(json.dumps(_everything(model, catalogue), indent=2, ensure_ascii=False))
+        print(json.dumps(_everything(model, catalogue), indent=2, ensure_ascii=False, default=str))
         return
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
+    console = open_console()
     console.print(f"{model.title}, {model.lab}, {model.country}", style="bold")
-    _print_facts(console, model, catalogue)
-    _print_computed(console, model)
-    _print_scores(console, model)
+    _print_facts(console, model)
     _print_prices(console, model)
 
 
-@atlas.command("check")
+@atlas.command()
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Model files like the catalogue's.")],
 ) -> None:
@@ -95,7 +85,7 @@ def check(
         print(f"{path}: good")
 
 
-@atlas.command("add")
+@atlas.command()
 def add(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A model file like the catalogue's.")],
 ) -> None:
@@ -114,66 +104,46 @@ atlas.command()(serve)
 
 
 def _everything(model: Model, catalogue: Catalogue) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from lichen.atlas.market.compare import computed
     from lichen.atlas.market.prices import history, table
 
     name, newest = table()
     return {
-        "as_of": str(catalogue.as_of),
+        "as_of": catalogue.as_of,
         **model.model_dump(mode="json"),
         "computed": {row.label: asdict(row.cells[model.name]) for row in computed([model])},
-        "price_table": {"name": name, "newest_entry": str(newest)},
-        "price_history": [
-            {
-                **asdict(price),
-                "since": str(price.since),
-                "until": price.until and str(price.until),
-                "snapshot": str(price.snapshot),
-                "hours": price.window or None,
-            }
-            for price in history(model)
-        ],
+        "price_table": {"name": name, "newest_entry": newest},
+        "price_history": [{**asdict(price), "hours": price.window or None} for price in history(model)],
     }
 
 
-def _print_facts(console: Console, model: Model, catalogue: Catalogue) -> None:
+def _print_facts(console: Console, model: Model) -> None:
+    """What is told of it, what its config says, and its scores."""
     from lichen.atlas.catalogue.model import FACT_FIELDS
     from lichen.atlas.market import words
+    from lichen.atlas.market.compare import computed
     from lichen.facts.record import known
 
     for field in FACT_FIELDS:
         facts = getattr(model, field)
         if not facts:
             console.print(f"{words.label(field)}: {words.UNKNOWN}")
-        chosen = known(facts, catalogue.as_of)
+        chosen = known(facts)
         for fact in sorted(facts, key=lambda fact: fact is not chosen):
             start = f"{words.label(field)}: " if fact is chosen else "  differs: "
-            console.print(f"{start}{words.value(field, fact.value)}", soft_wrap=True)
-            console.print(f"    {words.sources(fact)}", style="dim", soft_wrap=True)
-
-
-def _print_computed(console: Console, model: Model) -> None:
-    from lichen.atlas.market.compare import computed
-
-    rows = computed([model])
-    if rows:
-        source = next(line for row in rows for line in row.cells[model.name].sources)
-        console.print(f"\n{source[0].upper()}{source[1:]}", style="bold", soft_wrap=True)
-    for row in rows:
-        console.print(f"{row.label}: {row.cells[model.name].text}", soft_wrap=True)
-
-
-def _print_scores(console: Console, model: Model) -> None:
-    from lichen.atlas.market import words
-
+            print_lines(console, f"{start}{words.value(field, fact.value)}")
+            print_lines(console, f"    {words.sources(fact)}", style="dim")
+    cells = {row.label: row.cells[model.name] for row in computed([model])}
+    if cells:
+        source = next(line for cell in cells.values() for line in cell.sources)
+        print_lines(console, f"\n{source[0].upper()}{source[1:]}", style="bold")
+    print_lines(console, *(f"{label}: {cell.text}" for label, cell in cells.items()))
     console.print("\nScores", style="bold")
     for source in dict.fromkeys(map(words.sources, model.scores)):
-        console.print(source, style="dim", soft_wrap=True)
+        print_lines(console, source, style="dim")
         for score in model.scores:
             if words.sources(score) == source:
-                console.print(f"    {score.test}: {words.score(score, model.lab)}", soft_wrap=True)
+                print_lines(console, f"    {score.test}: {words.score(score, model.lab)}")
 
 
 def _print_prices(console: Console, model: Model) -> None:
@@ -183,7 +153,7 @@ def _print_prices(console: Console, model: Model) -> None:
     prices = history(model)
     console.print("\nPrices: USD per million tokens, in / out / cached", style="bold")
     for provider, source in dict.fromkeys((price.provider, price.source) for price in prices):
-        console.print(f"{provider}, {source}", style="dim", soft_wrap=True)
+        print_lines(console, f"{provider}, {source}", style="dim")
         for price in prices:
             if (price.provider, price.source) == (provider, source):
                 until = f" until {price.until}" if price.until else ""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from lichen.cli import quantities
-from lichen.cli.tables import print_table
+from lichen.cli.output import open_console, plain_table, print_json, print_table
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-    from rich.table import Table
 
     from lichen.atlas.catalogue.model import Model
     from lichen.atlas.market.offers import Offer
@@ -76,18 +74,18 @@ def price(
         for offer in offers(catalogue.get(name), provider, workloads, reference, when)
     ]
     if as_json:
-        print(_json(found, workloads, when, reference))
+        print_json(_json(found, workloads, when, reference))
     else:
-        _show(found, workloads, when, reference)
+        _print(found, workloads, when, reference)
 
 
 def _json(
     offers: list[Offer], workloads: dict[str, Workload], when: datetime, reference: Model | None
-) -> str:
+) -> dict[str, Any]:
     from lichen.atlas.market.prices import table
 
     name, newest = table()
-    content = {
+    return {
         "at": when.isoformat(timespec="minutes"),
         "table": {"name": name, "newest_entry": newest},
         "against": reference and reference.name,
@@ -112,25 +110,30 @@ def _json(
             for offer in offers
         ],
     }
-    return json.dumps(content, indent=2, default=str)
 
 
-def _show(
+def _print(
     offers: list[Offer], workloads: dict[str, Workload], when: datetime, reference: Model | None
 ) -> None:
-    from rich.console import Console
-
     from lichen.atlas.market import words
     from lichen.atlas.market.prices import table
 
-    console = Console(highlight=False, markup=False)
+    console = open_console()
     console.print(f"USD per million tokens on {when:%Y-%m-%d}", style="bold")
     print_table(console, _rates(offers, when))
     spread = any(workload.hours is not None for workload in workloads.values())
     moment = f"spread over the day {when:%Y-%m-%d}" if spread else f"at {when:%Y-%m-%d %H:%M} UTC"
     against = f", and against {reference.name}" if reference else ""
     console.print(f"\nCost {moment}: of a request, of a day{against}", style="bold")
-    print_table(console, _costs(offers, workloads, bool(reference)))
+    costs = plain_table("", "", *workloads)
+    for offer in offers:
+        cells = []
+        for name, cost in offer.costs.items():
+            ratio = f"  {words.share(offer.ratios[name])}" if reference else ""
+            known = cost and f"{words.usd(cost.per_request)}  {words.usd(cost.per_day)}/day{ratio}"
+            cells.append(known or words.UNKNOWN)
+        costs.add_row(offer.model.name, offer.provider, *cells)
+    print_table(console, costs)
     for name, workload in workloads.items():
         console.print(f"{name}: {words.workload(workload)}")
     unknown = list(dict.fromkeys(offer.model.name for offer in offers if not offer.prices))
@@ -144,19 +147,13 @@ def _show(
 
 
 def _rates(offers: list[Offer], when: datetime) -> Table:
-    from rich.table import Table
-
     from lichen.atlas.market import words
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "", "in", "out", "cached", "since"):
-        table.add_column(heading)
-    table.add_column("when")
+    table = plain_table("", "", "in", "out", "cached", "since", "when")
     for offer in offers:
         for index, price in enumerate(offer.prices):
             table.add_row(
-                "" if index else offer.model.name,
-                "" if index else offer.provider,
+                *(("", "") if index else (offer.model.name, offer.provider)),
                 f"{price.input:g}",
                 f"{price.output:g}",
                 "as in" if price.cache_read is None else f"{price.cache_read:g}",
@@ -165,22 +162,4 @@ def _rates(offers: list[Offer], when: datetime) -> Table:
             )
         if not offer.prices:
             table.add_row(offer.model.name, offer.provider, *[words.UNKNOWN] * 3)
-    return table
-
-
-def _costs(offers: list[Offer], workloads: dict[str, Workload], compared: bool) -> Table:
-    from rich.table import Table
-
-    from lichen.atlas.market import words
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "", *workloads):
-        table.add_column(heading)
-    for offer in offers:
-        cells = []
-        for name, cost in offer.costs.items():
-            ratio = f"  {words.share(offer.ratios[name])}" if compared else ""
-            known = cost and f"{words.usd(cost.per_request)}  {words.usd(cost.per_day)}/day{ratio}"
-            cells.append(known or words.UNKNOWN)
-        table.add_row(offer.model.name, offer.provider, *cells)
     return table

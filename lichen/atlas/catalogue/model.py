@@ -24,9 +24,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lichen.arch.families import load_spec
+from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError
-from lichen.facts.record import Fact, Past, Record, known, named, today
+from lichen.facts.record import Fact, Past, Record, known_value, named, today
 from lichen.facts.yaml_file import field_error, parse, read_yaml, replaced
 from lichen.files.atomic import write_text
 
@@ -150,6 +151,11 @@ class Model(Record):
     price_refs: tuple[PriceRef, ...] = ()  # the one used by default first
     prices: tuple[EnteredPrice, ...] = ()
 
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The architecture; None where no config is public."""
+        return None if self.spec_name is None else load_spec(self.spec_name)
+
     def as_of(self, day: date) -> Model:
         """The model as it was known on `day`: what is dated later is dropped."""
         dated = {
@@ -194,9 +200,8 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
         if model.name in files:
             raise field_error(path, ["name"], f"{model.name!r} is already described by {files[model.name]}")
         files[model.name] = path
-        release = known(model.release, today())
-        if release and release.value and release.value > day:
-            later[model.name] = release.value
+        if (release := known_value(model.release)) and release > day:
+            later[model.name] = release
         else:
             models[model.name] = model.as_of(day)
     return Catalogue(dict(sorted(models.items())), day, later)
@@ -209,19 +214,22 @@ def _shipped() -> list[tuple[Path, Model]]:
 
 
 def spec_of(name: str, as_of: date | None = None) -> ModelSpec:
-    """The architecture of the catalogue's model `name`, or of whatever else `load_spec` knows by it.
+    """What a person means by `name`: a model of the catalogue, or whatever else `load_spec` knows by it.
 
     Raises LichenError for a model that came out after `as_of` (today), or whose config nobody published, and
     as `load_spec`.
     """
+    if (
+        as_of is None and name in named_models()
+    ):  # the catalogue, which is not read for it, would say the same
+        return load_spec(name)
     found = load(as_of=as_of)
     if name not in found.models and name not in found.later:
         return load_spec(name, found.models)
     model = found.get(name)
-    if model.spec_name is not None:
-        return load_spec(model.spec_name)
-    weights = known(model.open_weights, found.as_of)
-    closed = weights is not None and weights.value is False
+    if (spec := model.spec) is not None:
+        return spec
+    closed = known_value(model.open_weights) is False
     why = "it is closed, its architecture not published" if closed else "no config of it is named"
     raise LichenError(f"what {name} holds and takes cannot be computed: {why}")
 

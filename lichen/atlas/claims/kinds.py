@@ -11,175 +11,17 @@ and a `check`. Evidence comes in four kinds, in the order of what they are worth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import date
+from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from lichen.atlas.catalogue.scores import Benchmark, Margin
+from lichen.atlas.catalogue.model import Catalogue
+from lichen.atlas.claims.configs import CacheRatio, Context, Fits, OptimizerBytes, Parameters, SameParts
+from lichen.atlas.claims.facts import Licensed, PriceRatio, Recommended, Released, TrainingCost
+from lichen.atlas.claims.scores import Leads, Reaches, ScoreGap, ScoreOf
+from lichen.atlas.claims.verdict import UNCHECKED, Checkable, How, Verdict
 from lichen.facts.record import Past, Record
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Verdict = Literal["supported", "partly supported", "contradicted", "cannot be checked"]
-
-
-class _Quantity(Record):
-    """A number that is claimed: `expected` within `tolerance`, or bounds."""
-
-    expected: Number | None = None
-    tolerance: Margin = Margin(share=0.05)
-    at_least: Number | None = None
-    at_most: Number | None = None
-
-    @model_validator(mode="after")
-    def _claims_something(self) -> _Quantity:
-        bounds = self.at_least is not None or self.at_most is not None
-        if bounds == (self.expected is not None):
-            raise ValueError("name either `expected` or `at_least` and `at_most`")
-        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
-            raise ValueError(f"no number is at least {self.at_least:g} and at most {self.at_most:g}")
-        return self
-
-    def holds(self, value: float) -> bool:
-        if self.expected is not None:
-            return abs(value - self.expected) <= self.tolerance.around(self.expected)
-        low = self.at_least is None or value >= self.at_least
-        return low and (self.at_most is None or value <= self.at_most)
-
-
-class Parameters(_Quantity):
-    """Parameters counted from the config, and as published: all, or those `active` per token."""
-
-    kind: Literal["parameters"]
-    model: str
-    active: bool = False
-
-
-class Context(_Quantity):
-    """The longest context in tokens, by the config and by what is published."""
-
-    kind: Literal["context"]
-    model: str
-
-
-class SameParts(Record):
-    """That `model` is built of the parts of `reference`: attention, feed-forward, routing and residual."""
-
-    kind: Literal["same_parts"]
-    model: str
-    reference: str
-
-
-class CacheRatio(_Quantity):
-    """Cache bytes at `context` tokens over those of `reference`, each as its engines store it."""
-
-    kind: Literal["cache_ratio"]
-    model: str
-    reference: str
-    context: int = Field(gt=0)
-
-
-class PriceRatio(_Quantity):
-    """How many times as much `reference` costs, for the standard workloads, at every hour of the day.
-
-    `providers` of the model: the default one where none is named.
-    """
-
-    kind: Literal["price_ratio"]
-    model: str
-    reference: str = "gpt-5.5"
-    providers: tuple[str, ...] = ()
-
-
-class ScoreOf(_Quantity):
-    """A score of `model`, as everyone reported it. Several `tests` where the claim does not say which it
-    means: then one that has the value supports it, and none leaves it unchecked."""
-
-    kind: Literal["score"]
-    model: str
-    tests: tuple[Benchmark, ...] = Field(min_length=1)
-
-
-class ScoreGap(_Quantity):
-    """The distance between the best and the worst of `models`, in every test that all of them report."""
-
-    kind: Literal["score_gap"]
-    models: tuple[str, ...] = Field(min_length=2)
-    tests: tuple[Benchmark, ...] | None = None
-
-
-class Reaches(Record):
-    """That `model` is no more than `within` behind `reference`, in every test that both report."""
-
-    kind: Literal["reaches"]
-    model: str
-    reference: str
-    within: Margin
-
-
-class Leads(Record):
-    """That `model` has the highest score of the catalogue in each of `tests`."""
-
-    kind: Literal["leads"]
-    model: str
-    tests: tuple[Benchmark, ...] = Field(min_length=1)
-
-
-class Released(Record):
-    """That `model` came out between two days."""
-
-    kind: Literal["released"]
-    model: str
-    since: date
-    until: date
-
-    @model_validator(mode="after")
-    def _has_days(self) -> Released:
-        if self.since > self.until:
-            raise ValueError(f"no day is between {self.since} and {self.until}, which is earlier")
-        return self
-
-
-class OptimizerBytes(_Quantity):
-    """Bytes of Muon's state, AdamW for the rest, over those of AdamW's for the whole model."""
-
-    kind: Literal["optimizer_bytes"]
-    model: str
-
-
-class TrainingCost(_Quantity):
-    """Published GPU hours of `model` over those of `reference`."""
-
-    kind: Literal["training_cost"]
-    model: str
-    reference: str
-
-
-class Licensed(Record):
-    """That all of `models` are under one of `licenses`."""
-
-    kind: Literal["license"]
-    models: tuple[str, ...] = Field(min_length=1)
-    licenses: tuple[str, ...] = Field(min_length=1)
-
-
-class Fits(Record):
-    """That `model` fits on `hardware` with one sequence of `context` tokens, its weights as `quant`."""
-
-    kind: Literal["fits"]
-    model: str
-    hardware: str
-    quant: str | None = None
-    context: int = Field(gt=0)
-
-
-class Recommended(Record):
-    """That the rules of `lichen advise` put `model` first in a scenario."""
-
-    kind: Literal["advice"]
-    scenario: str
-    model: str
 
 
 class Finding(Record):
@@ -192,19 +34,31 @@ class Finding(Record):
     measured: bool = False
 
 
-class Reported(Record):
+class Reported(Checkable):
     """What sources say: of the findings dated no later than the day that is asked about, the last decides."""
 
     kind: Literal["cited"]
     findings: tuple[Finding, ...] = Field(min_length=1)
 
+    def judged(self, catalogue: Catalogue, at: datetime) -> tuple[Verdict, How, tuple[str, ...]]:
+        told = [finding for finding in self.findings if finding.date <= at.date()]
+        if not told:
+            return UNCHECKED, "cited", (f"nothing was known on {at.date()}",)
+        last = max(told, key=lambda finding: finding.date)
+        evidence = tuple(f"{finding.note} ({finding.source}, {finding.date})" for finding in told)
+        return last.verdict, "measured" if last.measured else "cited", evidence
 
-class Nothing(Record):
+
+class Nothing(Checkable):
     """That nobody says: what would have to be known, and where it was looked for."""
 
     kind: Literal["nothing"]
     missing: str
     looked_in: tuple[str, ...] = Field(min_length=1)
+
+    def judged(self, catalogue: Catalogue, at: datetime) -> tuple[Verdict, How, tuple[str, ...]]:
+        looked = (f"looked in: {place}" for place in self.looked_in)
+        return UNCHECKED, "nothing", (self.missing, *looked)
 
 
 Check = Annotated[
@@ -245,12 +99,3 @@ class ClaimSet(Record):
     source: str
     date: Past
     claims: tuple[Claim, ...] = Field(min_length=1)
-
-
-def named(check: Check) -> Iterator[tuple[list[str | int], str]]:
-    """The models that a check is about, with the fields that name them."""
-    for field in ("model", "reference"):
-        if name := getattr(check, field, None):
-            yield [field], name
-    for index, name in enumerate(getattr(check, "models", ())):
-        yield ["models", index], name

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from lichen.atlas.catalogue.model import EnteredPrice, Model, PriceRef
 from lichen.errors import LichenError, did_you_mean
-from lichen.facts.record import known, today
+from lichen.facts.record import known_value, today
 
 if TYPE_CHECKING:
     from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, TieredPrices
@@ -128,10 +128,8 @@ def check_references(model: Model) -> None:
 
 def history(model: Model) -> tuple[Price, ...]:
     """All known prices of `model`; of the rows that hold at a moment the last one counts."""
-    release = known(model.release, today())
-    if release is None or release.value is None:
-        return ()
-    return _history(model.price_refs, model.prices, release.value)
+    release = known_value(model.release)
+    return _history(model.price_refs, model.prices, release) if release else ()
 
 
 @cache
