@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from lichen.atlas.catalogue.model import Model
-    from lichen.atlas.market.offers import Offer
-    from lichen.atlas.market.workloads import Workload
+    from lichen.atlas.market.workloads import Offer, Workload
 
 
 def price(
@@ -55,9 +54,8 @@ def price(
 ) -> None:
     """Prices with their dates and hours, the cost of a workload, and its ratio to another model's."""
     from lichen.atlas.catalogue.model import load
-    from lichen.atlas.market.offers import offers
     from lichen.atlas.market.prices import moment
-    from lichen.atlas.market.workloads import chosen, reference_model
+    from lichen.atlas.market.workloads import chosen, offers, reference_model
     from lichen.facts.record import parse_as_of
 
     day = parse_as_of(as_of)

@@ -20,7 +20,7 @@ from lichen.atlas.advice.criteria import Answer, Criterion, answers, higher_is_b
 from lichen.atlas.advice.ranking import Place, Scale, rank
 from lichen.atlas.catalogue.model import Catalogue, Model
 from lichen.errors import LichenError
-from lichen.facts.record import Record, known
+from lichen.facts.record import Record, known, known_value
 from lichen.facts.yaml_file import field_error, parse, read_yaml
 from lichen.machine.devices import parse as parse_machine
 from lichen.machine.fits import check_quant
@@ -141,30 +141,16 @@ def _told(
 
 def _places(told: Told, catalogue: Catalogue) -> list[Place]:
     """The order, the criteria asked as they come. Whom nothing tells apart: the newer first, then by name."""
-    scales = [
-        Scale(
-            {name: answer.value for name, answer in by_name.items()},
-            higher_is_better(criterion),
-            criterion.within,
-        )
-        for criterion, by_name in told
-    ]
+    scales = []
+    for criterion, by_model in told:
+        values = {name: answer.value for name, answer in by_model.items()}
+        scales.append(Scale(values, higher_is_better(criterion), criterion.within))
     by_name = sorted(told[0][1])
-    newest_first = sorted(by_name, key=lambda name: _released(catalogue, name), reverse=True)
-    return rank(newest_first, scales)
+    released = {name: known_value(catalogue.get(name).release) or date.min for name in by_name}
+    return rank(sorted(by_name, key=lambda name: released[name], reverse=True), scales)
 
 
-def _released(catalogue: Catalogue, name: str) -> date:
-    fact = known(catalogue.get(name).release, catalogue.as_of)
-    return date.min if fact is None or fact.value is None else fact.value
-
-
-def _recommendation(
-    place: Place,
-    after: Place | None,
-    catalogue: Catalogue,
-    told: Told,
-) -> Recommendation:
+def _recommendation(place: Place, after: Place | None, catalogue: Catalogue, told: Told) -> Recommendation:
     model = catalogue.get(place.name)
     own = tuple(by_name[place.name] for _, by_name in told)
     unknown = tuple(
@@ -180,6 +166,6 @@ def _recommendation(
         verb = "were known and" if other.value is None else "were"
         limit = worded(criterion, place.limit)
         would_change = f"{after.name} would draw level if its {criterion.label} {verb} {limit}"
-    successor = known(model.successor, catalogue.as_of)
+    successor = known(model.successor)
     notes = (f"superseded by {successor.value} ({successor.date})",) if successor and successor.value else ()
     return Recommendation(model.name, model.title, own, decided_by, would_change, unknown, notes)

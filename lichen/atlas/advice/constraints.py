@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from functools import cache
 from typing import Literal
 
@@ -19,7 +19,7 @@ from lichen.atlas.catalogue.model import Model
 from lichen.atlas.market import words
 from lichen.atlas.market.workloads import MOST_REQUESTS, cheapest, over_the_day
 from lichen.errors import LichenError
-from lichen.facts.record import Record, known
+from lichen.facts.record import Record, known_value
 from lichen.machine.devices import parse
 from lichen.machine.fits import Fit, check_quant, fits
 
@@ -75,16 +75,15 @@ def cuts(
 
     Raises LichenError for hardware that cannot be read, and for a license that nobody has.
     """
-    day = at.date()
     found = []
     if "open_weights" in require:
-        found.append(Cut("open weights", lambda model: _closed(model, day)))
+        found.append(Cut("open weights", _closed))
     if wanted.license:
         allowed = _allowed(wanted.license, licenses, models)
         name = f"license {' or '.join(wanted.license)}"
-        found.append(Cut(name, lambda model: _license(model, allowed, day)))
+        found.append(Cut(name, lambda model: _license(model, allowed)))
     if (tokens := wanted.context) is not None:
-        found.append(Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens, day)))
+        found.append(Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens)))
     stored = check_quant(wanted.quant) or "as released"
     if wanted.hardware is None and wanted.quant is not None:
         raise LichenError(f"weights as {stored} are stored on something: name the hardware too")
@@ -134,11 +133,10 @@ def _some(items: Sequence[str], between: str) -> str:
     return between.join([*items[:FEW], *more])
 
 
-def _closed(model: Model, day: date) -> str | None:
-    fact = known(model.open_weights, day)
-    if fact is None or fact.value is None:
+def _closed(model: Model) -> str | None:
+    if (open_weights := known_value(model.open_weights)) is None:
         return "nobody says that its weights are published"
-    return None if fact.value else "its weights are not published"
+    return None if open_weights else "its weights are not published"
 
 
 def _allowed(
@@ -156,17 +154,15 @@ def _allowed(
     return {each.lower() for name in names for each in meant[name.lower()]}
 
 
-def _license(model: Model, allowed: set[str], day: date) -> str | None:
-    fact = known(model.license, day)
-    if fact is None or fact.value is None:
+def _license(model: Model, allowed: set[str]) -> str | None:
+    if (license := known_value(model.license)) is None:
         return "license unknown"
-    return None if fact.value.lower() in allowed else fact.value
+    return None if license.lower() in allowed else license
 
 
-def _short(model: Model, tokens: int, day: date) -> str | None:
-    facts = [known(model.context, day), known(model.api_context, day)]
-    most = max((fact.value for fact in facts if fact and fact.value), default=None)
-    if most is None:
+def _short(model: Model, tokens: int) -> str | None:
+    most = max(known_value(model.context) or 0, known_value(model.api_context) or 0)
+    if not most:
         return "context unknown"
     return None if most >= tokens else f"{most:,} tokens"
 

@@ -41,12 +41,12 @@ class Scale:
         if best is None:
             return list(candidates)
         limit = self.limit(best)
-        stay = []
-        for name in candidates:
-            value = self.values[name]
-            if value is not None and (value >= limit if self.higher_is_better else value <= limit):
-                stay.append(name)
-        return stay
+        return [
+            name
+            for name in candidates
+            if (value := self.values[name]) is not None
+            and (value >= limit if self.higher_is_better else value <= limit)
+        ]
 
 
 @dataclass(frozen=True)

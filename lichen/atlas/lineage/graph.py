@@ -18,7 +18,7 @@ from lichen.arch.published import named_models
 from lichen.atlas.catalogue import model as catalogue
 from lichen.atlas.catalogue.model import Catalogue, Model, Source
 from lichen.errors import did_you_mean
-from lichen.facts.record import Record, known, named, today
+from lichen.facts.record import Record, known, known_value, named, today
 from lichen.facts.yaml_file import field_error, parse, read_yaml
 
 SHIPPED = Path(__file__).parent / "lineage.yaml"
@@ -197,9 +197,9 @@ def load(as_of: date | None = None, path: Path = SHIPPED) -> Graph:
     content = parse(_File, read_yaml(path), path)
     _check_names(content, models, path)
     described = [
-        *(_node(name, "technique", each) for name, each in content.techniques.items()),
-        *(_node(name, "model", entry.node) for name, entry in content.models.items() if entry.node),
-        *(_catalogue_node(models.models[name], day) for name in content.models if name in models.models),
+        *(_node(name, "technique", each, None) for name, each in content.techniques.items()),
+        *(_node(name, "model", entry.node, True) for name, entry in content.models.items() if entry.node),
+        *(_catalogue_node(models.models[name]) for name in content.models if name in models.models),
     ]
     nodes = {
         node.name: node
@@ -224,37 +224,25 @@ def load(as_of: date | None = None, path: Path = SHIPPED) -> Graph:
     return Graph(day, nodes, tuple(edges), content.reuse, later)
 
 
-def _node(name: str, kind: Literal["technique", "model"], each: Described) -> Node:
+def _node(name: str, kind: Literal["technique", "model"], each: Described, open_weights: bool | None) -> Node:
     return Node(
-        name=name,
-        kind=kind,
-        title=each.title,
-        lab=each.lab,
-        country=each.country,
-        date=each.date,
-        license=each.license,
-        open_weights=True if kind == "model" else None,
-        source=each.source,
+        name, kind, each.title, each.lab, each.country, each.date, each.license, open_weights, each.source
     )
 
 
-def _catalogue_node(model: Model, day: date) -> Node:
-    release = known(model.release, day)
-    license = known(model.license, day)
-    weights = known(model.open_weights, day)
+def _catalogue_node(model: Model) -> Node:
+    release = known(model.release)
     assert release is not None  # the catalogue has no model without
     assert release.value is not None
-    return Node(
-        name=model.name,
-        kind="model",
+    described = Described(
         title=model.title,
         lab=model.lab,
         country=model.country,
         date=release.value,
-        license=None if license is None else license.value,
-        open_weights=None if weights is None else weights.value,
+        license=known_value(model.license),
         source=release.source,
     )
+    return _node(model.name, "model", described, known_value(model.open_weights))
 
 
 def _edges(

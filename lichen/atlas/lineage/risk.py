@@ -14,7 +14,7 @@ from statistics import fmean
 
 from lichen.atlas.catalogue.model import Catalogue, Obligation
 from lichen.atlas.lineage.graph import Evidence, Graph, Node
-from lichen.facts.record import known
+from lichen.facts.record import known_value
 
 STATED: tuple[Evidence, ...] = ("config", "report")  # what makers say of their own models
 SINGLE_LAB = "Meta"
@@ -97,7 +97,12 @@ def measure(graph: Graph, catalogue: Catalogue, as_of: date) -> Risk:
         models=len(models),
         roots=_roots(graph, models),
         similarity=tuple(_similarity(graph, models, day) for day in _days(models, as_of)),
-        obligations=_obligations(catalogue, models, as_of),
+        # of the open models that the catalogue describes
+        obligations={
+            name: asked
+            for name in models
+            if name in catalogue.models and (asked := known_value(catalogue.models[name].obligations))
+        },
         exchange=(
             _exchange("multi-lab open exchange", graph, several, models),
             _exchange(f"single-lab open weights ({SINGLE_LAB})", graph, single, models),
@@ -185,16 +190,6 @@ def _similarity(graph: Graph, models: dict[str, Node], day: date) -> Similarity:
         by_lab=by(lambda node: node.lab),
         by_country=by(lambda node: node.country),
     )
-
-
-def _obligations(
-    catalogue: Catalogue, models: dict[str, Node], as_of: date
-) -> dict[str, tuple[Obligation, ...]]:
-    """What the licenses of the open models that the catalogue describes ask of their user."""
-    found = {
-        name: known(catalogue.models[name].obligations, as_of) for name in models if name in catalogue.models
-    }
-    return {name: fact.value for name, fact in found.items() if fact and fact.value}
 
 
 def _exchange(title: str, graph: Graph, group: dict[str, Node], models: dict[str, Node]) -> Exchange:

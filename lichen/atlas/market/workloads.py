@@ -1,4 +1,4 @@
-"""What a pattern of use costs: so many tokens in and out, so much of it cached, at such hours.
+"""What a pattern of use costs, and at whom: so many tokens in and out, so much of it cached, at such hours.
 
 How much cheaper one model is than another has no single answer: it depends on the share of output, on cache
 discounts and, for some providers, on the hour. Hence three standard workloads.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 
 from lichen.atlas.catalogue.model import Catalogue, Model
-from lichen.atlas.market.prices import Price, default_provider, history, providers
+from lichen.atlas.market.prices import Price, default_provider, history, prices_on, providers
 from lichen.errors import LichenError
 
 MOST_REQUESTS = 1e12  # a day
@@ -147,3 +147,47 @@ def ratio(
     if ours is None or theirs is None or theirs.per_request == 0:
         return None
     return ours.per_request / theirs.per_request
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One seller of one model; None where nobody is known to sell it. `prices`: all those of the day.
+
+    `costs` and `ratios` are per workload, by its name; a value of None is unknown.
+    """
+
+    model: Model
+    provider: str | None
+    prices: list[Price]
+    costs: dict[str, WorkloadCost | None]
+    ratios: dict[str, float | None]
+
+
+def offers(
+    model: Model, provider: str | None, workloads: dict[str, Workload], reference: Model | None, at: datetime
+) -> list[Offer]:
+    """The offers of `provider`, of the default one (None), or of `all` that sell the model at `at` (aware).
+
+    Raises LichenError for a provider that the model's file does not have.
+    """
+    day, sellers = at.astimezone(UTC).date(), [provider]
+    if provider == "all":
+        sellers = [name for name in providers(model) if prices_on(model, name, day)] or [None]
+    elif provider is None:
+        sellers = [default_provider(model, day)]
+    elif provider not in providers(model):
+        offered = ", ".join(providers(model)) or "none"
+        raise LichenError(f"no provider {provider!r} of {model.name}; known: {offered} (or `all`)")
+    return [
+        Offer(
+            model,
+            seller,
+            prices_on(model, seller, day) if seller else [],
+            {name: cost(model, item, seller, at) for name, item in workloads.items()},
+            {
+                name: ratio(model, reference, item, at, seller) if reference else None
+                for name, item in workloads.items()
+            },
+        )
+        for seller in sellers
+    ]
