@@ -63,33 +63,31 @@ def lineage(
 def _overview(graph: Graph, sources: bool) -> list[Tree]:
     """All techniques under those that they develop, and all models under the one that they come from."""
     trees = []
-    for title, kind, of in (
-        ("Techniques", "develops", graph.techniques),
-        ("Models", "from", graph.models),
-    ):
+    for title, kind, of in (("Techniques", "develops", graph.techniques), ("Models", "from", graph.models)):
         trees.append(Tree(Text(title, "bold")))
-        links = _nearest(graph, kind)
+        links = _nearest(graph, kind, sources)
         for name in of:
             if not any(below == name for _, below in links):
-                _grow(trees[-1].add(_node(graph, name)), graph, name, links, sources)
+                _grow(trees[-1].add(_node(graph, name)), graph, name, links)
     return trees
 
 
-# From a node to one below it, with all the edges between them: one for each kind of evidence.
-Links = dict[tuple[str, str], "list[Edge]"]
+Links = dict[tuple[str, str], str]  # from a node to one below it, with all the evidence for that
 
 
-def _links(graph: Graph, kind: str) -> Links:
+def _links(graph: Graph, kind: str, sources: bool) -> Links:
     found: Links = {}
     for edge in graph.edges:
         if edge.kind == kind:
-            found.setdefault((edge.ancestor, edge.descendant), []).append(edge)
+            pair = edge.ancestor, edge.descendant
+            source = f" {edge.source}" if sources else ""
+            found[pair] = found.get(pair, "") + f" [{edge.evidence}{_detail(edge)}]{source}"
     return found
 
 
-def _nearest(graph: Graph, kind: str) -> Links:
+def _nearest(graph: Graph, kind: str, sources: bool) -> Links:
     """Of the links of `kind` to each node, the one from its youngest ancestor."""
-    links = _links(graph, kind)
+    links = _links(graph, kind, sources)
     youngest: dict[str, str] = {}
     for above, below in links:
         if below not in youngest or graph.nodes[above].date > graph.nodes[youngest[below]].date:
@@ -97,10 +95,10 @@ def _nearest(graph: Graph, kind: str) -> Links:
     return {(above, below): links[above, below] for below, above in youngest.items()}
 
 
-def _grow(tree: Tree, graph: Graph, name: str, links: Links, sources: bool) -> None:
-    for (above, below), edges in links.items():
+def _grow(tree: Tree, graph: Graph, name: str, links: Links) -> None:
+    for (above, below), evidence in links.items():
         if above == name:
-            _grow(tree.add(_node(graph, below) + _evidence(edges, sources)), graph, below, links, sources)
+            _grow(tree.add(_node(graph, below) + evidence), graph, below, links)
 
 
 def _around(graph: Graph, name: str, sources: bool) -> Tree:
@@ -109,26 +107,27 @@ def _around(graph: Graph, name: str, sources: bool) -> Tree:
     if sources:
         tree.add(graph.nodes[name].source)
     for title, kind in (("comes from", "from"), ("develops", "develops"), ("uses", "uses")):
-        links = _links(graph, kind)
+        links = _links(graph, kind, sources)
         if any(below == name for _, below in links):
-            _rise(tree.add(Text(title, "bold")), graph, name, links, sources, set())
-    below = {**_nearest(graph, "develops"), **_nearest(graph, "from")}
-    users = {pair: edges for pair, edges in _links(graph, "uses").items() if pair[0] == name}
+            _rise(tree.add(Text(title, "bold")), graph, name, links, set())
+    below = {**_nearest(graph, "develops", sources), **_nearest(graph, "from", sources)}
+    users = {pair: said for pair, said in _links(graph, "uses", sources).items() if pair[0] == name}
     for title, links in (("gave rise to", below), ("used by", users)):
         if any(above == name for above, _ in links):
-            _grow(tree.add(Text(title, "bold")), graph, name, links, sources)
+            _grow(tree.add(Text(title, "bold")), graph, name, links)
     return tree
 
 
-def _rise(tree: Tree, graph: Graph, name: str, links: Links, sources: bool, told: set[str]) -> None:
+def _rise(tree: Tree, graph: Graph, name: str, links: Links, told: set[str]) -> None:
     """What `name` came from, and what that came from, once each."""
-    for (above, below), edges in links.items():
+    for (above, below), evidence in links.items():
         if below == name:
-            license = f", then under {edges[0].license}" if edges[0].license else ""
-            branch = tree.add(_node(graph, above) + _evidence(edges, sources) + license)
+            license = graph.nodes[above].license
+            under = f", then under {license}" if license else ""
+            branch = tree.add(_node(graph, above) + evidence + under)
             if above not in told:
                 told.add(above)
-                _rise(branch, graph, above, links, sources, told)
+                _rise(branch, graph, above, links, told)
 
 
 def _node(graph: Graph, name: str) -> str:
@@ -139,21 +138,12 @@ def _node(graph: Graph, name: str) -> str:
     return f"{name}: {node.title} ({node.lab}, {node.date:%Y-%m}), used by {len(users)}"
 
 
-def _evidence(edges: list[Edge], sources: bool) -> str:
-    return "".join(
-        f" [{edge.evidence}{_detail(edge)}]" + (f" {edge.source}" if sources else "") for edge in edges
-    )
-
-
 def _detail(edge: Edge) -> str:
     if edge.config:
         return ": " + ", ".join(f"{field} = {value}" for field, value in edge.config.items())
     if edge.code:
         return f": {edge.code.family} imports {edge.code.takes or 'parts'} of {edge.code.imports}"
     return ""
-
-
-# ------------------------------------------------------------------------------------------------- risk
 
 
 def _print_risk(graph: Graph, as_json: bool) -> None:

@@ -24,8 +24,8 @@ from lichen.study.results import (
     tokens_to_reach,
 )
 from lichen.train.report.draw import draw
-from lichen.train.report.page import filled
 from lichen.train.report.plots import chart
+from lichen.train.report.write import filled
 from lichen.train.run import Run
 
 COLOURS = [
@@ -52,7 +52,7 @@ def write_report(study: Study, runs: Sequence[tuple[Point, Run]], folder: Path) 
     for name, (_, png) in zip(charts, drawn, strict=True):
         with atomic_write(folder / "plots" / f"{name}.png") as file:
             file.write(png)
-    page = filled(
+    report = filled(
         "lichen.study",
         name=escape(folder.resolve().name),
         summary=escape(_summary(results, study, goal)),
@@ -62,7 +62,7 @@ def write_report(study: Study, runs: Sequence[tuple[Point, Run]], folder: Path) 
         spike=SPIKE,
         study=escape(study.model_dump_json(indent=2)),
     )
-    write_text(folder / "report.html", page)
+    write_text(folder / "report.html", report)
 
 
 def _baseline_loss(study: Study, results: Sequence[Result]) -> float | None:

@@ -82,11 +82,23 @@ class Reuse(Record):
     families: dict[str, Reusers]
 
 
+Kind = Literal["uses", "develops", "from"]
+
+
 class _File(Record):
     sources: dict[str, Source]
     reuse: Reuse
     techniques: dict[str, Technique]
     models: dict[str, Entry]
+
+    def taken(self) -> Iterator[tuple[str, str, Kind, dict[str, Grounds]]]:
+        """What each technique and model took: section, name and field of the file, and what these say."""
+        for name, technique in self.techniques.items():
+            yield "techniques", name, "develops", technique.develops
+        for name, entry in self.models.items():
+            yield "models", name, "from", entry.origins
+        for name, entry in self.models.items():
+            yield "models", name, "uses", entry.uses
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ class Edge:
 
     ancestor: str
     descendant: str
-    kind: Literal["uses", "develops", "from"]
+    kind: Kind
     evidence: Evidence
     source: str
     date: date
@@ -209,14 +221,9 @@ def load(as_of: date | None = None, path: Path = SHIPPED) -> Graph:
     later = {node.name: node.date for node in described if node.date > day} | {
         name: release for name, release in models.later.items() if name in content.models
     }
-    told = [
-        *((name, "develops", each.develops) for name, each in content.techniques.items()),
-        *((name, "from", entry.origins) for name, entry in content.models.items()),
-        *((name, "uses", entry.uses) for name, entry in content.models.items()),
-    ]
     edges = [
         edge
-        for name, kind, grounds in told
+        for _, name, kind, grounds in content.taken()
         for ancestor, ground in grounds.items()
         if name in nodes and ancestor in nodes
         for edge in _edges(nodes[ancestor], nodes[name], kind, ground, content.sources)
@@ -246,7 +253,7 @@ def _catalogue_node(model: Model) -> Node:
 
 
 def _edges(
-    ancestor: Node, descendant: Node, kind: Any, grounds: Grounds, sources: dict[str, Source]
+    ancestor: Node, descendant: Node, kind: Kind, grounds: Grounds, sources: dict[str, Source]
 ) -> Iterator[Edge]:
     """One edge for each grade of evidence."""
     named = named_models().get(descendant.name)
@@ -276,22 +283,18 @@ def _edges(
 def _check_names(content: _File, models: Catalogue, path: Path) -> None:
     """Every name that is used is described. Raises LichenError for the first that is not."""
     catalogued = {*models.models, *models.later}
-    groups = [
-        *((["techniques", name, "develops"], each.develops) for name, each in content.techniques.items()),
-        *((["models", name, "uses"], entry.uses) for name, entry in content.models.items()),
-        *((["models", name, "from"], entry.origins) for name, entry in content.models.items()),
-    ]
     for name, entry in content.models.items():
         if entry.node is None and name not in catalogued:
             raise field_error(
                 path, ["models", name], f"{name!r} is not in the catalogue, so it needs a `node`"
             )
-    for place, grounds in groups:
-        known_names = content.models if place[-1] == "from" else content.techniques
+    for *place, kind, grounds in content.taken():
+        known_names = content.models if kind == "from" else content.techniques
         for ancestor, ground in grounds.items():
+            location = [*place, kind, ancestor]
             if ancestor not in known_names:
                 hint = did_you_mean(ancestor, known_names, "describe it too")
-                raise field_error(path, [*place, ancestor], f"{ancestor!r} is not described here; {hint}")
+                raise field_error(path, location, f"{ancestor!r} is not described here; {hint}")
             for source in (ground.report, ground.claim, "transformers" if ground.code else None):
                 if source is not None and source not in content.sources:
-                    raise field_error(path, [*place, ancestor], f"{source!r} is not among the file's sources")
+                    raise field_error(path, location, f"{source!r} is not among the file's sources")

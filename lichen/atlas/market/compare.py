@@ -75,9 +75,6 @@ def compare(
     return rows + _scores(models)
 
 
-# ------------------------------------------------------------------------------------------------- facts
-
-
 def _facts(models: Sequence[Model], section: str, as_of: date) -> list[Row]:
     return [
         Row(section, words.label(field), {model.name: fact_cell(model, field, as_of) for model in models})
@@ -98,9 +95,6 @@ def fact_cell(model: Model, field: str, as_of: date, others: bool = True) -> Cel
     for other in told:
         text += f"; {'elsewhere' if other.secondary else 'also'} {words.value(field, other.value)}"
     return Cell(text, fact.model_dump(mode="json")["value"], tuple(map(words.sources, (fact, *told))))
-
-
-# ---------------------------------------------------------------------------------- computed from configs
 
 
 def computed(models: Sequence[Model]) -> list[Row]:
@@ -167,9 +161,6 @@ def _cache(spec: ModelSpec, context: int) -> Cell:
     return Cell(text, {**asdict(size), "layout": layout})
 
 
-# ------------------------------------------------------------------------------------------------ prices
-
-
 def _prices(models: Sequence[Model], reference: Model | None, at: datetime) -> list[Row]:
     day = at.astimezone(UTC).date()
     prices = {model.name: _price(model, day) for model in models}
@@ -196,31 +187,28 @@ def _price(model: Model, day: date) -> Cell:
     )
 
 
-# ------------------------------------------------------------------------------------------------ scores
-
-
 def _scores(models: Sequence[Model]) -> list[Row]:
     """A row per benchmark, version, variant and unit: only what stands in one row may be compared.
 
     The benchmarks that most of the models report come first.
     """
     found: dict[tuple[str, str, str], dict[str, list[Score]]] = {}
+    versioned, stated = set(), set()
     for model in models:
         for score in model.scores:
             key = (score.benchmark, score.test, score.unit)
             found.setdefault(key, {}).setdefault(model.name, []).append(score)
+            if score.version:
+                versioned.add(score.benchmark)
+                stated.add(key)
     spread: dict[str, int] = {}
-    versioned = set()
     for (benchmark, _, _), by_model in found.items():
         spread[benchmark] = max(spread.get(benchmark, 0), len(by_model))
-        if any(score.version for scores in by_model.values() for score in scores):
-            versioned.add(benchmark)
     rows = []
-    for benchmark, test, unit in sorted(found, key=lambda key: (-spread[key[0]], key)):
-        by_model = found[benchmark, test, unit]
-        stated = any(score.version for scores in by_model.values() for score in scores)
-        label = test if stated or benchmark not in versioned else f"{test}, version not stated"
-        rows.append(Row("scores", label, {model.name: _score(model, by_model) for model in models}))
+    for key in sorted(found, key=lambda key: (-spread[key[0]], key)):
+        benchmark, test, _ = key
+        label = test if key in stated or benchmark not in versioned else f"{test}, version not stated"
+        rows.append(Row("scores", label, {model.name: _score(model, found[key]) for model in models}))
     return rows
 
 
@@ -233,9 +221,6 @@ def _score(model: Model, by_model: dict[str, list[Score]]) -> Cell:
         [score.model_dump(mode="json") for score in scores],
         tuple(map(words.sources, scores)),
     )
-
-
-# ------------------------------------------------------------------------------------------------- files
 
 
 def footnotes(rows: Iterable[Row]) -> dict[str, int]:

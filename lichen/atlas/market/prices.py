@@ -89,10 +89,8 @@ def price_of(model: Model, provider: str | None, at: datetime, prompt_tokens: in
     `provider` None: the default one on that day. `prompt_tokens` picks the context tier.
     """
     provider = provider or default_provider(model, at.astimezone(UTC).date())
-    rows = [
-        price for price in history(model) if price.provider == provider and price.holds(at, prompt_tokens)
-    ]
-    return rows[-1] if rows else None
+    rows = (row for row in reversed(history(model)) if row.provider == provider)
+    return next((row for row in rows if row.holds(at, prompt_tokens)), None)
 
 
 def prices_on(model: Model, provider: str, day: date) -> list[Price]:
@@ -184,7 +182,7 @@ def _conditional(model: ModelInfo) -> list[ConditionalPrice]:
     return model.prices if isinstance(model.prices, list) else [ConditionalPrice(prices=model.prices)]
 
 
-def _listed(reference: PriceRef) -> Iterator[Price]:
+def _listed(reference: PriceRef) -> list[Price]:
     """The rows of genai-prices for one of its models; none where the installed release does not have it."""
     from genai_prices.types import TimeOfDateConstraint
 
@@ -218,7 +216,7 @@ def _listed(reference: PriceRef) -> Iterator[Price]:
                 price = replace(price, hours=rows[-1].hours + hours)
                 rows.pop()
             rows.append(price)
-    yield from rows
+    return rows
 
 
 def _tiers(prices: ModelPrice) -> Iterator[tuple[int, float, float, float | None]]:
@@ -253,9 +251,7 @@ def _entered(price: EnteredPrice) -> Price:
         price.date,
         since=price.since,
         until=price.until,
-        hours=None
-        if price.hours is None
-        else tuple((time(start), time(end % 24)) for start, end in price.hours),
+        hours=tuple((time(start), time(end % 24)) for start, end in price.hours) if price.hours else None,
         weekdays_only=price.peak_days == "weekdays",
     )
 

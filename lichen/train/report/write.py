@@ -30,7 +30,7 @@ def write_report(run: Run) -> None:
         with atomic_write(run.folder / "plots" / f"{chart.name}.png") as file:
             file.write(png)
     sampled = [m for m in metrics if m.samples][-1:]
-    page = filled(
+    report = filled(
         "lichen.train.report",
         name=escape(run.folder.resolve().name),
         summary=escape(_summary(run, metrics)),
@@ -41,12 +41,12 @@ def write_report(run: Run) -> None:
         machine=_table(_machine_rows(run, metrics)),
         recipe=escape((run.folder / "recipe.toml").read_text(encoding="utf-8")),
     )
-    write_text(run.folder / "report.html", page)
+    write_text(run.folder / "report.html", report)
 
 
 def filled(package: str, **parts: object) -> str:
-    """The report_page.html of `package` below the head that all reports have, `parts` in their places."""
-    found = (files("lichen.train.report") / "report_head.html", files(package) / "report_page.html")
+    """The report_body.html of `package` below the head that all reports have, `parts` in their places."""
+    found = (files("lichen.train.report") / "report_head.html", files(package) / "report_body.html")
     return Template("".join(each.read_text(encoding="utf-8") for each in found)).substitute(parts)
 
 
