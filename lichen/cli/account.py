@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lichen.cli import quantities
-from lichen.cli.output import open_console, print_json, print_lines, print_table
+from lichen.cli.output import print_json, print_table, say, say_whole
 
 if TYPE_CHECKING:
     from lichen.arch.account import Account
@@ -59,14 +59,13 @@ def account(
     if as_json:
         print_json({"model": model, "source": source, **asdict(result)})
         return
-    console = open_console()
     total = _short(result.total_parameters, 4, PARAMETERS)
     active = _short(result.active_parameters, 2, PARAMETERS)
-    console.print(f"{model}: {total} parameters, {active} active per token", style="bold")
+    say(f"{model}: {total} parameters, {active} active per token", style="bold")
     if source:
-        print_lines(console, f"config: {source}")
-    print_table(console, _table(result))
-    print_lines(console, *(f"Not carried: {note}" for note in result.not_carried))
+        say_whole(f"config: {source}")
+    print_table(_table(result))
+    say_whole(*(f"Not carried: {note}" for note in result.not_carried))
 
 
 def _table(result: Account) -> Table:

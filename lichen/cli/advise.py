@@ -10,7 +10,7 @@ import typer
 
 from lichen.cli import quantities
 from lichen.cli.options import AsOf
-from lichen.cli.output import open_console, print_json, print_lines
+from lichen.cli.output import print_json, say_whole
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
@@ -108,31 +108,28 @@ def _constraints(**given: object) -> Constraints:
 def _print(advice: Advice, facts: bool) -> None:
     from lichen.atlas.market.prices import table
 
-    console = open_console()
-    print_lines(console, f"{advice.title}, as known on {advice.at.date()}", style="bold")
-    print_lines(console, f"For {'; '.join(_terms(advice.constraints))}. Asked in this order:")
+    say_whole(f"{advice.title}, as known on {advice.at.date()}", style="bold")
+    say_whole(f"For {'; '.join(_terms(advice.constraints))}. Asked in this order:")
     for number, criterion in enumerate(advice.criteria, 1):
         even = (
             f" (even within {criterion.within})" if criterion.within.share or criterion.within.slack else ""
         )
-        print_lines(console, f"  {number}. {criterion.label}{even}: {criterion.why}")
+        say_whole(f"  {number}. {criterion.label}{even}: {criterion.why}")
     for number, place in enumerate(advice.ranking, 1):
-        print_lines(console, f"\n{number}. {place.title}", style="bold")
+        say_whole(f"\n{number}. {place.title}", style="bold")
         for criterion, answer in zip(advice.criteria, place.answers, strict=True):
-            print_lines(console, f"   {criterion.label}: {answer.text}")
-            print_lines(console, *(f"     {fact}" for fact in answer.facts if facts), style="dim")
+            say_whole(f"   {criterion.label}: {answer.text}")
+            say_whole(*(f"     {fact}" for fact in answer.facts if facts), style="dim")
         if place.decided_by:
-            print_lines(console, f"   {place.decided_by}", style="cyan")
-        print_lines(console, *(f"   {line}" for line in (place.would_change, *place.notes) if line))
+            say_whole(f"   {place.decided_by}", style="cyan")
+        say_whole(*(f"   {line}" for line in (place.would_change, *place.notes) if line))
     left_out = [f"{out.model}: {out.constraint}: {out.why}" for out in advice.excluded]
     for heading, lines in (("Who would lead otherwise", advice.alternatives), ("Left out", left_out)):
         if lines:
-            print_lines(console, f"\n{heading}", style="bold")
-        print_lines(console, *(f"  {line}" for line in lines))
+            say_whole(f"\n{heading}", style="bold")
+        say_whole(*(f"  {line}" for line in lines))
     name, newest = table()
-    print_lines(
-        console, f"\nPrices from {name}, newest entry {newest}; a row without a date counts as always."
-    )
+    say_whole(f"\nPrices from {name}, newest entry {newest}; a row without a date counts as always.")
 
 
 def _terms(constraints: Constraints) -> list[str]:

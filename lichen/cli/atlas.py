@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from lichen.cli.atlas_page import build, serve
 from lichen.cli.options import AsOf
-from lichen.cli.output import open_console, plain_table, print_json, print_lines, print_table
+from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
 
 if TYPE_CHECKING:
     from lichen.atlas.catalogue.model import Catalogue, Model
@@ -34,7 +33,7 @@ def list_models(as_of: AsOf = None, as_json: AsJson = False) -> None:
     catalogue = load(as_of=parse_as_of(as_of))
     fields = ("release", "total_parameters", "active_parameters", "context", "license")
     rows = {
-        name: {field: fact_cell(model, field, catalogue.as_of, others=False) for field in fields}
+        name: {field: fact_cell(model, field, others=False) for field in fields}
         for name, model in catalogue.models.items()
     }
     if as_json:
@@ -45,9 +44,8 @@ def list_models(as_of: AsOf = None, as_json: AsJson = False) -> None:
     table = plain_table(*whole, "license", whole=whole)
     for name, cells in sorted(rows.items(), key=lambda item: item[1]["release"].text):
         table.add_row(name, *(cell.text for cell in cells.values()))
-    console = open_console()
-    print_table(console, table)
-    console.print(f"As known on {catalogue.as_of}; `lichen atlas show MODEL` gives every source.")
+    print_table(table)
+    say(f"As known on {catalogue.as_of}; `lichen atlas show MODEL` gives every source.")
 
 
 @atlas.command()
@@ -65,10 +63,9 @@ def show(
     if as_json:
         print(json.dumps(_everything(model, catalogue), indent=2, ensure_ascii=False, default=str))
         return
-    console = open_console()
-    console.print(f"{model.title}, {model.lab}, {model.country}", style="bold")
-    _print_facts(console, model)
-    _print_prices(console, model)
+    say(f"{model.title}, {model.lab}, {model.country}", style="bold")
+    _print_facts(model)
+    _print_prices(model)
 
 
 @atlas.command()
@@ -117,7 +114,7 @@ def _everything(model: Model, catalogue: Catalogue) -> dict[str, Any]:
     }
 
 
-def _print_facts(console: Console, model: Model) -> None:
+def _print_facts(model: Model) -> None:
     """What is told of it, what its config says, and its scores."""
     from lichen.atlas.catalogue.model import FACT_FIELDS
     from lichen.atlas.market import words
@@ -127,38 +124,38 @@ def _print_facts(console: Console, model: Model) -> None:
     for field in FACT_FIELDS:
         facts = getattr(model, field)
         if not facts:
-            console.print(f"{words.label(field)}: {words.UNKNOWN}")
+            say(f"{words.label(field)}: {words.UNKNOWN}")
         chosen = known(facts)
         for fact in sorted(facts, key=lambda fact: fact is not chosen):
             start = f"{words.label(field)}: " if fact is chosen else "  differs: "
-            print_lines(console, f"{start}{words.value(field, fact.value)}")
-            print_lines(console, f"    {words.sources(fact)}", style="dim")
+            say_whole(f"{start}{words.value(field, fact.value)}")
+            say_whole(f"    {words.sources(fact)}", style="dim")
     cells = {row.label: row.cells[model.name] for row in computed([model])}
     if cells:
         source = next(line for cell in cells.values() for line in cell.sources)
-        print_lines(console, f"\n{source[0].upper()}{source[1:]}", style="bold")
-    print_lines(console, *(f"{label}: {cell.text}" for label, cell in cells.items()))
-    console.print("\nScores", style="bold")
+        say_whole(f"\n{source[0].upper()}{source[1:]}", style="bold")
+    say_whole(*(f"{label}: {cell.text}" for label, cell in cells.items()))
+    say("\nScores", style="bold")
     for source in dict.fromkeys(map(words.sources, model.scores)):
-        print_lines(console, source, style="dim")
+        say_whole(source, style="dim")
         for score in model.scores:
             if words.sources(score) == source:
-                print_lines(console, f"    {score.test}: {words.score(score, model.lab)}")
+                say_whole(f"    {score.test}: {words.score(score, model.lab)}")
 
 
-def _print_prices(console: Console, model: Model) -> None:
+def _print_prices(model: Model) -> None:
     from lichen.atlas.market import words
     from lichen.atlas.market.prices import history, table
 
     prices = history(model)
-    console.print("\nPrices: USD per million tokens, in / out / cached", style="bold")
+    say("\nPrices: USD per million tokens, in / out / cached", style="bold")
     for provider, source in dict.fromkeys((price.provider, price.source) for price in prices):
-        print_lines(console, f"{provider}, {source}", style="dim")
+        say_whole(f"{provider}, {source}", style="dim")
         for price in prices:
             if (price.provider, price.source) == (provider, source):
                 until = f" until {price.until}" if price.until else ""
-                console.print(f"    since {price.since}{until}: {words.rates(price)}")
+                say(f"    since {price.since}{until}: {words.rates(price)}")
     if not prices:
-        console.print(f"{words.UNKNOWN}: that is not free of charge", style="bold red")
+        say(f"{words.UNKNOWN}: that is not free of charge", style="bold red")
     name, newest = table()
-    console.print(f"Price table: {name}, newest entry {newest}")
+    say(f"Price table: {name}, newest entry {newest}")

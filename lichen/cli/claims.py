@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lichen.cli.output import open_console, plain_table, print_json, print_lines, print_table
+from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
@@ -58,17 +57,15 @@ def claims(
     if as_json:
         print_json(_json(claim_set, verdicts))
         return
-    console = open_console()
-    title = f"{claim_set.title} ({claim_set.source}, {claim_set.date})"
-    print_lines(console, title, style="bold")
+    say_whole(f"{claim_set.title} ({claim_set.source}, {claim_set.date})", style="bold")
     if evidence:
-        _print_evidence(verdicts, console)
+        _print_evidence(verdicts)
     else:
-        print_table(console, _table(verdicts))
-        console.print("What each verdict rests on: --evidence.")
+        print_table(_table(verdicts))
+        say("What each verdict rests on: --evidence.")
     for day, checked in verdicts.items():
         counts = Counter(str(each.verdict) for each in checked)
-        console.print(f"{day}: {', '.join(f'{counts[name]} {name}' for name in STYLE if counts[name])}")
+        say(f"{day}: {', '.join(f'{counts[name]} {name}' for name in STYLE if counts[name])}")
 
 
 def _file(words: list[str]) -> Path:
@@ -107,16 +104,16 @@ def _table(verdicts: dict[date, list[Checked]]) -> Table:
     return table
 
 
-def _print_evidence(verdicts: dict[date, list[Checked]], console: Console) -> None:
+def _print_evidence(verdicts: dict[date, list[Checked]]) -> None:
     for row in zip(*verdicts.values(), strict=True):
         claim = row[0].claim
-        print_lines(console, f"\n{claim.statement}  [{claim.id}]", style="bold")
+        say_whole(f"\n{claim.statement}  [{claim.id}]", style="bold")
         last = None
         for day, each in zip(verdicts, row, strict=True):
             if last and (each.verdict, each.evidence) == (last.verdict, last.evidence):
                 continue
-            console.print(f"  {day}: {each.verdict} ({each.how})", style=STYLE[each.verdict])
-            print_lines(console, *(f"    {line}" for line in each.evidence))
+            say(f"  {day}: {each.verdict} ({each.how})", style=STYLE[each.verdict])
+            say_whole(*(f"    {line}" for line in each.evidence))
             last = each
         if claim.note:
-            print_lines(console, f"  {claim.note}")
+            say_whole(f"  {claim.note}")

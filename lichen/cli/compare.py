@@ -8,8 +8,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lichen.cli.options import AsOf
-from lichen.cli.output import open_console, plain_table, print_lines, print_table
+from lichen.cli.options import AsOf, CatalogueNames
+from lichen.cli.output import plain_table, print_table, say, say_whole
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models of `lichen atlas list`.")],
+    names: CatalogueNames,
     sources: Annotated[bool, typer.Option("--sources", help="Say where each cell comes from.")] = False,
     as_of: AsOf = None,
     at: Annotated[
@@ -53,11 +53,10 @@ def compare(
     elif as_markdown:
         print(to_markdown(rows, titles, notes))
     else:
-        console = open_console()
-        print_table(console, _table(rows, titles, notes))
-        print_lines(console, *(f"[{number}] {text}" for text, number in notes.items()))
+        print_table(_table(rows, titles, notes))
+        say_whole(*(f"[{number}] {text}" for text, number in notes.items()))
         name, newest = table()
-        console.print(
+        say(
             f"As known on {day}; prices of {when:%H:%M} UTC from {name}, newest entry {newest}. "
             f"{'' if sources else 'Where each cell comes from: --sources.'}",
         )

@@ -8,15 +8,12 @@ from typing import Annotated
 import typer
 
 from lichen.cli import quantities
-from lichen.cli.options import AsOf
-from lichen.cli.output import open_console, print_json, print_lines
+from lichen.cli.options import AsOf, SpecName
+from lichen.cli.output import print_json, say_whole
 
 
 def cost(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A model of the atlas, a config.json, or a folder with one."),
-    ],
+    model: SpecName,
     tokens: Annotated[
         int, typer.Option(parser=quantities.count, help="Tokens of the run: 15T, 500B, or a number.")
     ],
@@ -64,4 +61,4 @@ def cost(
         f"({CALIBRATION.source}).",
         f"Device: {device.source}, {device.date}.",
     ]
-    print_lines(open_console(), *lines)
+    say_whole(*lines)

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lichen.cli import quantities
-from lichen.cli.options import AsOf
-from lichen.cli.output import open_console, plain_table, print_json, print_lines, print_table
+from lichen.cli.options import AsOf, SpecName
+from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 def fits(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A model of the atlas, a config.json, or a folder with one."),
-    ],
+    model: SpecName,
     gpu: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,23 +74,22 @@ def fits(
         return
     from lichen.atlas.market import words
 
-    console = open_console()
     first = found[0][1]
-    console.print(
+    say(
         f"{model}: {words.gib(first.weight_bytes)} of weights ({first.quant}), "
         f"{words.gib(first.cache_bytes)} of cache for {batch:,} x {context:,} tokens",
         style="bold",
     )
-    print_table(console, _table(found, context, priced=price_per_hour is not None))
+    print_table(_table(found, context, priced=price_per_hour is not None))
     if spec.engram:
         tables = words.gib(spec.engram.table_bytes)
-        console.print(f"Beside it {tables} of n-gram tables, which engines keep outside the device.")
+        say(f"Beside it {tables} of n-gram tables, which engines keep outside the device.")
     bounds = "speeds are estimates" if price_per_hour is None else "speeds and costs are estimates"
-    console.print(f"\nThe {bounds}, bounds that nobody reaches:")
-    print_lines(console, *(f"- {text}" for text in ASSUMPTIONS))
-    console.print("Figures:")
+    say(f"\nThe {bounds}, bounds that nobody reaches:")
+    say_whole(*(f"- {text}" for text in ASSUMPTIONS))
+    say("Figures:")
     figures = dict.fromkeys([*map(_figures, machines), *map(_share, machines)])
-    print_lines(console, *(f"- {text}" for text in figures))
+    say_whole(*(f"- {text}" for text in figures))
 
 
 def _as_dict(machine: Machine, fit: Fit) -> dict[str, object]:

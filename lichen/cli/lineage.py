@@ -11,7 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from lichen.cli.options import AsOf
-from lichen.cli.output import open_console, plain_table, print_json, print_lines, print_table
+from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
@@ -51,10 +51,8 @@ def lineage(
     elif as_mermaid:
         print(to_mermaid(part))
     else:
-        console = open_console()
-        for tree in _overview(graph, sources) if name is None else [_around(graph, name, sources)]:
-            console.print(tree)
-        console.print(
+        say(*(_overview(graph, sources) if name is None else [_around(graph, name, sources)]))
+        say(
             f"As of {graph.as_of}. In brackets is the evidence. That of code follows the order of a library "
             "and is no proof that an idea was taken." + ("" if sources else " Where each is from: --sources.")
         )
@@ -158,25 +156,20 @@ def _print_risk(graph: Graph, as_json: bool) -> None:
         }
         print_json(asdict(found) | {"obligations": obligations})
         return
-    console = open_console()
-    console.print(f"Risk as of {found.as_of}, over {found.models} open models of the graph", style="bold")
-    console.print(
-        "\nWhat models rest on (with evidence in code; by what their makers say alone)", style="bold"
-    )
-    print_table(console, _roots(found))
-    console.print("\nHow alike the techniques of a year's models are (mean Jaccard similarity)", style="bold")
-    print_table(console, _similarity(found))
-    console.print("\nWhere techniques come from", style="bold")
-    print_lines(console, *(line for each in found.exchange for line in _exchange(each)))
-    console.print("\nWhat the licenses ask of you", style="bold")
+    say(f"Risk as of {found.as_of}, over {found.models} open models of the graph", style="bold")
+    say("\nWhat models rest on (with evidence in code; by what their makers say alone)", style="bold")
+    print_table(_roots(found))
+    say("\nHow alike the techniques of a year's models are (mean Jaccard similarity)", style="bold")
+    print_table(_similarity(found))
+    say("\nWhere techniques come from", style="bold")
+    say_whole(*(line for each in found.exchange for line in _exchange(each)))
+    say("\nWhat the licenses ask of you", style="bold")
     for name, asked in found.obligations.items():
-        print_lines(console, f"{name}: {'; '.join(map(words.obligation, asked))}")
+        say_whole(f"{name}: {'; '.join(map(words.obligation, asked))}")
     reuse = ", ".join(f"{name} {each.direct} ({each.all})" for name, each in graph.reuse.families.items())
-    console.print(
-        f"\nFamilies of {graph.reuse.library} whose code builds on a root, directly (in all)", style="bold"
-    )
-    console.print(reuse)
-    console.print("docs/lineage.md defines each number. They count what this graph has, no more.")
+    say(f"\nFamilies of {graph.reuse.library} whose code builds on a root, directly (in all)", style="bold")
+    say(reuse)
+    say("docs/lineage.md defines each number. They count what this graph has, no more.")
 
 
 def _roots(risk: Risk) -> Table:

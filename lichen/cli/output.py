@@ -6,14 +6,9 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.measure import Measurement, measure_renderables
 from rich.table import Table
-
-
-def open_console() -> Console:
-    """Where lines and tables go: text as it stands, nothing in it is markup."""
-    return Console(highlight=False, markup=False)
 
 
 def print_json(content: Any) -> None:
@@ -21,10 +16,16 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2, default=str))
 
 
-def print_lines(console: Console, *lines: str, style: str | None = None) -> None:
-    """Each of `lines` whole, however narrow the window."""
+def say(*lines: RenderableType, style: str | None = None) -> None:
+    """Print `lines`, wrapped between words to the width of the window; nothing in them is markup."""
     for line in lines:
-        console.print(line, style=style, soft_wrap=True)
+        _console().print(line, style=style)
+
+
+def say_whole(*lines: str, style: str | None = None) -> None:
+    """As `say`, but each line stays one, for what people copy and search."""
+    for line in lines:
+        _console().print(line, style=style, soft_wrap=True)
 
 
 def plain_table(*headings: str, whole: Collection[str] = (), right: Collection[str] = ()) -> Table:
@@ -35,12 +36,16 @@ def plain_table(*headings: str, whole: Collection[str] = (), right: Collection[s
     return table
 
 
-def print_table(console: Console, table: Table) -> None:
-    """Print `table` as wide as the console, cells wrapped between words; wider, where a word would be cut."""
-    width, unbounded = console.width, console.options.update(max_width=1_000_000)
+def print_table(table: Table) -> None:
+    """Print `table` as wide as the window, cells wrapped between words; wider, where a word would be cut."""
+    console = _console()
+    unbounded = console.options.update(max_width=1_000_000)
     for column in table.columns:
         size = measure_renderables(console, unbounded, [column.header, *column.cells])
         column.min_width = size.maximum if column.no_wrap else size.minimum
-    console.width = max(width, Measurement.get(console, unbounded, table).minimum)
+    console.width = max(console.width, Measurement.get(console, unbounded, table).minimum)
     console.print(table, crop=False)
-    console.width = width
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False)

@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from lichen.cli import quantities
-from lichen.cli.output import open_console, plain_table, print_json, print_table
+from lichen.cli.options import CatalogueNames
+from lichen.cli.output import plain_table, print_json, print_table, say
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def price(
-    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models of `lichen atlas list`.")],
+    names: CatalogueNames,
     provider: Annotated[
         str | None, typer.Option(help="Who sells it, or `all`. [default: the first of the model's file]")
     ] = None,
@@ -116,13 +117,12 @@ def _print(
     from lichen.atlas.market import words
     from lichen.atlas.market.prices import table
 
-    console = open_console()
-    console.print(f"USD per million tokens on {when:%Y-%m-%d}", style="bold")
-    print_table(console, _rates(offers, when))
+    say(f"USD per million tokens on {when:%Y-%m-%d}", style="bold")
+    print_table(_rates(offers, when))
     spread = any(workload.hours is not None for workload in workloads.values())
     moment = f"spread over the day {when:%Y-%m-%d}" if spread else f"at {when:%Y-%m-%d %H:%M} UTC"
     against = f", and against {reference.name}" if reference else ""
-    console.print(f"\nCost {moment}: of a request, of a day{against}", style="bold")
+    say(f"\nCost {moment}: of a request, of a day{against}", style="bold")
     costs = plain_table("", "", *workloads)
     for offer in offers:
         cells = []
@@ -131,17 +131,17 @@ def _print(
             known = cost and f"{words.usd(cost.per_request)}  {words.usd(cost.per_day)}/day{ratio}"
             cells.append(known or words.UNKNOWN)
         costs.add_row(offer.model.name, offer.provider, *cells)
-    print_table(console, costs)
+    print_table(costs)
     for name, workload in workloads.items():
-        console.print(f"{name}: {words.workload(workload)}")
+        say(f"{name}: {words.workload(workload)}")
     unknown = list(dict.fromkeys(offer.model.name for offer in offers if not offer.prices))
     if unknown:
-        console.print(
+        say(
             f"UNKNOWN: no price on {when:%Y-%m-%d} for {', '.join(unknown)}. That is not free of charge.",
             style="bold red",
         )
     name, newest = table()
-    console.print(f"Prices: {name}, newest entry {newest}; `lichen atlas show MODEL` gives every source.")
+    say(f"Prices: {name}, newest entry {newest}; `lichen atlas show MODEL` gives every source.")
 
 
 def _rates(offers: list[Offer], when: datetime) -> Table:

@@ -68,29 +68,32 @@ def compare(
 
     `reference` None is GPT-5.5, if it was out. Raises LichenError for a reference that is not there.
     """
-    rows = _facts(models, "model", catalogue.as_of) + _facts(models, "size", catalogue.as_of)
-    rows += computed(models)
-    rows += _facts(models, "training", catalogue.as_of)
-    rows += _prices(models, reference_model(catalogue, reference), at)
-    return rows + _scores(models)
-
-
-def _facts(models: Sequence[Model], section: str, as_of: date) -> list[Row]:
     return [
-        Row(section, words.label(field), {model.name: fact_cell(model, field, as_of) for model in models})
+        *_facts(models, "model"),
+        *_facts(models, "size"),
+        *computed(models),
+        *_facts(models, "training"),
+        *_prices(models, reference_model(catalogue, reference), at),
+        *_scores(models),
+    ]
+
+
+def _facts(models: Sequence[Model], section: str) -> list[Row]:
+    return [
+        Row(section, words.label(field), {model.name: fact_cell(model, field) for model in models})
         for field in FACTS[section]
     ]
 
 
-def fact_cell(model: Model, field: str, as_of: date, others: bool = True) -> Cell:
+def fact_cell(model: Model, field: str, others: bool = True) -> Cell:
     """What is known of `field`; with `others`, what else was or is told follows the value that counts."""
     facts: tuple[Fact[Any], ...] | str = getattr(model, field)
     if isinstance(facts, str):
         return Cell(facts, facts)
-    fact = known(facts, as_of)
+    fact = known(facts)
     if fact is None:
         return NOTHING
-    told = [other for other in facts if other.date <= as_of and other.value != fact.value] if others else []
+    told = [other for other in facts if others and other.value != fact.value]
     text = words.value(field, fact.value)
     for other in told:
         text += f"; {'elsewhere' if other.secondary else 'also'} {words.value(field, other.value)}"
