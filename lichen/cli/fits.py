@@ -59,18 +59,21 @@ def fits(
     spec = spec_of(model, day)
     found = [(machine, fit(spec, machine, quant, context, batch, price_per_hour)) for machine in machines]
     if as_json:
-        print_json(
-            {
-                "model": model,
-                "as_of": day,
-                "context": context,
-                "batch": batch,
-                "engram_bytes": spec.engram.table_bytes if spec.engram else None,
-                "machines": [_as_dict(machine, each) for machine, each in found],
-                "speeds_are": "estimates",
-                "assumptions": ASSUMPTIONS,
-            }
-        )
+        content = {
+            "model": model,
+            "as_of": day,
+            "context": context,
+            "batch": batch,
+            "engram_bytes": spec.engram.table_bytes if spec.engram else None,
+            "machines": [
+                {"machine": machine.name, **asdict(each), "left": each.left}
+                | {"device": machine.device.model_dump(), "usable": machine.usable.model_dump()}
+                for machine, each in found
+            ],
+            "speeds_are": "estimates",
+            "assumptions": ASSUMPTIONS,
+        }
+        print_json(content)
         return
     from lichen.atlas.market import words
 
@@ -90,13 +93,6 @@ def fits(
     say("Figures:")
     figures = dict.fromkeys([*map(_figures, machines), *map(_share, machines)])
     say_whole(*(f"- {text}" for text in figures))
-
-
-def _as_dict(machine: Machine, fit: Fit) -> dict[str, object]:
-    return {"machine": machine.name, **asdict(fit), "left": fit.left} | {
-        "device": machine.device.model_dump(mode="json"),
-        "usable": machine.usable.model_dump(mode="json"),
-    }
 
 
 def _table(found: list[tuple[Machine, Fit]], context: int, priced: bool) -> Table:

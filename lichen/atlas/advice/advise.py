@@ -110,7 +110,11 @@ def advise(
     left, excluded = cut(models, all_cuts)
     if not left:
         raise LichenError(emptied(models, all_cuts))
-    told = _told(chosen, left, catalogue, wanted, at)
+
+    def ask(candidates: Sequence[Model]) -> Told:
+        return [(each, answers(each, candidates, catalogue, wanted, at)) for each in chosen.criteria]
+
+    told = ask(left)
     places = _places(told, catalogue)
     ranking = tuple(
         _recommendation(place, after, catalogue, told)
@@ -121,7 +125,7 @@ def advise(
     for dropped in all_cuts:
         more, _ = cut(models, [other for other in all_cuts if other is not dropped])
         if len(more) > len(left):
-            first = _places(_told(chosen, more, catalogue, wanted, at), catalogue)[0].name
+            first = _places(ask(more), catalogue)[0].name
             alternatives += [f"without {dropped.name!r}: {first}"] if first != leader else []
     for index, (criterion, _) in enumerate(told):
         first = _places([told[index], *told[:index], *told[index + 1 :]], catalogue)[0].name
@@ -129,14 +133,7 @@ def advise(
     return Advice(scenario, chosen.title, at, wanted, chosen.criteria, ranking, excluded, tuple(alternatives))
 
 
-Told = list[tuple[Criterion, dict[str, Answer]]]
-
-
-def _told(
-    scenario: Scenario, models: Sequence[Model], catalogue: Catalogue, wanted: Constraints, at: datetime
-) -> Told:
-    """Per criterion everyone's answer, by model name."""
-    return [(criterion, answers(criterion, models, catalogue, wanted, at)) for criterion in scenario.criteria]
+Told = list[tuple[Criterion, dict[str, Answer]]]  # per criterion everyone's answer, by model name
 
 
 def _places(told: Told, catalogue: Catalogue) -> list[Place]:

@@ -14,7 +14,7 @@ What a model costs to hold and to run is not written down here: it is computed f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
@@ -28,7 +28,7 @@ from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError
 from lichen.facts.record import Fact, Past, Record, known_value, named, today
-from lichen.facts.yaml_file import field_error, parse, read_yaml, replaced
+from lichen.facts.yaml_file import Location, field_error, parse, read_yaml, replaced
 from lichen.files.atomic import write_text
 
 SHIPPED = Path(__file__).parent / "models"
@@ -219,10 +219,8 @@ def spec_of(name: str, as_of: date | None = None) -> ModelSpec:
     Raises LichenError for a model that came out after `as_of` (today), or whose config nobody published, and
     as `load_spec`.
     """
-    if (
-        as_of is None and name in named_models()
-    ):  # the catalogue, which is not read for it, would say the same
-        return load_spec(name)
+    if as_of is None and name in named_models():
+        return load_spec(name)  # the catalogue would say the same, and need not be read
     found = load(as_of=as_of)
     if name not in found.models and name not in found.later:
         return load_spec(name, found.models)
@@ -238,16 +236,20 @@ def read_model(path: Path) -> Model:
     """The model in the file `path`, checked. Raises LichenError naming file, line and field."""
     content = read_yaml(path)
     sources = _sources(content.pop("sources", None), path)
-    for location, item in _sourced(content):
-        name = item["source"]
+    facts: list[tuple[Location, dict[str, Any]]] = [
+        ([field, index], fact)
+        for field, items in content.items()
+        for index, fact in enumerate(items if isinstance(items, list) else ())
+        if isinstance(fact, dict) and "source" in fact
+    ]
+    for place, fact in facts:
+        name = fact["source"]
         if not isinstance(name, str) or name not in sources:
             names = ", ".join(sources)
-            raise field_error(
-                path, [*location, "source"], f"{name!r} is not among the file's sources ({names})"
-            )
-        if "date" in item:
-            raise field_error(path, [*location, "date"], "the date stands with the source, not with the fact")
-        item.update(source=sources[name].url, date=sources[name].date)
+            raise field_error(path, [*place, "source"], f"{name!r} is not among the file's sources ({names})")
+        if "date" in fact:
+            raise field_error(path, [*place, "date"], "the date stands with the source, not with the fact")
+        fact.update(source=sources[name].url, date=sources[name].date)
     model = parse(Model, content, path)
     if not model.release:
         raise field_error(path, ["release"], "missing: a model needs its release date and the source of it")
@@ -299,14 +301,6 @@ def _sources(content: Any, path: Path) -> dict[str, Source]:
 
 class _Sources(Record):
     sources: dict[str, Source]
-
-
-def _sourced(content: dict[str, Any]) -> Iterator[tuple[list[str | int], dict[str, Any]]]:
-    """The mappings with a source in the lists of a file, with their places."""
-    for name, items in content.items():
-        for index, item in enumerate(items if isinstance(items, list) else ()):
-            if isinstance(item, dict) and "source" in item:
-                yield [name, index], item
 
 
 def user_folder() -> Path:
