@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -132,15 +133,15 @@ def _print(advice: Advice, facts: bool) -> None:
     say_whole(f"\nPrices from {name}, newest entry {newest}; a row without a date counts as always.")
 
 
-def _terms(constraints: Constraints) -> list[str]:
+def _terms(constraints: Constraints) -> Iterator[str]:
     """The constraints that are set, in words."""
-    terms = [f"the {constraints.workload} workload", f"{constraints.requests_per_day:,.0f} requests a day"]
+    yield f"the {constraints.workload} workload"
+    yield f"{constraints.requests_per_day:,.0f} requests a day"
     if constraints.budget is not None:
-        terms.append(f"at most ${constraints.budget:,.2f} a month")
+        yield f"at most ${constraints.budget:,.2f} a month"
     if constraints.license:
-        terms.append(f"license {' or '.join(constraints.license)}")
+        yield f"license {' or '.join(constraints.license)}"
     if constraints.context is not None:
-        terms.append(f"{constraints.context:,} tokens of context")
+        yield f"{constraints.context:,} tokens of context"
     if constraints.hardware is not None:
-        terms.append(f"{constraints.hardware} with weights {constraints.quant or 'as released'}")
-    return terms
+        yield f"{constraints.hardware} with weights {constraints.quant or 'as released'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,16 +59,14 @@ def lineage(
         )
 
 
-def _overview(graph: Graph, sources: bool) -> list[Tree]:
+def _overview(graph: Graph, sources: bool) -> Iterator[Tree]:
     """All techniques under those that they develop, and all models under the one that they come from."""
-    trees = []
     for title, kind, of in (("Techniques", "develops", graph.techniques), ("Models", "from", graph.models)):
-        trees.append(Tree(Text(title, "bold")))
-        links = _nearest(graph, kind, sources)
+        tree, links = Tree(Text(title, "bold")), _nearest(graph, kind, sources)
         for name in of:
             if not any(below == name for _, below in links):
-                _grow(trees[-1].add(_node(graph, name)), graph, name, links)
-    return trees
+                _grow(tree.add(_node(graph, name)), graph, name, links)
+        yield tree
 
 
 Links = dict[tuple[str, str], str]  # from a node to one below it, with all the evidence for that
@@ -195,16 +194,17 @@ def _similarity(risk: Risk) -> Table:
     return table
 
 
-def _exchange(each: Exchange) -> tuple[str, ...]:
+def _exchange(each: Exchange) -> Iterator[str]:
     origins = ", ".join(f"{lab} {count}" for lab, count in each.origins.items())
     mutual = ", ".join(" and ".join(pair) for pair in each.mutual) or "none"
-    return (
-        f"{each.title}: models {each.models}, labs {each.labs}, uses of techniques {each.uses}",
-        f"  first published by: {origins or 'nobody here'}",
-        f"  concentration (Herfindahl): {_number(each.herfindahl)} by lab, "
-        f"{_number(each.herfindahl_countries)} by country",
-        f"  from outside the lab: {'-' if each.outside is None else f'{each.outside:.0%}'}; "
-        f"uses that other labs make of its own: {each.given}; labs that took from each other: {mutual}",
+    outside = "-" if each.outside is None else f"{each.outside:.0%}"
+    by_lab, by_country = _number(each.herfindahl), _number(each.herfindahl_countries)
+    yield f"{each.title}: models {each.models}, labs {each.labs}, uses of techniques {each.uses}"
+    yield f"  first published by: {origins or 'nobody here'}"
+    yield f"  concentration (Herfindahl): {by_lab} by lab, {by_country} by country"
+    yield (
+        f"  from outside the lab: {outside}; uses that other labs make of its own: {each.given}; "
+        f"labs that took from each other: {mutual}"
     )
 
 

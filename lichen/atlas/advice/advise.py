@@ -106,7 +106,7 @@ def advise(
     models = catalogue.models.values()
     if not models:
         raise LichenError(f"no model of the catalogue was out on {catalogue.as_of}")
-    all_cuts = cuts(wanted, chosen.require, rules.licenses, models, at)
+    all_cuts = list(cuts(wanted, chosen.require, rules.licenses, models, at))
     left, excluded = cut(models, all_cuts)
     if not left:
         raise LichenError(emptied(models, all_cuts))

@@ -6,7 +6,7 @@ What is unknown does not pass: a promise needs somebody who made it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -70,33 +70,31 @@ def cuts(
     licenses: Mapping[str, Sequence[str]],
     models: Iterable[Model],
     at: datetime,
-) -> list[Cut]:
+) -> Iterator[Cut]:
     """All that applies to a choice among `models`. `licenses`: words that stand for several licenses.
 
     Raises LichenError for hardware that cannot be read, and for a license that nobody has.
     """
-    found = []
     if "open_weights" in require:
-        found.append(Cut("open weights", _closed))
+        yield Cut("open weights", _closed)
     if wanted.license:
         allowed = _allowed(wanted.license, licenses, models)
         name = f"license {' or '.join(wanted.license)}"
-        found.append(Cut(name, lambda model: _license(model, allowed)))
+        yield Cut(name, lambda model: _license(model, allowed))
     if (tokens := wanted.context) is not None:
-        found.append(Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens)))
+        yield Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens))
     stored = check_quant(wanted.quant) or "as released"
     if wanted.hardware is None and wanted.quant is not None:
         raise LichenError(f"weights as {stored} are stored on something: name the hardware too")
     if wanted.hardware is not None:
         parse(wanted.hardware)  # a device that nobody has is refused before any model is asked
         name = f"hardware {wanted.hardware}, weights {stored}"
-        found.append(Cut(name, lambda model: _too_big(model, wanted)))
+        yield Cut(name, lambda model: _too_big(model, wanted))
     if "price" in require:
-        found.append(Cut("a price", lambda model: _unsold(model, wanted, at)))
+        yield Cut("a price", lambda model: _unsold(model, wanted, at))
     if (budget := wanted.budget) is not None:
         name = f"budget of ${budget:,.2f} a month"
-        found.append(Cut(name, lambda model: _dear(model, budget, wanted, at)))
-    return found
+        yield Cut(name, lambda model: _dear(model, budget, wanted, at))
 
 
 def cut(models: Iterable[Model], all_cuts: Sequence[Cut]) -> tuple[list[Model], tuple[Excluded, ...]]:

@@ -28,20 +28,17 @@ class Parameters(Quantity):
     model: str
     active: bool = False
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         model = catalogue.get(self.model)
-        found = []
         if spec := model.spec:
             count = (active_parameters if self.active else total_parameters)(spec)
-            text = f"{words.count(count)} parameters counted from its config"
-            found.append(Answer(self.holds(count), text))
+            yield Answer(self.holds(count), f"{words.count(count)} parameters counted from its config")
         published = known(model.active_parameters if self.active else model.total_parameters)
         if published and published.value is not None:
             text = (
                 f"{words.count(published.value)} parameters published ({published.source}, {published.date})"
             )
-            found.append(Answer(self.holds(published.value), text))
-        return found
+            yield Answer(self.holds(published.value), text)
 
 
 class Context(Quantity):
@@ -53,17 +50,16 @@ class Context(Quantity):
     kind: Literal["context"]
     model: str
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         model = catalogue.get(self.model)
         weights, api = known(model.context), known(model.api_context)
-        found = []
+        told = weights is not None and weights.value is not None
         if weights and weights.value is not None:
             text = f"{weights.value:,} tokens ({weights.source}, {weights.date})"
-            found.append(Answer(self.holds(weights.value), text))
+            yield Answer(self.holds(weights.value), text)
         if api and api.value is not None:
             text = f"{api.value:,} tokens at its lab's API ({api.source}, {api.date})"
-            found.append(Answer(None if found else self.holds(api.value), text))
-        return found
+            yield Answer(None if told else self.holds(api.value), text)
 
 
 class SameParts(Checkable):
@@ -76,21 +72,21 @@ class SameParts(Checkable):
     model: str
     reference: str
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         ours, theirs = catalogue.get(self.model).spec, catalogue.get(self.reference).spec
         if ours is None or theirs is None:
-            return []
-        found, other = [], _parts(theirs)
+            return
+        other, their_sizes = _parts(theirs), _sizes(theirs)
         for part, kind in _parts(ours).items():
             text = f"{part}: {kind}" + ("" if kind == other[part] else f", against {other[part]}")
-            found.append(Answer(kind == other[part], text))
-        their_sizes = _sizes(theirs)
+            yield Answer(kind == other[part], text)
         sizes = [
             f"{name} {value} (of {self.reference} {their_sizes[name]})"
             for name, value in _sizes(ours).items()
             if name in their_sizes and value != their_sizes[name]
         ]
-        return [*found, Answer(None, f"other sizes: {', '.join(sizes)}")] if sizes else found
+        if sizes:
+            yield Answer(None, f"other sizes: {', '.join(sizes)}")
 
 
 def _parts(spec: ModelSpec) -> dict[str, str]:
@@ -137,16 +133,13 @@ class CacheRatio(Quantity):
             if spec and self.context > (longest := spec.max_position_embeddings):
                 yield ["context"], f"{name} reads at most {longest:,} tokens, not {self.context:,}"
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
-        specs = catalogue.get(self.model).spec, catalogue.get(self.reference).spec
-        if None in specs:
-            return []
-        ours, theirs = (cache_bytes(spec, self.context).ideal for spec in specs if spec)
-        text = (
-            f"{words.gib(ours)} at {self.context:,} tokens, against {words.gib(theirs)} of "
-            f"{self.reference}: {ours / theirs:.3f} of it"
-        )
-        return [Answer(self.holds(ours / theirs), text)]
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
+        spec, other = catalogue.get(self.model).spec, catalogue.get(self.reference).spec
+        if spec and other:
+            ours, theirs = (cache_bytes(each, self.context).ideal for each in (spec, other))
+            text = f"{words.gib(ours)} at {self.context:,} tokens, against {words.gib(theirs)}"
+            share = f"of {self.reference}: {ours / theirs:.3f} of it"
+            yield Answer(self.holds(ours / theirs), f"{text} {share}")
 
 
 class OptimizerBytes(Quantity):
@@ -155,16 +148,14 @@ class OptimizerBytes(Quantity):
     kind: Literal["optimizer_bytes"]
     model: str
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
-        if (spec := catalogue.get(self.model).spec) is None:
-            return []
-        state = account(spec).bytes_of_model
-        share = state.muon_state / state.adamw_state
-        text = (
-            f"{words.size(state.muon_state)} of Muon's state, AdamW for the rest, against "
-            f"{words.size(state.adamw_state)} of AdamW's: {share:.3f} of it"
-        )
-        return [Answer(self.holds(share), text)]
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
+        if spec := catalogue.get(self.model).spec:
+            state = account(spec).bytes_of_model
+            share = state.muon_state / state.adamw_state
+            text = f"{words.size(state.muon_state)} of Muon's state, AdamW for the rest, against"
+            yield Answer(
+                self.holds(share), f"{text} {words.size(state.adamw_state)} of AdamW's: {share:.3f} of it"
+            )
 
 
 class Fits(Checkable):
@@ -187,8 +178,7 @@ class Fits(Checkable):
         except LichenError as error:
             yield field, str(error)
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
-        if (spec := catalogue.get(self.model).spec) is None:
-            return []
-        found = fits(spec, devices.parse(self.hardware), self.quant, self.context)
-        return [Answer(found.fits, f"{words.needs(found)} of {self.hardware}, at {self.context:,} tokens")]
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
+        if spec := catalogue.get(self.model).spec:
+            found = fits(spec, devices.parse(self.hardware), self.quant, self.context)
+            yield Answer(found.fits, f"{words.needs(found)} of {self.hardware}, at {self.context:,} tokens")

@@ -38,10 +38,10 @@ class PriceRatio(Quantity):
                 hint = did_you_mean(name, sellers, f"known are {', '.join(sellers) or 'none'}")
                 yield ["providers", index], f"no provider {name!r} of {self.model}; {hint}"
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         """One answer per provider, workload and level of price: at every moment at which a price changes."""
         model, reference, day = catalogue.get(self.model), catalogue.get(self.reference), at.date()
-        found, told = [], []
+        told = []
         for provider in self.providers or (default_provider(model, day),):
             moments = _price_moments(model, provider, day) | _price_moments(reference, None, day)
             for name, workload in STANDARD.items():
@@ -52,12 +52,11 @@ class PriceRatio(Quantity):
                         levels.setdefault(round(1 / share, 9), []).append(f"{moment:%H:%M}")
                 for times, since in levels.items():
                     when = f", from {' and '.join(since)} UTC" if len(levels) > 1 else ""
-                    found.append(Answer(self.holds(times), f"{name} at {provider}{when}: 1/{times:.1f}"))
+                    yield Answer(self.holds(times), f"{name} at {provider}{when}: 1/{times:.1f}")
                     told.append(times)
         inside = self.expected is not None and told and min(told) < self.expected < max(told)
-        if inside and not any(answer.holds for answer in found):
-            found.append(Answer(True, f"1/{self.expected:g} lies between: some mix of these uses has it"))
-        return found
+        if inside and not any(map(self.holds, told)):
+            yield Answer(True, f"1/{self.expected:g} lies between: some mix of these uses has it")
 
 
 def _price_moments(model: Model, provider: str | None, day: date) -> set[time]:
@@ -81,11 +80,10 @@ class Released(Checkable):
             raise ValueError(f"no day is between {self.since} and {self.until}, which is earlier")
         return self
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         fact = known(catalogue.get(self.model).release)
-        if fact is None or fact.value is None:
-            return []
-        return [Answer(self.since <= fact.value <= self.until, f"released on {fact.value} ({fact.source})")]
+        if fact and fact.value:
+            yield Answer(self.since <= fact.value <= self.until, f"released on {fact.value} ({fact.source})")
 
 
 class TrainingCost(Quantity):
@@ -95,7 +93,7 @@ class TrainingCost(Quantity):
     model: str
     reference: str
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         hours, texts = [], []
         for name in (self.model, self.reference):
             fact = known(catalogue.get(name).training_gpu_hours)
@@ -104,7 +102,7 @@ class TrainingCost(Quantity):
                 texts.append(f"{name}: {fact.value:,} GPU hours ({fact.source}, {fact.date})")
             else:
                 texts.append(f"{name}: GPU hours not published")
-        return [Answer(self.holds(hours[0] / hours[1]) if len(hours) == 2 else None, "; ".join(texts))]
+        yield Answer(self.holds(hours[0] / hours[1]) if len(hours) == 2 else None, "; ".join(texts))
 
 
 class Licensed(Checkable):
@@ -114,12 +112,11 @@ class Licensed(Checkable):
     models: tuple[str, ...] = Field(min_length=1)
     licenses: tuple[str, ...] = Field(min_length=1)
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
-        return [
-            Answer(fact.value in self.licenses, f"{name}: {fact.value} ({fact.source}, {fact.date})")
-            for name in self.models
-            if (fact := known(catalogue.get(name).license)) and fact.value is not None
-        ]
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
+        for name in self.models:
+            if (fact := known(catalogue.get(name).license)) and fact.value is not None:
+                text = f"{name}: {fact.value} ({fact.source}, {fact.date})"
+                yield Answer(fact.value in self.licenses, text)
 
 
 class Recommended(Checkable):
@@ -136,11 +133,12 @@ class Recommended(Checkable):
             there_are = ", ".join(scenarios)
             yield ["scenario"], f"no scenario {self.scenario!r} in the rules; there are {there_are}"
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         try:
             given = advise(self.scenario, Constraints(), catalogue, at)
         except LichenError as nobody:  # on an early day
-            return [Answer(None, str(nobody))]
+            yield Answer(None, str(nobody))
+            return
         names = [place.model for place in given.ranking]
         first = given.ranking[0]
         text = f"first of {len(names)} by the rules for {self.scenario}: {first.model} ({first.decided_by})"
@@ -148,4 +146,4 @@ class Recommended(Checkable):
             text += f"; {self.model} is number {names.index(self.model) + 1}"
         for out in given.excluded:
             text += f"; {out.model}: {out.constraint}: {out.why}" if out.model == self.model else ""
-        return [Answer(first.model == self.model, text)]
+        yield Answer(first.model == self.model, text)

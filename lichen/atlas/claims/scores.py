@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Literal
 
@@ -20,16 +21,12 @@ class ScoreOf(Quantity):
     model: str
     tests: tuple[Benchmark, ...] = Field(min_length=1)
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         otherwise = False if len(self.tests) == 1 else None
-        return [
-            Answer(
-                self.holds(score.value) or otherwise,
-                f"{column}: {score.value:g} by {score.reported_by} ({score.source}, {score.date})",
-            )
-            for column, results in comparable([catalogue.get(self.model)], self.tests).items()
-            for score in results[self.model].scores
-        ]
+        for column, results in comparable([catalogue.get(self.model)], self.tests).items():
+            for score in results[self.model].scores:
+                text = f"{column}: {score.value:g} by {score.reported_by} ({score.source}, {score.date})"
+                yield Answer(self.holds(score.value) or otherwise, text)
 
 
 class ScoreGap(Quantity):
@@ -39,14 +36,12 @@ class ScoreGap(Quantity):
     models: tuple[str, ...] = Field(min_length=2)
     tests: tuple[Benchmark, ...] | None = None
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
-        found = []
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         for column, results in comparable(map(catalogue.get, self.models), self.tests).items():
             if len(results) == len(self.models):
                 values = [result.high for result in results.values()]
                 text = ", ".join(f"{name} {result}" for name, result in results.items())
-                found.append(Answer(self.holds(max(values) - min(values)), f"{column}: {text}"))
-        return found
+                yield Answer(self.holds(max(values) - min(values)), f"{column}: {text}")
 
 
 class Reaches(Checkable):
@@ -57,14 +52,12 @@ class Reaches(Checkable):
     reference: str
     within: Margin
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
-        found = []
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         for column, results in comparable(map(catalogue.get, (self.model, self.reference))).items():
             if self.model in results and self.reference in results:
                 ours, theirs = results[self.model], results[self.reference]
                 near = theirs.low - ours.high <= self.within.around(theirs.low)
-                found.append(Answer(near, f"{column}: {ours}, against {theirs} of {self.reference}"))
-        return found
+                yield Answer(near, f"{column}: {ours}, against {theirs} of {self.reference}")
 
 
 class Leads(Checkable):
@@ -74,8 +67,7 @@ class Leads(Checkable):
     model: str
     tests: tuple[Benchmark, ...] = Field(min_length=1)
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
-        found = []
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         for column, results in comparable(catalogue.models.values(), self.tests).items():
             if self.model in results and len(results) > 1:
                 own = results[self.model]
@@ -83,5 +75,4 @@ class Leads(Checkable):
                 best = max(others, key=lambda name: others[name].high)
                 leads = own.low >= others[best].high
                 next_one = f"the next of {len(results)}: {best}" if leads else f"{best} has"
-                found.append(Answer(leads, f"{column}: {own}; {next_one} {others[best]}"))
-        return found
+                yield Answer(leads, f"{column}: {own}; {next_one} {others[best]}")

@@ -52,7 +52,7 @@ class Checkable(Record):
                 hint = did_you_mean(name, catalogue.models, "`lichen atlas list` names them all")
                 yield field, f"no model {name!r} in the catalogue; {hint}"
 
-    def answers(self, catalogue: Catalogue, at: datetime) -> list[Answer]:
+    def answers(self, catalogue: Catalogue, at: datetime) -> Iterator[Answer]:
         """What is known at `at` (aware), of whose day `catalogue` is."""
         raise NotImplementedError
 
@@ -65,7 +65,7 @@ class Checkable(Record):
                 "computed",
                 tuple(f"{name} came out on {catalogue.later[name]}" for name in later),
             )
-        answers = self.answers(catalogue, at)
+        answers = list(self.answers(catalogue, at))
         held = [answer.holds for answer in answers if answer.holds is not None]
         verdict: Verdict = "supported" if all(held) else "partly supported" if any(held) else "contradicted"
         evidence = tuple(answer.text for answer in answers) or ("nothing is known about it",)

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from functools import partial
@@ -164,18 +164,16 @@ def _cache(spec: ModelSpec, context: int) -> Cell:
     return Cell(text, {**asdict(size), "layout": layout})
 
 
-def _prices(models: Sequence[Model], reference: Model | None, at: datetime) -> list[Row]:
+def _prices(models: Sequence[Model], reference: Model | None, at: datetime) -> Iterator[Row]:
     day = at.astimezone(UTC).date()
     prices = {model.name: _price(model, day) for model in models}
-    rows = [Row("price", "USD per million tokens, in / out / cached", prices)]
+    yield Row("price", "USD per million tokens, in / out / cached", prices)
     if reference is None:
-        return rows
+        return
     for name, workload in STANDARD.items():
         ratios = {model.name: ratio(model, reference, workload, at) for model in models}
         cells = {model: Cell(words.share(found), found) for model, found in ratios.items()}
-        label = f"{name}, against {reference.name}, {at.astimezone(UTC):%H:%M} UTC"
-        rows.append(Row("price", label, cells))
-    return rows
+        yield Row("price", f"{name}, against {reference.name}, {at.astimezone(UTC):%H:%M} UTC", cells)
 
 
 def _price(model: Model, day: date) -> Cell:
@@ -190,7 +188,7 @@ def _price(model: Model, day: date) -> Cell:
     )
 
 
-def _scores(models: Sequence[Model]) -> list[Row]:
+def _scores(models: Sequence[Model]) -> Iterator[Row]:
     """A row per benchmark, version, variant and unit: only what stands in one row may be compared.
 
     The benchmarks that most of the models report come first.
@@ -207,12 +205,10 @@ def _scores(models: Sequence[Model]) -> list[Row]:
     spread: dict[str, int] = {}
     for (benchmark, _, _), by_model in found.items():
         spread[benchmark] = max(spread.get(benchmark, 0), len(by_model))
-    rows = []
     for key in sorted(found, key=lambda key: (-spread[key[0]], key)):
         benchmark, test, _ = key
         label = test if key in stated or benchmark not in versioned else f"{test}, version not stated"
-        rows.append(Row("scores", label, {model.name: _score(model, found[key]) for model in models}))
-    return rows
+        yield Row("scores", label, {model.name: _score(model, found[key]) for model in models})
 
 
 def _score(model: Model, by_model: dict[str, list[Score]]) -> Cell:
