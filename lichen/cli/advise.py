@@ -112,9 +112,8 @@ def _print(advice: Advice, facts: bool) -> None:
     say_whole(f"{advice.title}, as known on {advice.at.date()}", style="bold")
     say_whole(f"For {'; '.join(_terms(advice.constraints))}. Asked in this order:")
     for number, criterion in enumerate(advice.criteria, 1):
-        even = (
-            f" (even within {criterion.within})" if criterion.within.share or criterion.within.slack else ""
-        )
+        within = criterion.within
+        even = f" (even within {within})" if within.share or within.slack else ""
         say_whole(f"  {number}. {criterion.label}{even}: {criterion.why}")
     for number, place in enumerate(advice.ranking, 1):
         say_whole(f"\n{number}. {place.title}", style="bold")

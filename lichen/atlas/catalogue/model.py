@@ -34,7 +34,6 @@ from lichen.files.atomic import write_text
 SHIPPED = Path(__file__).parent / "models"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"
 Count = Annotated[int, Field(gt=0)]
-FACTS = "tuple[lichen.facts.record.Fact["
 
 
 class Source(Record):
@@ -167,9 +166,7 @@ class Model(Record):
 
 
 # The fields of a Model that hold facts, in the order in which they are shown.
-FACT_FIELDS = tuple(
-    name for name, field in Model.model_fields.items() if str(field.annotation).startswith(FACTS)
-)
+FACT_FIELDS = tuple(name for name, field in Model.model_fields.items() if "Fact[" in str(field.annotation))
 
 
 @dataclass(frozen=True)
