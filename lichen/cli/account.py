@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lichen.cli import quantities
+from lichen.cli import options
 from lichen.cli.output import print_json, print_table, say, say_whole
 
 if TYPE_CHECKING:
@@ -25,11 +25,9 @@ def account(
     ],
     context: Annotated[
         int | None,
-        typer.Option(
-            parser=quantities.count, help="Tokens per sequence, for FLOPs and cache. [default: 4096]"
-        ),
+        typer.Option(parser=options.count, help="Tokens per sequence, for FLOPs and cache. [default: 4096]"),
     ] = None,
-    batch: Annotated[int, typer.Option(parser=quantities.count, help="Sequences in the cache at once.")] = 1,
+    batch: Annotated[int, typer.Option(parser=options.count, help="Sequences in the cache at once.")] = 1,
     dtype: Annotated[
         str | None,
         typer.Option(help="Storage of weights: fp32, bf16, fp8, int4, fp4, mxfp4. [default: as published]"),
@@ -41,7 +39,7 @@ def account(
     memory: Annotated[
         int | None,
         typer.Option(
-            parser=quantities.memory,
+            parser=options.memory,
             metavar="SIZE",
             help="For weights and cache, such as 80G: what context and batch fit?",
         ),

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lichen.cli import quantities
-from lichen.cli.options import AsOf
+from lichen.cli import options
 from lichen.cli.output import print_json, say_whole
 from lichen.errors import LichenError
 
@@ -29,11 +28,11 @@ def advise(
     budget: Annotated[
         float | None,
         typer.Option(
-            parser=quantities.dollars, metavar="USD", help="The most that the requests may cost in a month."
+            parser=options.dollars, metavar="USD", help="The most that the requests may cost in a month."
         ),
     ] = None,
     requests: Annotated[
-        float | None, typer.Option(parser=quantities.number, help="Requests a day. [default: the rules']")
+        float | None, typer.Option(parser=options.number, help="Requests a day. [default: the rules']")
     ] = None,
     workload: Annotated[
         str | None, typer.Option(metavar="NAME", help="blend, output-heavy or agentic. [default: the rules']")
@@ -43,12 +42,12 @@ def advise(
     ] = None,
     quant: Annotated[str | None, typer.Option(metavar="NAME", help="Storage of the weights there.")] = None,
     context: Annotated[
-        int | None, typer.Option(parser=quantities.count, metavar="TOKENS", help="It must read as many.")
+        int | None, typer.Option(parser=options.count, metavar="TOKENS", help="It must read as many.")
     ] = None,
     license: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Any of these, or `permissive`; may be repeated.")
     ] = None,
-    as_of: AsOf = None,
+    as_of: options.AsOf = None,
     facts: Annotated[bool, typer.Option("--facts", help="The facts behind every answer.")] = False,
     rules: Annotated[bool, typer.Option("--rules", help="Print the rules instead.")] = False,
     rules_file: Annotated[

@@ -1,4 +1,4 @@
-"""`lichen atlas`: the catalogue of models, and a place for the user's own."""
+"""`lichen atlas`: the catalogue of models, a place for the user's own, and the atlas as a page."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lichen.cli.atlas_page import build, serve
-from lichen.cli.options import AsOf
+from lichen.cli import options
 from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
+from lichen.errors import LichenError
 
 if TYPE_CHECKING:
+    from http.server import ThreadingHTTPServer
+
     from lichen.atlas.catalogue.model import Catalogue, Model
 
 atlas = typer.Typer(
@@ -24,7 +26,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @atlas.command("list")
-def list_models(as_of: AsOf = None, as_json: AsJson = False) -> None:
+def list_models(as_of: options.AsOf = None, as_json: AsJson = False) -> None:
     """List the models that were out, with what they are in a line."""
     from lichen.atlas.catalogue.model import load
     from lichen.atlas.market.compare import fact_cell
@@ -51,7 +53,7 @@ def list_models(as_of: AsOf = None, as_json: AsJson = False) -> None:
 @atlas.command()
 def show(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A model of `lichen atlas list`.")],
-    as_of: AsOf = None,
+    as_of: options.AsOf = None,
     as_json: AsJson = False,
 ) -> None:
     """Show all that is known of a model: every fact, score and price with its source and date."""
@@ -96,8 +98,72 @@ def add(
     print(f"{model.title} is kept in {kept}; `lichen atlas show {model.name}` shows it")
 
 
-atlas.command()(build)
-atlas.command()(serve)
+@atlas.command()
+def build(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")] = Path("atlas.html"),
+    as_of: options.AsOf = None,
+) -> None:
+    """Write the atlas as one HTML file that needs no network and no server."""
+    from lichen.atlas.page import build as build_page
+    from lichen.facts.record import parse_as_of
+    from lichen.files.atomic import write_text
+
+    if out.is_dir():
+        raise LichenError(f"--out {out} is a folder: name a file in it, like {out / 'atlas.html'}")
+    page = build_page(parse_as_of(as_of))
+    write_text(out, page)
+    print(f"{out}: {len(page.encode()) / 1000:,.0f} kB; open it in a browser")
+
+
+@atlas.command()
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8642,
+    as_of: options.AsOf = None,
+) -> None:
+    """Serve the same page until Ctrl-C."""
+    from lichen.atlas.page import build as build_page
+    from lichen.facts.record import parse_as_of
+
+    server = page_server(build_page(parse_as_of(as_of)), host, port)
+    try:
+        with server:
+            print(f"The atlas is at http://{host}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+            server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+
+
+def page_server(page: str, host: str, port: int) -> ThreadingHTTPServer:
+    """A server of `page`, and of nothing else, bound but not yet running.
+
+    Raises LichenError if it cannot listen on `host` and `port`.
+    """
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    content = page.encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] != "/":
+                self.send_error(404, "the atlas is at /")
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    try:
+        return ThreadingHTTPServer((host, port), Handler)
+    except OSError as error:
+        raise LichenError(
+            f"cannot listen on {host}, port {port}: {str(error.strerror).lower()}; "
+            "--host and --port choose another address"
+        ) from None
 
 
 def _everything(model: Model, catalogue: Catalogue) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from lichen.errors import LichenError
 if TYPE_CHECKING:
     from datetime import date
 
-    from lichen.atlas.claims.check import Checked
-    from lichen.atlas.claims.kinds import ClaimSet
+    from lichen.atlas.claims.check import Checked, ClaimSet
 
 STYLE = {
     "supported": "green",

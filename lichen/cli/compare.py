@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lichen.cli.options import AsOf, CatalogueNames
+from lichen.cli import options
 from lichen.cli.output import plain_table, print_table, say, say_whole
 from lichen.errors import LichenError
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def compare(
-    names: CatalogueNames,
+    names: options.CatalogueNames,
     sources: Annotated[bool, typer.Option("--sources", help="Say where each cell comes from.")] = False,
-    as_of: AsOf = None,
+    as_of: options.AsOf = None,
     at: Annotated[
         str | None, typer.Option("--at", metavar="HH:MM", help="Time of day of the prices, UTC.")
     ] = None,

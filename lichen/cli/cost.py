@@ -7,26 +7,25 @@ from typing import Annotated
 
 import typer
 
-from lichen.cli import quantities
-from lichen.cli.options import AsOf, SpecName
+from lichen.cli import options
 from lichen.cli.output import print_json, say_whole
 
 
 def cost(
-    model: SpecName,
+    model: options.SpecName,
     tokens: Annotated[
-        int, typer.Option(parser=quantities.count, help="Tokens of the run: 15T, 500B, or a number.")
+        int, typer.Option(parser=options.count, help="Tokens of the run: 15T, 500B, or a number.")
     ],
     gpu: Annotated[str, typer.Option(help="The device, like h800.")] = "h100",
     mfu: Annotated[float, typer.Option(help="Share of the device's dense bf16 rate that is got.")] = 0.35,
     price_per_hour: Annotated[
         float | None,
         typer.Option(
-            "--price-per-hour", parser=quantities.dollars, help="USD per device and hour. [default: unknown]"
+            "--price-per-hour", parser=options.dollars, help="USD per device and hour. [default: unknown]"
         ),
     ] = None,
-    seq_len: Annotated[int, typer.Option(parser=quantities.count, help="Tokens per sequence.")] = 4096,
-    as_of: AsOf = None,
+    seq_len: Annotated[int, typer.Option(parser=options.count, help="Tokens per sequence.")] = 4096,
+    as_of: options.AsOf = None,
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON.")] = False,
 ) -> None:
     """Estimate the FLOPs, GPU hours and money of a training run, next to one whose hours are published."""

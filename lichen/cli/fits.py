@@ -9,8 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lichen.cli import quantities
-from lichen.cli.options import AsOf, SpecName
+from lichen.cli import options
 from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
 from lichen.errors import LichenError
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def fits(
-    model: SpecName,
+    model: options.SpecName,
     gpu: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,18 +30,18 @@ def fits(
         str | None,
         typer.Option(help="Storage of the weights: bf16, fp8, int4, q4, q6, ... [default: as published]"),
     ] = None,
-    context: Annotated[int, typer.Option(parser=quantities.count, help="Tokens of each sequence.")] = 8192,
-    batch: Annotated[int, typer.Option(parser=quantities.count, help="Sequences at once.")] = 1,
+    context: Annotated[int, typer.Option(parser=options.count, help="Tokens of each sequence.")] = 8192,
+    batch: Annotated[int, typer.Option(parser=options.count, help="Sequences at once.")] = 1,
     price_per_hour: Annotated[
         float | None,
         typer.Option(
             "--price-per-hour",
-            parser=quantities.dollars,
+            parser=options.dollars,
             metavar="USD",
             help="Rent of one device; adds what a million tokens costs.",
         ),
     ] = None,
-    as_of: AsOf = None,
+    as_of: options.AsOf = None,
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON, with sources.")] = False,
 ) -> None:
     """Does a model fit, what is left for its cache, and an estimate of its speed."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from lichen.cli.options import AsOf
+from lichen.cli import options
 from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
 from lichen.errors import LichenError
 
@@ -26,7 +26,7 @@ def lineage(
     ] = None,
     risk: Annotated[bool, typer.Option("--risk", help="What rests on whom, in numbers.")] = False,
     sources: Annotated[bool, typer.Option("--sources", help="Say where each edge is from.")] = False,
-    as_of: AsOf = None,
+    as_of: options.AsOf = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, always with sources.")] = False,
     as_graphml: Annotated[bool, typer.Option("--graphml", help="GraphML, for Gephi or networkx.")] = False,
     as_mermaid: Annotated[bool, typer.Option("--mermaid", help="A Mermaid flowchart.")] = False,

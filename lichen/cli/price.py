@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from lichen.cli import quantities
-from lichen.cli.options import CatalogueNames
+from lichen.cli import options
 from lichen.cli.output import plain_table, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def price(
-    names: CatalogueNames,
+    names: options.CatalogueNames,
     provider: Annotated[
         str | None, typer.Option(help="Who sells it, or `all`. [default: the first of the model's file]")
     ] = None,
@@ -32,17 +31,15 @@ def price(
     ] = None,
     input_tokens: Annotated[
         int | None,
-        typer.Option(
-            "--input", parser=quantities.count, help="Prompt tokens of a request: your own workload."
-        ),
+        typer.Option("--input", parser=options.count, help="Prompt tokens of a request: your own workload."),
     ] = None,
     output_tokens: Annotated[
-        int | None, typer.Option("--output", parser=quantities.count, help="Output tokens of a request.")
+        int | None, typer.Option("--output", parser=options.count, help="Output tokens of a request.")
     ] = None,
     cached: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of the prompt read from the cache.")
     ] = None,
-    requests: Annotated[float, typer.Option(parser=quantities.number, help="Requests a day.")] = 1000,
+    requests: Annotated[float, typer.Option(parser=options.number, help="Requests a day.")] = 1000,
     hours: Annotated[
         str | None,
         typer.Option(metavar="8-18,20", help="UTC hours over which they spread evenly. [default: now]"),
