@@ -8,13 +8,14 @@ holds for a folder as a whole.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from lichen.errors import LichenError
 
@@ -61,6 +62,10 @@ def write_text(path: Path, text: str) -> None:
     """Replace the content of `path` with `text` (UTF-8), atomically."""
     with atomic_write(path, "w") as file:
         file.write(text)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from lichen.arch.parts.mla import MLA
-from lichen.arch.parts.rope import Yarn
 from lichen.nn.forward import Pass
 from lichen.nn.linear import Linear, RMSNorm
 from lichen.nn.roles import Role
@@ -32,8 +31,7 @@ class MLAttention(nn.Module):
         super().__init__()
         assert spec.rope is not None  # as `lichen.nn.build` made sure
         self.spec, self.rope, self.layer = spec, spec.rope, layer
-        softmax_factor = self.rope.scaling.softmax_factor if isinstance(self.rope.scaling, Yarn) else 1.0
-        self.scale = spec.qk_head_dim**-0.5 * softmax_factor
+        self.scale = spec.qk_head_dim**-0.5 * self.rope.softmax_factor
         heads, bias = spec.num_attention_heads, spec.attention_bias
         per_head = Role("matrix", heads=heads)
         queries = heads * spec.qk_head_dim

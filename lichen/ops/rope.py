@@ -54,8 +54,7 @@ def _llama3(inverse: Tensor, scaling: Llama3Scaling) -> Tensor:
 def turns(rope: Rope, dim: int, positions: Tensor) -> Tensor:
     """cos + i sin of every pair's angle at `positions` (...): (..., dim/2) complex64, scaled as YaRN asks."""
     angles = positions[..., None].float() * frequencies(rope, dim).to(positions.device)
-    factor = rope.scaling.attention_factor if isinstance(rope.scaling, Yarn) else 1.0
-    return torch.polar(torch.full_like(angles, factor), angles)
+    return torch.polar(torch.full_like(angles, rope.attention_factor), angles)
 
 
 def _rotate(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:

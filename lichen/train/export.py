@@ -18,10 +18,10 @@ import torch
 
 import lichen
 from lichen.errors import LichenError
-from lichen.files.atomic import whole_folder, write_text
+from lichen.files.atomic import whole_folder, write_json, write_text
 from lichen.serve.open import EXPORT_MARK, newest_checkpoint
 from lichen.train.model_card import model_card
-from lichen.train.model_folder import write_json, write_model_folder
+from lichen.train.model_folder import write_model_folder
 from lichen.train.run import open_run
 from lichen.train.state import check_tokenizer
 from lichen.weights.checkpoints import step_of

@@ -8,7 +8,6 @@ chat_template.jinja                           how its tokens write a conversatio
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from lichen.arch.spec import ModelSpec
 from lichen.data.special_tokens import SpecialIds, end_ids, special_ids
 from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import SpecError
-from lichen.files.atomic import write_text
+from lichen.files.atomic import write_json, write_text
 from lichen.nn.transformer import Transformer
 from lichen.train.run import Run
 from lichen.weights.save import save_weights
@@ -80,7 +79,3 @@ def _tokenizer_config(spec: ModelSpec, special: SpecialIds, tokenizer: Tokenizer
         "clean_up_tokenization_spaces": False,
         **{key: tokenizer.id_to_token(token) for key, token in ids.items() if token is not None},
     }
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -23,10 +23,11 @@ import lichen
 from lichen.arch.families import read_config, write_config
 from lichen.arch.families.fields import shown
 from lichen.arch.spec import ModelSpec
-from lichen.data.manifest import TOKENIZER_FILE, Manifest, read_json, write_json
+from lichen.data import manifest as manifest_file
+from lichen.data.manifest import TOKENIZER_FILE, Manifest
 from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
-from lichen.files.atomic import atomic_write, disk_errors, write_text
+from lichen.files.atomic import atomic_write, disk_errors, write_json
 from lichen.files.lock import LOCK_FILE, locked
 from lichen.machine.precision import default_device
 from lichen.machine.rates import machine
@@ -97,9 +98,9 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
         with disk_errors(folder):
             (folder / "recipe.toml").unlink(missing_ok=True)
             run.divergence.unlink(missing_ok=True)
-        write_text(folder / "run.json", _json(facts))
-        write_text(folder / "config.json", _json(write_config(spec)))
-        write_json(folder / DATA_FILE, dataset.manifest)
+        write_json(folder / "run.json", facts)
+        write_json(folder / "config.json", write_config(spec))
+        manifest_file.write_json(folder / DATA_FILE, dataset.manifest)
         with atomic_write(run.tokenizer) as file:
             file.write(dataset.tokenizer_path.read_bytes())
         write_recipe(recipe, folder / "recipe.toml")
@@ -185,7 +186,7 @@ def _read_manifest(folder: Path) -> Manifest:
     """The manifest of the run's data. Raises LichenError if the run's tokenizer is not the one it names."""
     path = folder / DATA_FILE
     try:
-        manifest = read_json(path, Manifest)
+        manifest = manifest_file.read_json(path, Manifest)
     except (OSError, LichenError) as error:
         raise LichenError(
             f"{path} is missing or damaged; copy the manifest.json of the run's data there"
@@ -208,7 +209,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise LichenError(f"{path} is damaged: it holds no JSON object")
     return values
-
-
-def _json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

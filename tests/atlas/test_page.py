@@ -1,5 +1,6 @@
 """The page in a real browser, without network. Without Chromium the tests in it are skipped, and say so."""
 
+import itertools
 import json
 import re
 import signal
@@ -19,6 +20,7 @@ from lichen.atlas.lineage import graph as lineage
 from lichen.atlas.lineage import risk
 from lichen.atlas.market import compare, prices, workloads
 from lichen.atlas.page import build
+from lichen.atlas.page.data import data
 from lichen.cli.atlas import build as write_page
 from lichen.cli.atlas import page_server
 from lichen.errors import LichenError
@@ -98,6 +100,36 @@ def test_any_address_gives_a_page(browser, fragment):
     at(browser, fragment)
     assert browser.complaints == []
     assert browser.evaluate("document.querySelectorAll('#price .point').length") > 5
+
+
+@pytest.mark.parametrize("day", [DAY, date(2026, 11, 21)], ids=["weekday", "weekend"])
+def test_rates_in_the_data_are_those_of_the_price_table(day):
+    known, hourly, long_prompts = catalogue.load(as_of=day), 0, 0
+    for shown in data(day)["models"]:
+        model = known.get(shown["name"])
+        offers = {offer["provider"]: offer for offer in shown["offers"]}
+        assert shown["provider"] == prices.default_provider(model, day)
+        starts = {price.above + more for price in prices.history(model) for more in (0, 1)}
+        for provider in prices.providers(model):
+            for prompt, hour in itertools.product({0, *starts}, range(24)):
+                moment = datetime(day.year, day.month, day.day, hour, tzinfo=UTC)
+                expected = prices.price_of(model, provider, moment, prompt)
+                offer = offers.get(provider, {"tiers": [{"from": 0, "hours": [None] * 24}]})
+                tier = [tier for tier in offer["tiers"] if prompt >= tier["from"]][-1]
+                if expected is None:
+                    assert tier["hours"][hour] is None
+                    continue
+                rates = offer["rows"][tier["hours"][hour]]
+                cached = expected.input if expected.cache_read is None else expected.cache_read
+                assert (rates["input"], rates["output"], rates["cached"]) == (
+                    expected.input,
+                    expected.output,
+                    cached,
+                ), (model.name, provider, prompt, hour)
+                hourly += expected.hours is not None
+                long_prompts += expected.above > 0
+    assert long_prompts > 0
+    assert (hourly > 0) == (day == DAY)  # DeepSeek's peak hours
 
 
 @in_a_browser

@@ -107,3 +107,13 @@ class Rope:
     def width(self, head_dim: int) -> int:
         """How many channels of a head are paired, with all that do not turn where `proportional`."""
         return head_dim if self.proportional else int(head_dim * self.partial_rotary_factor)
+
+    @property
+    def attention_factor(self) -> float:
+        """Multiplier of cos and sin."""
+        return self.scaling.attention_factor if isinstance(self.scaling, Yarn) else 1.0
+
+    @property
+    def softmax_factor(self) -> float:
+        """Multiplier of the softmax scale."""
+        return self.scaling.softmax_factor if isinstance(self.scaling, Yarn) else 1.0

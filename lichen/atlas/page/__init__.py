@@ -12,7 +12,7 @@ import json
 from datetime import date
 from pathlib import Path
 
-from lichen.atlas.page.data import data
+from lichen.atlas.page.data import data, plain
 
 FOLDER = Path(__file__).parent
 # In the order in which they are run: what later ones use, then one per section of the page, then the start.
@@ -38,7 +38,7 @@ def build(as_of: date) -> str:
     """The page, with what was known on `as_of`. Raises LichenError for a catalogue file that is wrong."""
     style = _read("style.css")
     script = "\n".join(["'use strict';", "(() => {", *(_read(f"{name}.js") for name in SCRIPTS), "})();"])
-    content = json.dumps(data(as_of), ensure_ascii=False, separators=(",", ":"))
+    content = json.dumps(data(as_of), default=plain, ensure_ascii=False, separators=(",", ":"))
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"

@@ -2,114 +2,66 @@
 
 function advice() {
   const answer = h('div', { 'aria-live': 'polite' });
-  const root = h(
-    'div',
-    {},
-    controls(
-      buttons(
-        'What it is for',
-        'for',
-        data.advice[0].name,
-        data.advice.map(({ name, title }) => [name, title]),
-        draw,
-      ),
-    ),
+  const parts = [
+    controls(buttons('What it is for', 'for', titled(data.advice), draw)),
     answer,
-    h(
-      'details',
-      {},
-      h('summary', {}, 'All rules, as the file that `lichen advise --rules` prints'),
+    disclosure(
+      'All rules, as the file that `lichen advise --rules` prints',
       h('pre', { tabindex: 0 }, data.rules),
     ),
-    h(
-      'p',
-      { class: 'note' },
+    note(
       'With your own budget, hardware, context or license: ',
-      h('code', {}, 'lichen advise --for agent --budget 500 --license permissive'),
+      h('code', 'lichen advise --for agent --budget 500 --license permissive'),
       '.',
     ),
-  );
+  ];
+  const required = { open_weights: 'its weights can be downloaded', price: 'somebody lists a price' };
 
   function draw() {
-    const now = data.advice.find(({ name }) => name === value(root, 'for'));
+    const { criteria, require, assume, nobody, ranking, alternatives, excluded } = data.advice.find(
+      ({ name }) => name === value('for'),
+    );
     const assumed = [
-      ...now.require.map(
-        (each) =>
-          ({ open_weights: 'its weights can be downloaded', price: 'somebody lists a price' })[each] ?? each,
-      ),
-      ...Object.entries(now.assume).map(([name, each]) => `${name.replaceAll('_', ' ')} ${each}`),
-    ];
+      ...require.map((each) => required[each] ?? each),
+      ...Object.entries(assume).map(([name, each]) => `${name.replaceAll('_', ' ')} ${each}`),
+    ].join('; ');
+    const asked = criteria.map(({ label, why, within }) =>
+      h('li', h('strong', label), within === '0' ? '. ' : ` (even within ${within}). `, why),
+    );
+    const place = ({ title, answers, decided_by, would_change, notes }) =>
+      h(
+        'div',
+        { class: 'place' },
+        h('h3', title),
+        h(
+          'dl',
+          answers.map(({ value, text }, i) => [
+            h('dt', criteria[i].label),
+            h('dd', { class: value === null && 'unknown' }, text),
+          ]),
+        ),
+        [decided_by, would_change, ...notes].filter(Boolean).map((text) => note(text)),
+        disclosure(
+          'The facts behind it',
+          list('evidence', answers.flatMap(({ facts }) => facts).map(source)),
+        ),
+      );
+    const cut = excluded.map(({ model, constraint, why }) => `${model}: ${constraint}: ${why}`);
     fill(
       answer,
-      h('h3', {}, 'The rules: asked in this order'),
-      h(
-        'ol',
-        {},
-        now.criteria.map(({ label, why, within }) =>
-          h('li', {}, h('strong', {}, label), within === '0' ? '. ' : ` (even within ${within}). `, why),
-        ),
-      ),
-      assumed.length
-        ? h('p', { class: 'note' }, `Taken for granted unless you say otherwise: ${assumed.join('; ')}.`)
-        : '',
-      now.nobody
-        ? h('p', {}, now.nobody)
+      h('h3', 'The rules: asked in this order'),
+      h('ol', asked),
+      assumed !== '' && note(`Taken for granted unless you say otherwise: ${assumed}.`),
+      nobody
+        ? h('p', nobody)
         : h(
             'ol',
             { class: 'places' },
-            now.ranking.map((place) =>
-              h(
-                'li',
-                {},
-                h(
-                  'div',
-                  { class: 'place' },
-                  h('h3', {}, place.title),
-                  h(
-                    'dl',
-                    {},
-                    now.criteria.map(({ label }, i) => [
-                      h('dt', {}, label),
-                      h(
-                        'dd',
-                        { class: place.answers[i].value === null ? 'unknown' : null },
-                        place.answers[i].text,
-                      ),
-                    ]),
-                  ),
-                  [place.decided_by, place.would_change, ...place.notes]
-                    .filter(Boolean)
-                    .map((text) => h('p', { class: 'note' }, text)),
-                  h(
-                    'details',
-                    {},
-                    h('summary', {}, 'The facts behind it'),
-                    h(
-                      'ul',
-                      { class: 'evidence' },
-                      place.answers.flatMap(({ facts }) => facts).map((text) => h('li', {}, source(text))),
-                    ),
-                  ),
-                ),
-              ),
-            ),
+            ranking.map((each) => h('li', place(each))),
           ),
-      now.alternatives.length
-        ? h('p', {}, h('strong', {}, 'Another would lead: '), now.alternatives.join('; '), '.')
-        : '',
-      now.excluded.length
-        ? h(
-            'details',
-            {},
-            h('summary', {}, `${now.excluded.length} cut beforehand`),
-            h(
-              'ul',
-              { class: 'evidence' },
-              now.excluded.map((each) => h('li', {}, `${each.model}: ${each.constraint}: ${each.why}`)),
-            ),
-          )
-        : '',
+      alternatives.length > 0 && h('p', h('strong', 'Another would lead: '), alternatives.join('; '), '.'),
+      cut.length > 0 && disclosure(`${cut.length} cut beforehand`, list('evidence', cut)),
     );
   }
-  return { root, draw };
+  return { parts, draw };
 }

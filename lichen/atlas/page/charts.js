@@ -33,29 +33,48 @@ function steps(low, high) {
 
 const dollars = (tick) => `$${digits(tick)}`;
 
-// `x`, `y`: {ticks, scale, words}. Returns the grid with its numbers; `title`s stand at the axes' ends.
-function frame(box, x, y) {
-  const { left, right, top, bottom } = box;
+// Days since 1970 of a date, and the month of such a day.
+const days = (date) => Date.parse(`${date}T00:00Z`) / 864e5;
+const month = (day) => new Date(day * 864e5).toISOString().slice(0, 7);
+
+const widthOf = (figure, least = 320) => Math.max(least, figure.clientWidth || 900);
+const line = (kind, x1, y1, x2, y2) => svg('line', { class: kind, x1, x2, y1, y2 });
+const path = (points) => points.map(([x, y], i) => `${i ? 'L' : 'M'}${x} ${y}`).join('');
+
+// `x`, `y`: {scale, span, ticks, words, title}; a title, if any, stands at its axis' end. `marks(x, y, box)`: what is
+// drawn in the frame.
+function chart(title, width, height, x, y, marks, { top = 30, right = 14, bottom = 46 } = {}) {
+  const box = { left: 46, right: width - right, top, bottom: height - bottom };
+  const across = x.scale(x.span, [box.left, box.right]);
+  const up = y.scale(y.span, [box.bottom, box.top]);
   return svg(
-    'g',
-    {},
-    y.ticks.map((tick) => [
-      svg('line', { class: 'grid', x1: left, x2: right, y1: y.scale(tick), y2: y.scale(tick) }),
-      svg('text', { x: left - 8, y: y.scale(tick) + 4, 'text-anchor': 'end' }, y.words(tick)),
-    ]),
-    x.ticks.map((tick) => [
-      svg('line', { class: 'grid', x1: x.scale(tick), x2: x.scale(tick), y1: top, y2: bottom }),
-      svg('text', { x: x.scale(tick), y: bottom + 18, 'text-anchor': 'middle' }, x.words(tick)),
-    ]),
-    svg('line', { class: 'axis', x1: left, x2: right, y1: bottom, y2: bottom }),
-    svg('text', { x: right, y: bottom + 36, 'text-anchor': 'end' }, x.title),
-    svg('text', { x: left - 40, y: top - 14 }, y.title),
+    'svg',
+    { viewBox: `0 0 ${width} ${height}`, role: 'group', 'aria-label': title },
+    svg(
+      'g',
+      y.ticks.map((tick) => [
+        line('grid', box.left, up(tick), box.right, up(tick)),
+        svg('text', { x: box.left - 8, y: up(tick) + 4, 'text-anchor': 'end' }, y.words(tick)),
+      ]),
+      x.ticks.map((tick) => [
+        line('grid', across(tick), box.top, across(tick), box.bottom),
+        svg('text', { x: across(tick), y: box.bottom + 18, 'text-anchor': 'middle' }, x.words(tick)),
+      ]),
+      line('axis', box.left, box.bottom, box.right, box.bottom),
+      svg('text', { x: box.right, y: box.bottom + 36, 'text-anchor': 'end' }, x.title ?? ''),
+      svg('text', { x: box.left - 40, y: box.top - 14 }, y.title ?? ''),
+    ),
+    marks(across, up, box),
   );
 }
 
-function chart(width, height, title, ...children) {
-  return svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'group', 'aria-label': title }, ...children);
-}
+// What can be pointed at, or reached with the Tab key: `tell` is called then.
+const point = (about, label, tell, ...children) =>
+  svg(
+    'g',
+    { ...about, tabindex: 0, role: 'img', 'aria-label': label, mouseenter: tell, focus: tell, click: tell },
+    children,
+  );
 
 // Where names can stand beside their points (`above` them by preference) without covering points or other
 // names; null where nowhere.
@@ -91,28 +110,26 @@ function places(points, box) {
   });
 }
 
-// Heights for labels at the right end of lines: near their lines, and `gap` apart.
-function spread(heights, gap, bottom) {
-  const order = heights.map((y, index) => ({ y, index })).sort((a, b) => a.y - b.y);
+// Heights for labels at the right `ends` of lines: near their lines, and `gap` apart.
+function spread(ends, gap, bottom) {
+  const order = ends.map(([, y], index) => ({ y, index })).sort((a, b) => a.y - b.y);
   order.forEach((each, i) => {
     if (i) each.y = Math.max(each.y, order[i - 1].y + gap);
   });
-  for (let i = order.length - 1; i >= 0; i--) {
-    order[i].y = Math.min(order[i].y, i === order.length - 1 ? bottom : order[i + 1].y - gap);
-  }
-  return order.reduce((all, { y, index }) => {
-    all[index] = y;
-    return all;
-  }, []);
+  order.toReversed().forEach((each, i, all) => {
+    each.y = Math.min(each.y, i ? all[i - 1].y - gap : bottom);
+  });
+  return order.sort((a, b) => a.index - b.index).map(({ y }) => y);
 }
 
 // One colour per lab, in the order in which the labs appear; all others share the last.
 const labs = [...new Set(data.models.map(({ lab }) => lab))];
 const colour = (index) => `c${index < 0 || index > 6 ? 6 : index}`;
 const hue = ({ lab }) => colour(labs.indexOf(lab));
-const legend = () =>
+const key = (words) =>
   h(
     'ul',
     { class: 'key' },
-    labs.map((lab, i) => h('li', {}, h('span', { class: `dot ${colour(i)}` }), lab)),
+    ...words.map((each, i) => h('li', h('span', { class: `dot ${colour(i)}` }), each)),
   );
+const legend = () => key(labs);

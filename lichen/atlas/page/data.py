@@ -1,13 +1,13 @@
 """What the page shows, as JSON: facts as they stand, and tables of what only Python can compute.
 
-The page itself computes what its controls change: workload costs from the price rows, and what fits from
-bytes of weights and cache.
+The page itself computes what its controls change: a workload's cost from the rates that hold, and what fits
+from bytes of weights and cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from datetime import date, datetime, time
+from dataclasses import asdict, is_dataclass
+from datetime import date, datetime
 from typing import Any
 
 from lichen.arch.cache import cache_bytes, native_layout
@@ -22,8 +22,9 @@ from lichen.atlas.lineage import graph as lineage
 from lichen.atlas.lineage import risk
 from lichen.atlas.lineage.formats import to_json
 from lichen.atlas.market import compare, words
-from lichen.atlas.market.prices import Price, default_provider, history, moment, table
+from lichen.atlas.market.prices import default_provider, moment, table
 from lichen.atlas.market.workloads import REFERENCE, STANDARD
+from lichen.atlas.page.prices import offers
 from lichen.errors import LichenError
 from lichen.facts.record import known
 from lichen.machine import devices, fits
@@ -33,27 +34,34 @@ QUANTS = (None, "bf16", "fp8", "q8", "q6", "q4")  # None: as released
 
 
 def data(as_of: date) -> dict[str, Any]:
-    """Everything the page knows on the day `as_of`."""
+    """Everything the page knows on the day `as_of`, with records and dates that `plain` takes apart."""
     catalogue = load(as_of=as_of)
     at = moment(as_of, None)
     name, newest = table()
     graph = lineage.load(as_of)
+    risks = risk.measure(graph, catalogue, as_of)
+    obligations = {of: [words.obligation(each) for each in asked] for of, asked in risks.obligations.items()}
     return {
-        "as_of": str(as_of),
+        "as_of": as_of,
         "at": at.isoformat(),
-        "price_table": {"name": name, "newest": str(newest)},
+        "price_table": {"name": name, "newest": newest},
         "reference": REFERENCE,
-        "workloads": {name: asdict(workload) for name, workload in STANDARD.items()},
+        "workloads": STANDARD,
         "contexts": CONTEXTS,
         "models": [_model(model, as_of) for model in catalogue.models.values()],
-        "devices": _devices(),
-        "table": [asdict(row) for row in compare.compare(list(catalogue.models.values()), catalogue, at)],
+        "devices": [_device(*each) for each in devices.load().items()],
+        "table": compare.compare(list(catalogue.models.values()), catalogue, at),
         "advice": _advice(catalogue, at),
         "rules": advise.SHIPPED_RULES.read_text(encoding="utf-8"),
         "claims": _claims(catalogue),
         "lineage": to_json(graph),
-        "risk": _risk(risk.measure(graph, catalogue, as_of)),
+        "risk": asdict(risks) | {"obligations": obligations},
     }
+
+
+def plain(value: Any) -> Any:
+    """What JSON has no form for: a record by its fields, a date as text."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def _model(model: Model, as_of: date) -> dict[str, Any]:
@@ -66,32 +74,11 @@ def _model(model: Model, as_of: date) -> dict[str, Any]:
         "title": model.title,
         "lab": model.lab,
         "open": value("open_weights"),
-        "release": value("release"),
         "scores": [score.model_dump(mode="json") | {"test": score.test} for score in model.scores],
-        "prices": [_price(price) for price in history(model) if price.since is None or price.since <= as_of],
+        "offers": offers(model, as_of),
         "provider": default_provider(model, as_of),
         "memory": _memory(load_spec(model.spec_name)) if model.spec_name else None,
     }
-
-
-def _price(price: Price) -> dict[str, Any]:
-    """`hours`: spans in hours of the UTC day; one may cross midnight."""
-    return {
-        "provider": price.provider,
-        "input": price.input,
-        "output": price.output,
-        "cache_read": price.cache_read,
-        "since": price.since and str(price.since),
-        "until": price.until and str(price.until),
-        "hours": price.hours and [[_hour(start), _hour(end)] for start, end in price.hours],
-        "weekdays": price.weekdays_only,
-        "above": price.above,
-        "source": f"{price.source}, {price.snapshot}",
-    }
-
-
-def _hour(moment: time) -> float:
-    return moment.hour + moment.minute / 60
 
 
 def _memory(spec: ModelSpec) -> dict[str, Any]:
@@ -99,7 +86,6 @@ def _memory(spec: ModelSpec) -> dict[str, Any]:
     contexts = [context for context in CONTEXTS if context <= spec.max_position_embeddings]
     cached = [cache_bytes(spec, context) for context in contexts]
     return {
-        "context": spec.max_position_embeddings,
         "layout": native_layout(spec),
         "ideal": [each.ideal for each in cached],
         "reserved": [each.reserved for each in cached],
@@ -115,21 +101,15 @@ def _weights(spec: ModelSpec, quant: str | None) -> dict[str, Any] | None:
     return {"quant": stored, "bytes": fits.bytes_of(weights(spec), stored)}
 
 
-def _devices() -> list[dict[str, Any]]:
-    found = []
-    for name, device in devices.load().items():
-        machine = devices.parse(name)
-        found.append(
-            {
-                "name": name,
-                "title": device.title,
-                "kind": device.kind,
-                "memory": machine.memory,
-                "share": machine.usable.share,
-                "source": f"{device.source}, {device.date}",
-            }
-        )
-    return found
+def _device(name: str, device: devices.Device) -> dict[str, Any]:
+    machine = devices.parse(name)
+    return {
+        "name": name,
+        "title": device.title,
+        "memory": machine.memory,
+        "share": machine.usable.share,
+        "source": f"{device.source}, {device.date}",
+    }
 
 
 def _advice(catalogue: Catalogue, at: datetime) -> list[dict[str, Any]]:
@@ -150,48 +130,32 @@ def _advice(catalogue: Catalogue, at: datetime) -> list[dict[str, Any]]:
         try:
             advice = advise.advise(name, Constraints(), catalogue, at, rules)
         except LichenError as nobody:  # on an early day
-            found.append(about | {"nobody": str(nobody), "ranking": [], "excluded": [], "alternatives": []})
-            continue
-        found.append(
-            about
-            | {
-                "ranking": [asdict(place) for place in advice.ranking],
-                "excluded": [asdict(each) for each in advice.excluded],
-                "alternatives": advice.alternatives,
-            }
-        )
+            answer = {"nobody": str(nobody), "ranking": [], "excluded": [], "alternatives": []}
+        else:
+            answer = {field: getattr(advice, field) for field in ("ranking", "excluded", "alternatives")}
+        found.append(about | answer)
     return found
 
 
 def _claims(catalogue: Catalogue) -> dict[str, Any]:
     """The shipped article's claims, judged on its own day and on the catalogue's."""
     article = claims.load(load())
-    verdicts = []
-    for day in sorted({min(article.date, catalogue.as_of), catalogue.as_of}):
-        then = catalogue if day == catalogue.as_of else load(as_of=day)
-        checked = claims.check(article, then, moment(day, None))
-        verdicts.append(
-            {
-                "day": str(day),
-                "checked": [
-                    {"verdict": each.verdict, "how": each.how, "evidence": each.evidence} for each in checked
-                ],
-            }
-        )
+    days = sorted({min(article.date, catalogue.as_of), catalogue.as_of})
+    then = [catalogue if day == catalogue.as_of else load(as_of=day) for day in days]
+    checked = [claims.check(article, known, moment(known.as_of, None)) for known in then]
     return {
         "title": article.title,
         "source": article.source,
-        "date": str(article.date),
+        "date": article.date,
         "claims": [
-            {"id": claim.id, "statement": claim.statement, "note": claim.note} for claim in article.claims
+            {
+                "statement": claim.statement,
+                "note": claim.note,
+                "verdicts": [
+                    {"day": day, "verdict": each.verdict, "how": each.how, "evidence": each.evidence}
+                    for day, each in zip(days, judged, strict=True)
+                ],
+            }
+            for claim, *judged in zip(article.claims, *checked, strict=True)
         ],
-        "verdicts": verdicts,
     }
-
-
-def _risk(found: risk.Risk) -> dict[str, Any]:
-    obligations = {
-        name: [words.obligation(each) for each in asked] for name, asked in found.obligations.items()
-    }
-    similarity = [asdict(each) | {"day": str(each.day)} for each in found.similarity]
-    return asdict(found) | {"as_of": str(found.as_of), "obligations": obligations, "similarity": similarity}

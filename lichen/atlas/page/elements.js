@@ -2,10 +2,12 @@
 
 const data = JSON.parse(document.getElementById('data').textContent);
 
-function build(element, attributes, children) {
+// The first of `children` may be attributes; a function among them listens to the event of its name.
+function build(element, children) {
+  const attributes = children[0]?.constructor === Object ? children.shift() : {};
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === 'function') element.addEventListener(name, value);
-    else if (value !== null && value !== false) element.setAttribute(name, value === true ? '' : value);
+    else if (value !== null && value !== false) element.setAttribute(name, value);
   }
   return fill(element, ...children);
 }
@@ -16,22 +18,41 @@ function fill(element, ...children) {
   return element;
 }
 
-const h = (name, attributes = {}, ...children) => build(document.createElement(name), attributes, children);
-const svg = (name, attributes = {}, ...children) =>
-  build(document.createElementNS('http://www.w3.org/2000/svg', name), attributes, children);
+const h = (name, ...children) => build(document.createElement(name), children);
+const svg = (name, ...children) =>
+  build(document.createElementNS('http://www.w3.org/2000/svg', name), children);
+
+const note = (...children) => h('p', { class: 'note' }, children);
+const list = (kind, items) => h('ul', { class: kind }, ...items.map((each) => h('li', each)));
+const disclosure = (summary, ...children) => h('details', h('summary', summary), children);
+// Where a section tells what was pointed at.
+const readout = () => h('div', { class: 'readout', 'aria-live': 'polite' });
 
 // What is wider than the page scrolls in itself, by keyboard too.
 const scrolling = (label, ...children) =>
   h('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': label }, children);
 
+const heading = (scope, words) => h('th', { scope }, words);
+// Cells, or what is to stand in them.
+const row = (cells) =>
+  h('tr', ...cells.map((each) => (each instanceof HTMLTableCellElement ? each : h('td', each))));
+
 // `headings`: texts, or cells. `kind`: a class of the style sheet.
 function grid(label, kind, headings, rows) {
-  const cells = headings.map((each) => (each instanceof Node ? each : h('th', { scope: 'col' }, each)));
-  return scrolling(
-    label,
-    h('table', { class: kind }, h('thead', {}, h('tr', {}, cells)), h('tbody', {}, rows)),
-  );
+  const cells = headings.map((each) => (each instanceof Node ? each : heading('col', each)));
+  return scrolling(label, h('table', { class: kind }, h('thead', row(cells)), h('tbody', rows.map(row))));
 }
+
+// A bar in a cell; `shares` are percent of its width, and of two the first, longer one is pale.
+const bar = (colour, ...shares) =>
+  svg(
+    'svg',
+    { viewBox: '0 0 100 6', preserveAspectRatio: 'none', 'aria-hidden': 'true', class: `bar ${colour}` },
+    shares.map((width, i) => {
+      const pale = i < shares.length - 1 && 0.3;
+      return svg('rect', { class: 'fill', 'fill-opacity': pale, stroke: 'none', width, height: 6 });
+    }),
+  );
 
 const UNKNOWN = 'unknown';
 const unknown = () => h('span', { class: 'unknown' }, UNKNOWN);

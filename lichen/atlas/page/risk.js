@@ -4,151 +4,101 @@ function risk() {
   const { roots, similarity, exchange, obligations, models } = data.risk;
   const title = (name) => data.lineage.nodes.find((node) => node.name === name)?.title ?? name;
   const percent = (part) => (part === null ? unknown() : `${Math.round(part * 100)} %`);
-  const bar = (part) =>
-    svg(
-      'svg',
-      { viewBox: '0 0 100 6', preserveAspectRatio: 'none', 'aria-hidden': 'true', class: 'bar c0' },
-      svg('rect', { class: 'fill', 'fill-opacity': 0.3, stroke: 'none', width: part.share * 100, height: 6 }),
-      svg('rect', { class: 'fill', stroke: 'none', width: part.stated * 100, height: 6 }),
-    );
-  const curve = h('div');
-  const measures = [
-    ['overall', 'all pairs'],
-    ['within_labs', 'of one lab'],
-    ['across_labs', 'of two labs'],
-    ['within_countries', 'of one country'],
-    ['across_countries', 'of two countries'],
-  ];
   const number = (value) => (value === null ? unknown() : value.toFixed(2));
-  const most = (origins) =>
+  const counts = (origins) =>
     Object.entries(origins)
       .map(([lab, count]) => `${lab} ${count}`)
       .join(', ');
-
-  const root = h(
-    'div',
-    {},
-    h('h3', {}, `Dependency: which of ${models} open models rest on one root`),
+  const curve = h('div');
+  const measures = {
+    overall: 'all pairs',
+    within_labs: 'of one lab',
+    across_labs: 'of two labs',
+    within_countries: 'of one country',
+    across_countries: 'of two countries',
+  };
+  const exchanged = [
+    ['models, labs', (each) => `${each.models}, ${each.labs}`],
+    ['first published by (uses)', (each) => counts(each.origins)],
+    ['concentration by lab (Herfindahl)', (each) => number(each.herfindahl)],
+    ['concentration by country', (each) => number(each.herfindahl_countries)],
+    ['taken from outside the lab', (each) => percent(each.outside)],
+    ['its own, used by other labs', (each) => each.given],
+    [
+      'labs that took from each other',
+      (each) => each.mutual.map((pair) => pair.join(' and ')).join('; ') || 'none',
+    ],
+  ];
+  const parts = [
+    h('h3', `Dependency: which of ${models} open models rest on one root`),
     grid(
       'Roots',
       'wide',
       ['Root', 'Lab', 'Rest on it', '', 'Would be without it, should its next release be closed'],
-      roots.map((each) =>
-        h(
-          'tr',
-          {},
-          h('th', { scope: 'row' }, title(each.name)),
-          h('td', {}, each.lab),
-          h('td', {}, percent(each.share)),
-          h('td', { class: 'barred' }, bar(each)),
-          h('td', {}, each.dependents.map(title).join(', ') || 'no other lab'),
-        ),
-      ),
+      roots.map(({ name, lab, share, stated, dependents }) => [
+        heading('row', title(name)),
+        lab,
+        percent(share),
+        h('td', { class: 'barred' }, bar('c0', share * 100, stated * 100)),
+        dependents.map(title).join(', ') || 'no other lab',
+      ]),
     ),
-    h(
-      'p',
-      { class: 'note' },
-      'Full colour: by what the makers say of their own models. Pale: with evidence in code.',
-    ),
-    h('h3', {}, "Homogenisation: how alike the techniques of a year's models are"),
-    h(
-      'ul',
-      { class: 'key' },
-      measures.map(([, words], i) => h('li', {}, h('span', { class: `dot c${i}` }), words)),
-    ),
+    note('Full colour: by what the makers say of their own models. Pale: with evidence in code.'),
+    h('h3', "Homogenisation: how alike the techniques of a year's models are"),
+    key(Object.values(measures)),
     curve,
-    h(
-      'p',
-      { class: 'note' },
+    note(
       'Mean Jaccard similarity of the technique sets of two models, over the pairs of models of the twelve months before: 0 is nothing in common, 1 the same set.',
     ),
-    h('h3', {}, 'Concentration: where techniques come from'),
+    h('h3', 'Concentration: where techniques come from'),
     grid(
       'Where techniques come from',
       'wide',
       ['', ...exchange.map((each) => each.title)],
-      [
-        ['models, labs', (each) => `${each.models}, ${each.labs}`],
-        ['first published by (uses)', (each) => most(each.origins)],
-        ['concentration by lab (Herfindahl)', (each) => number(each.herfindahl)],
-        ['concentration by country', (each) => number(each.herfindahl_countries)],
-        ['taken from outside the lab', (each) => percent(each.outside)],
-        ['its own, used by other labs', (each) => each.given],
-        [
-          'labs that took from each other',
-          (each) => each.mutual.map((pair) => pair.join(' and ')).join('; ') || 'none',
-        ],
-      ].map(([label, cell]) =>
-        h(
-          'tr',
-          {},
-          h('th', { scope: 'row' }, label),
-          exchange.map((each) => h('td', {}, cell(each))),
-        ),
-      ),
+      exchanged.map(([label, cell]) => [heading('row', label), ...exchange.map(cell)]),
     ),
-    h(
-      'details',
-      {},
-      h('summary', {}, 'What the licenses ask of you'),
+    disclosure(
+      'What the licenses ask of you',
       h(
         'dl',
-        {},
-        Object.entries(obligations).map(([name, asked]) => [
-          h('dt', {}, title(name)),
-          h('dd', {}, asked.join('; ')),
-        ]),
+        Object.entries(obligations).map(([name, asked]) => [h('dt', title(name)), h('dd', asked.join('; '))]),
       ),
     ),
-  );
+  ];
 
   function draw() {
     const known = similarity.filter((each) => each.overall !== null);
-    if (known.length < 2) return fill(curve, h('p', {}, `Too few models on ${data.as_of}.`));
-    const day = (text) => Date.parse(`${text}T00:00Z`);
-    const width = Math.max(320, curve.clientWidth || 900),
-      height = 260;
-    const box = { left: 46, right: width - 14, top: 20, bottom: height - 40 };
-    const x = linear([day(known[0].day), day(known.at(-1).day)], [box.left + 10, box.right - 20]);
-    const highest = Math.max(...known.flatMap((each) => measures.map(([name]) => each[name] ?? 0)));
-    const y = linear([0, highest], [box.bottom, box.top]);
-    fill(
-      curve,
-      chart(
-        width,
-        height,
-        'Similarity over time',
-        frame(
-          box,
-          {
-            ticks: known.map((each) => each.day),
-            scale: (text) => x(day(text)),
-            words: (text) => text.slice(0, 7),
-            title: '',
-          },
-          { ticks: steps(0, highest), scale: y, words: (tick) => digits(tick), title: '' },
-        ),
-        measures.map(([name, words], i) => {
-          const points = known.filter((each) => each[name] !== null);
-          return svg(
-            'g',
-            { class: `c${i}` },
-            svg('title', {}, words),
-            svg('path', {
-              class: 'curve stroke',
-              d: points.map((each, j) => `${j ? 'L' : 'M'}${x(day(each.day))} ${y(each[name])}`).join(''),
-            }),
-            points.map((each) =>
-              svg(
-                'circle',
-                { class: 'fill', cx: x(day(each.day)), cy: y(each[name]), r: 3 },
-                svg('title', {}, `${words}, year to ${each.day}: ${each[name].toFixed(2)}`),
-              ),
-            ),
+    if (known.length < 2) return fill(curve, h('p', `Too few models on ${data.as_of}.`));
+    const names = Object.keys(measures);
+    const dates = known.map(({ day }) => days(day));
+    const highest = Math.max(...known.flatMap((each) => names.map((name) => each[name] ?? 0)));
+    const time = {
+      scale: (span, [left, right]) => linear(span, [left + 10, right - 20]),
+      span: [dates[0], dates.at(-1)],
+      ticks: dates,
+      words: month,
+    };
+    const alike = { scale: linear, span: [0, highest], ticks: steps(0, highest), words: digits };
+    const marks = (x, y) =>
+      names.map((name, i) => {
+        const points = known.filter((each) => each[name] !== null);
+        const spots = points.map((each) => [x(days(each.day)), y(each[name])]);
+        const dot = ({ day, [name]: found }, j) =>
+          svg(
+            'circle',
+            { class: 'fill', cx: spots[j][0], cy: spots[j][1], r: 3 },
+            svg('title', `${measures[name]}, year to ${day}: ${found.toFixed(2)}`),
           );
-        }),
-      ),
-    );
+        return svg(
+          'g',
+          { class: `c${i}` },
+          svg('title', measures[name]),
+          svg('path', { class: 'curve stroke', d: path(spots) }),
+          points.map(dot),
+        );
+      });
+    const margins = { top: 20, bottom: 40 };
+    fill(curve, chart('Similarity over time', widthOf(curve), 260, time, alike, marks, margins));
   }
-  return { root, draw };
+  return { parts, draw };
 }

@@ -30,44 +30,23 @@ const SECTIONS = [
 function start() {
   document.getElementById('known').textContent =
     `${data.models.length} models as known on ${data.as_of}. Prices: ${data.price_table.name}, newest entry ${data.price_table.newest}.`;
+  const main = document.getElementById('main');
   const links = [],
     drawn = [];
   for (const [id, title, lead, section] of SECTIONS) {
-    const { root, draw } = section();
-    document
-      .getElementById('main')
-      .append(
-        h(
-          'section',
-          { id, 'aria-labelledby': `${id}-title` },
-          h('h2', { id: `${id}-title`, tabindex: -1 }, title),
-          h('p', { class: 'lead' }, lead),
-          root,
-        ),
-      );
-    links.push(
-      h(
-        'a',
-        {
-          href: `#${id}`,
-          click: (event) => {
-            event.preventDefault();
-            choose('section', id, '');
-            show(id);
-          },
-        },
-        title,
-      ),
-    );
+    const { parts, draw } = section();
+    const name = h('h2', { id: `${id}-title`, tabindex: -1 }, title);
+    const about = { id, 'aria-labelledby': name.id };
+    main.append(h('section', about, name, h('p', { class: 'lead' }, lead), h('div', parts)));
+    const click = (event) => {
+      event.preventDefault();
+      choose('section', id, '');
+      show(id);
+    };
+    links.push(h('a', { href: `#${id}`, click }, title));
     drawn.push(draw);
   }
-  document.getElementById('sections').append(
-    h(
-      'ul',
-      {},
-      links.map((link) => h('li', {}, link)),
-    ),
-  );
+  document.getElementById('sections').append(list(null, links));
   drawn.forEach((draw) => draw());
 
   function show(id) {

@@ -1,32 +1,20 @@
 // The comparison: a row per model, a column per question, every cell with its sources.
 
 function table() {
-  const parts = [...new Set(data.table.map(({ section }) => section))];
+  const sections = [...new Set(data.table.map(({ section }) => section))];
   const figure = h('div'),
-    readout = h('div', { class: 'readout', 'aria-live': 'polite' });
-  const root = h(
-    'div',
-    {},
-    controls(
-      buttons(
-        'Columns',
-        'columns',
-        parts[0],
-        parts.map((part) => [part, part]),
-        draw,
-      ),
-    ),
+    told = readout();
+  const parts = [
+    controls(buttons('Columns', 'columns', sections, draw)),
     figure,
-    readout,
-    h(
-      'p',
-      { class: 'note' },
+    told,
+    note(
       'The whole table, all columns, with its sources: ',
       save('as CSV', 'csv', 'text/csv', asCsv),
       ' ',
       save('as JSON', 'json', 'application/json', asJson),
     ),
-  );
+  ];
 
   // As `lichen compare --csv --sources` and `--json` print it.
   function asCsv() {
@@ -44,7 +32,7 @@ function table() {
     const { name, newest } = data.price_table;
     const content = {
       prices: { at: data.at, table: name, newest_entry: newest },
-      models: Object.fromEntries(data.models.map(({ name, title }) => [name, title])),
+      models: Object.fromEntries(titled(data.models)),
       rows: data.table,
     };
     return `${JSON.stringify(content, null, 2)}\n`;
@@ -62,75 +50,53 @@ function table() {
 
   // A number to sort by where there is one, else the text; null for what is unknown.
   function rank(cell) {
-    let found = Array.isArray(cell.value) ? cell.value[0] : cell.value;
-    if (found && typeof found === 'object')
-      found = found.bytes ?? found.ideal ?? found.input ?? found.value ?? cell.text;
-    return found ?? null;
+    const [found = null] = [cell.value].flat();
+    if (found === null || typeof found !== 'object') return found;
+    return found.bytes ?? found.ideal ?? found.input ?? found.value ?? cell.text;
   }
 
   function draw() {
-    const columns = data.table.filter(({ section }) => section === value(root, 'columns'));
+    const columns = data.table.filter(({ section }) => section === value('columns'));
     const sorted = columns.find(({ label }) => label === chosen.get('sort'));
     const down = chosen.get('order') === 'down';
-    const models = [...data.models];
-    if (sorted) {
-      models.sort((a, b) => {
-        const [left, right] = [a, b].map(({ name }) => rank(sorted.cells[name]));
-        if (left === null || right === null) return (left === null) - (right === null);
-        const order =
-          typeof left === 'number' && typeof right === 'number'
-            ? left - right
-            : String(left).localeCompare(String(right), 'en', { numeric: true });
-        return down ? -order : order;
-      });
-    }
+    const models = data.models.toSorted((a, b) => {
+      if (!sorted) return 0;
+      const [left, right] = [a, b].map(({ name }) => rank(sorted.cells[name]));
+      if (left === null || right === null) return (left === null) - (right === null);
+      const order =
+        typeof left === 'number' && typeof right === 'number'
+          ? left - right
+          : String(left).localeCompare(String(right), 'en', { numeric: true });
+      return down ? -order : order;
+    });
     const sort = (label) => () => {
       choose('order', sorted?.label === label && !down ? 'down' : 'up', 'up');
       choose('sort', label, '');
       draw();
-      root.querySelector(`[data-sort="${CSS.escape(label)}"]`).focus();
+      figure.querySelector(`[data-sort="${CSS.escape(label)}"]`).focus();
     };
-    const tell = (model, row) => () =>
+    const tell = (title, label, { text, sources }) =>
       fill(
-        readout,
-        h('p', {}, h('strong', {}, `${model.title}, ${row.label}: `), row.cells[model.name].text),
-        row.cells[model.name].sources.map((line) => h('p', {}, source(line))),
+        told,
+        h('p', h('strong', `${title}, ${label}: `), text),
+        sources.map((line) => h('p', source(line))),
       );
-    fill(readout, h('p', {}, 'Press a heading to sort, and a value for where it comes from.'));
-    const headings = columns.map(({ label }) =>
-      h(
-        'th',
-        {
-          scope: 'col',
-          'aria-sort': sorted?.label === label ? (down ? 'descending' : 'ascending') : 'none',
-        },
-        h(
-          'button',
-          { type: 'button', 'data-sort': label, click: sort(label) },
-          label,
-          sorted?.label === label ? (down ? ' ↓' : ' ↑') : '',
-        ),
-      ),
-    );
-    const rows = models.map((model) =>
-      h(
-        'tr',
-        {},
-        h('th', { scope: 'row' }, model.title),
-        columns.map((row) => {
-          const cell = row.cells[model.name];
-          if (cell.value === null && !cell.sources.length) return h('td', { class: 'unknown' }, cell.text);
-          return h(
-            'td',
-            {},
-            cell.sources.length
-              ? h('button', { type: 'button', click: tell(model, row) }, cell.text)
-              : cell.text,
-          );
-        }),
-      ),
-    );
+    fill(told, h('p', 'Press a heading to sort, and a value for where it comes from.'));
+    const headings = columns.map(({ label }) => {
+      const [order, arrow] =
+        sorted?.label !== label ? ['none', ''] : down ? ['descending', ' ↓'] : ['ascending', ' ↑'];
+      const button = h('button', { type: 'button', 'data-sort': label, click: sort(label) }, label, arrow);
+      return h('th', { scope: 'col', 'aria-sort': order }, button);
+    });
+    const rows = models.map(({ name, title }) => [
+      heading('row', title),
+      ...columns.map(({ label, cells }) => {
+        const cell = cells[name];
+        if (!cell.sources.length) return h('td', { class: cell.value === null && 'unknown' }, cell.text);
+        return h('button', { type: 'button', click: () => tell(title, label, cell) }, cell.text);
+      }),
+    ]);
     fill(figure, grid('Comparison', 'wide', ['Model', ...headings], rows));
   }
-  return { root, draw };
+  return { parts, draw };
 }
