@@ -6,7 +6,7 @@ They count the techniques and models that the graph has, which is a choice; they
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import combinations
@@ -91,11 +91,13 @@ def measure(graph: Graph, catalogue: Catalogue, as_of: date) -> Risk:
     """All of it for the models with open weights that `graph` has on the day `as_of`."""
     models = {name: node for name, node in graph.models.items() if node.open_weights and node.date <= as_of}
     single = {name: node for name, node in models.items() if node.lab == SINGLE_LAB}
-    several = {name: node for name, node in models.items() if node.lab != SINGLE_LAB}
+    several = {name: node for name, node in models.items() if name not in single}
+    # the one on which most rest first, of equals the younger
+    roots = sorted(_roots(graph, models), key=lambda root: (root.share, models[root.name].date), reverse=True)
     return Risk(
         as_of=as_of,
         models=len(models),
-        roots=_roots(graph, models),
+        roots=tuple(roots),
         similarity=tuple(_similarity(graph, models, day) for day in _days(models, as_of)),
         # of the open models that the catalogue describes
         obligations={
@@ -121,9 +123,8 @@ def herfindahl(counts: Iterable[int]) -> float | None:
     return sum(count**2 for count in found) / sum(found) ** 2 if sum(found) else None
 
 
-def _roots(graph: Graph, models: dict[str, Node]) -> tuple[Root, ...]:
-    """Models that others come from, the one on which most rest first; of equals the younger."""
-    found = []
+def _roots(graph: Graph, models: dict[str, Node]) -> Iterator[Root]:
+    """Models that others come from."""
     for name, node in models.items():
         below = graph.descendants(name) & models.keys()
         if not below:
@@ -135,19 +136,16 @@ def _roots(graph: Graph, models: dict[str, Node]) -> tuple[Root, ...]:
             for each in dependents
             if graph.uses(each)
         ]
-        found.append(
-            Root(
-                name=name,
-                lab=node.lab,
-                country=node.country,
-                share=(1 + len(below)) / len(models),
-                stated=(1 + len(stated)) / len(models),
-                dependents=tuple(dependents),
-                labs=tuple(sorted({models[each].lab for each in dependents})),
-                own_techniques=fmean(shares) if shares else None,
-            )
+        yield Root(
+            name=name,
+            lab=node.lab,
+            country=node.country,
+            share=(1 + len(below)) / len(models),
+            stated=(1 + len(stated)) / len(models),
+            dependents=tuple(dependents),
+            labs=tuple(sorted({models[each].lab for each in dependents})),
+            own_techniques=fmean(shares) if shares else None,
         )
-    return tuple(sorted(found, key=lambda root: (root.share, models[root.name].date), reverse=True))
 
 
 def _days(models: dict[str, Node], as_of: date) -> list[date]:
