@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,10 +60,7 @@ def price(
     catalogue = load(as_of=day)
     when = moment(day, at)
     reference = reference_model(catalogue, against)
-    workloads = {
-        name: replace(item, requests_per_day=requests)
-        for name, item in chosen(workload, input_tokens, output_tokens, cached, hours).items()
-    }
+    workloads = chosen(workload, input_tokens, output_tokens, cached, hours, requests)
     found = [
         offer
         for name in dict.fromkeys(names)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from math import inf
 from typing import Literal
 
 from pydantic import Field
@@ -91,7 +92,7 @@ def cuts(
         name = f"hardware {wanted.hardware}, weights {stored}"
         yield Cut(name, lambda model: _too_big(model, wanted))
     if "price" in require:
-        yield Cut("a price", lambda model: _unsold(model, wanted, at))
+        yield Cut("a price", lambda model: _dear(model, inf, wanted, at))
     if (budget := wanted.budget) is not None:
         name = f"budget of ${budget:,.2f} a month"
         yield Cut(name, lambda model: _dear(model, budget, wanted, at))
@@ -189,10 +190,6 @@ def _too_big(model: Model, wanted: Constraints) -> str | None:
     if fit is None:
         return "its config is not public"
     return None if fit.fits else words.needs(fit)
-
-
-def _unsold(model: Model, wanted: Constraints, at: datetime) -> str | None:
-    return None if cheapest(model, over_the_day(wanted.workload), at) else "nobody lists a price"
 
 
 def _dear(model: Model, budget: float, wanted: Constraints, at: datetime) -> str | None:

@@ -189,13 +189,10 @@ class Graph:
 
 
 def _reached(name: str, steps: set[tuple[str, str]]) -> set[str]:
-    found: set[str] = set()
-    waiting = [name]
-    while waiting:
-        here = waiting.pop()
-        new = {there for start, there in steps if start == here} - found
+    found, new = set[str](), {name}
+    while new:
+        new = {there for start, there in steps if start in new} - found
         found |= new
-        waiting.extend(new)
     return found - {name}
 
 

@@ -53,22 +53,26 @@ def chosen(
     output_tokens: int | None,
     cached_share: float | None,
     hours: str | None,
+    requests_per_day: float = 1.0,
 ) -> dict[str, Workload]:
     """The workloads that a person asks for: one of their own, one standard one by `name`, or all of those.
 
     `hours` is a profile like `8-18,20` (UTC; 8-18 is ten hours). Raises LichenError for what cannot be read.
     """
-    own = (input_tokens, output_tokens, cached_share)
     spread = None if hours is None else parse_hours(hours)
-    if own == (None, None, None):
+    if input_tokens is None and output_tokens is None and cached_share is None:
         if name is not None and name not in STANDARD:
             raise LichenError(f"no workload {name!r}; there are {', '.join(STANDARD)}")
-        return {key: replace(STANDARD[key], hours=spread) for key in ([name] if name else STANDARD)}
-    if name is not None:
+        found = STANDARD if name is None else {name: STANDARD[name]}
+    elif name is not None:
         raise LichenError("--workload names a standard workload; --input and the others describe your own")
-    if not (input_tokens or output_tokens):
+    elif not (input_tokens or output_tokens):
         raise LichenError("a workload needs tokens: give --input or --output above 0")
-    return {"yours": Workload(input_tokens or 0, output_tokens or 0, cached_share or 0.0, hours=spread)}
+    else:
+        found = {"yours": Workload(input_tokens or 0, output_tokens or 0, cached_share or 0.0)}
+    return {
+        key: replace(item, requests_per_day=requests_per_day, hours=spread) for key, item in found.items()
+    }
 
 
 def parse_hours(text: str) -> tuple[int, ...]:
