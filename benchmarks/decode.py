@@ -58,7 +58,7 @@ def ours(folder: Path, dtype: torch.dtype, batch: int, length: int, many: int) -
 
         def next_logits(tokens: Tensor) -> Tensor:
             at = storage.take([tokens.shape[1]] * batch)
-            return model.logits(model(tokens.flatten(), at)[at.sequences.ends])
+            return model.logits(model(tokens.flatten(), at).view(*tokens.shape, -1)[:, -1])
 
         logits = next_logits(prompt)
         tokens = [logits.argmax(-1, keepdim=True)]

@@ -14,8 +14,7 @@ from benchmarks.report import Report
 from lichen.machine.rates import machine, matrix_rate
 from lichen.nn.roles import Role
 from lichen.optim import ParameterTable
-from lichen.optim.newton_schulz import KELLER_JORDAN
-from lichen.optim.symmetric import has_kernel
+from lichen.optim.newton_schulz import KELLER_JORDAN, has_kernel
 from lichen.optim.table import Row
 
 # (matrices, rows, columns), and how many times faster than torch.optim.Muon we want to be.

@@ -1,6 +1,6 @@
 """What a model costs, from its spec alone: everything in one answer.
 
-What it is made of: `lichen.arch.weights` and `storage` (parameters and their bytes), `flops`, `cache`.
+What it is made of: `lichen.arch.weights` (parameters and their bytes), `flops`, `cache`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ from lichen.arch.cache import (
 from lichen.arch.declaration import Weight
 from lichen.arch.flops import Flops, flops_per_token
 from lichen.arch.spec import ModelSpec
-from lichen.arch.storage import (
+from lichen.arch.weights import (
     DTYPES,
     EXPERTS_ONLY,
+    active_parameters,
+    count,
     has_experts,
+    mtp_weights,
+    parameters,
     released_bytes,
     released_dtype,
+    total_parameters,
     weight_bytes,
+    weights,
 )
-from lichen.arch.weights import active_parameters, count, mtp_weights, parameters, total_parameters, weights
 from lichen.errors import SpecError
 
 DEFAULT_CONTEXT = 4096
@@ -41,11 +46,9 @@ def adamw_state_bytes(found: Iterable[Weight]) -> int:
 
 def muon_state_bytes(found: Iterable[Weight]) -> int:
     """Muon keeps one fp32 momentum per parameter of a matrix; embedding, head and the rest are AdamW's."""
-    return sum((4 if _is_muon(weight) else 8) * weight.parameters for weight in found)
-
-
-def _is_muon(weight: Weight) -> bool:
-    return weight.is_matrix and weight.part not in ("embedding", "head", "residual")
+    found = list(found)
+    of_muon = [w for w in found if w.is_matrix and w.part not in ("embedding", "head", "residual")]
+    return 8 * count(found) - 4 * count(of_muon)
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,13 @@ def account(
         raise SpecError(f"dtype is {dtype}; supported: {', '.join(DTYPES)}")
     served = weight_bytes(weights(spec), dtype)
     in_cache = cache_bytes(spec, context, layout=cache, sequences=batch)
+    points = {context, longest, *(point for point in CONTEXTS if point < longest)}
+    curve = [(point, cache_bytes(spec, point, layout=cache)) for point in sorted(points)]
+    budget = None
+    if memory is not None:
+        left = memory - served
+        longest_fit = longest_context(spec, left, layout=cache, sequences=batch)
+        budget = Budget(memory, left, longest_fit, most_sequences(spec, left, context, layout=cache))
     return Account(
         family=spec.family,
         context=context,
@@ -154,36 +164,17 @@ def account(
         active_parameters=active_parameters(spec),
         parameters=parameters(spec),
         flops_per_token=flops_per_token(spec, context),
-        cache=_curve(spec, context, cache),
+        cache=tuple(CachePoint(point, size.ideal, size.reserved) for point, size in curve),
         cache_bytes_per_token=bytes_per_token(spec, cache),
         cache_bytes=in_cache,
         released_dtype=released_dtype(spec),
         released_bytes=released_bytes(spec),
         engram_bytes=spec.engram.table_bytes if spec.engram else None,
         serving_bytes=served + in_cache.reserved,
-        budget=_budget(spec, memory, served, context, batch, cache) if memory else None,
+        budget=budget,
         bytes_of_model=_footprint(weights(spec)),
         bytes_of_mtp=_footprint(mtp_weights(spec)) if spec.mtp else None,
         not_carried=spec.not_carried,
-    )
-
-
-def _curve(spec: ModelSpec, context: int, layout: str | None) -> tuple[CachePoint, ...]:
-    longest = spec.max_position_embeddings
-    points = {context, longest, *(point for point in CONTEXTS if point < longest)}
-    curve = [(point, cache_bytes(spec, point, layout=layout)) for point in sorted(points)]
-    return tuple(CachePoint(point, size.ideal, size.reserved) for point, size in curve)
-
-
-def _budget(
-    spec: ModelSpec, memory: int, served: int, context: int, batch: int, layout: str | None
-) -> Budget:
-    left = memory - served
-    return Budget(
-        memory=memory,
-        left_for_cache=left,
-        longest_context=longest_context(spec, left, layout=layout, sequences=batch),
-        most_sequences=most_sequences(spec, left, context, layout=layout),
     )
 
 

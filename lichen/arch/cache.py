@@ -18,13 +18,14 @@ context: `longest_context` does.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
 from math import ceil
 from typing import get_args
 
 from lichen.arch.declaration import CacheLayout, Entries, State
-from lichen.arch.spec import Attention, ModelSpec
+from lichen.arch.spec import ModelSpec
 from lichen.errors import SpecError
 
 LAYOUTS: tuple[CacheLayout, ...] = get_args(CacheLayout)
@@ -57,10 +58,15 @@ def cache_bytes(
         raise SpecError(f"context is {context}; it must be 0 tokens or more")
     if sequences < 1:
         raise SpecError(f"sequences is {sequences}; at least 1 is needed")
-    chosen = _layout(spec, layout)
-    alike = Counter(layer.attention for layer in spec.layers)
-    each = [(_part_bytes(part, context, chosen), sequences * layers) for part, layers in alike.items()]
-    return CacheBytes(sum(n * part.ideal for part, n in each), sum(n * part.reserved for part, n in each))
+    supported, layout = layouts(spec), native_layout(spec) if layout is None else layout
+    if layout not in supported:
+        raise SpecError(f"cache layout is {layout}; supported for this model: {', '.join(supported)}")
+    ideal = reserved = 0
+    for part, layers in Counter(layer.attention for layer in spec.layers).items():
+        for item in part.stores():
+            of_one = _item_bytes(item, part.page_tokens, context, layout)
+            ideal, reserved = ideal + layers * of_one.ideal, reserved + layers * of_one.reserved
+    return CacheBytes(sequences * ideal, sequences * reserved)
 
 
 def bytes_per_token(spec: ModelSpec, layout: str | None = None) -> int | None:
@@ -81,16 +87,11 @@ def longest_context(
     None if not even one token fits.
     """
 
-    def fits(context: int) -> bool:
-        return cache_bytes(spec, context, layout=layout, sequences=sequences).reserved <= budget_bytes
+    def reserved(context: int) -> int:
+        return cache_bytes(spec, context, layout=layout, sequences=sequences).reserved
 
-    if not fits(1):
-        return None
-    low, high = 1, spec.max_position_embeddings
-    while low < high:  # reserved bytes never fall as the context grows
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+    # Reserved bytes never fall as the context grows.
+    return bisect_right(range(1, spec.max_position_embeddings + 1), budget_bytes, key=reserved) or None
 
 
 def most_sequences(spec: ModelSpec, budget_bytes: int, context: int, *, layout: str | None = None) -> int:
@@ -100,30 +101,15 @@ def most_sequences(spec: ModelSpec, budget_bytes: int, context: int, *, layout: 
     return max(0, budget_bytes) // cache_bytes(spec, context, layout=layout).reserved
 
 
-# ---------------------------------------------------------------------------------------------- details
-
-
-def _layout(spec: ModelSpec, layout: str | None) -> CacheLayout:
-    if layout is None:
-        return native_layout(spec)
-    supported = layouts(spec)
-    for name in supported:
-        if name == layout:
-            return name
-    raise SpecError(f"cache layout is {layout}; supported for this model: {', '.join(supported)}")
-
-
-def _part_bytes(part: Attention, context: int, layout: CacheLayout) -> CacheBytes:
-    ideal = reserved = 0
-    for item in part.stores():
-        if isinstance(item, State):
-            size = item.numbers * bits(item.name, layout) // 8
-            ideal, reserved = ideal + size, reserved + size
-            continue
-        ideal += item.kept(context) * item.width * bits(item.name, layout) // 8
-        entry = item.width * bits(item.name, layout) // 8 + _scale_bytes(item, layout)
-        reserved += _pages(item, context, part.page_tokens) * ceil(part.page_tokens / item.every) * entry
-    return CacheBytes(ideal, reserved)
+def _item_bytes(item: Entries | State, page: int, context: int, layout: str) -> CacheBytes:
+    if isinstance(item, State):
+        size = item.numbers * bits(item.name, layout) // 8
+        return CacheBytes(size, size)
+    entry = item.width * bits(item.name, layout) // 8 + _scale_bytes(item, layout)
+    return CacheBytes(
+        ideal=item.kept(context) * item.width * bits(item.name, layout) // 8,
+        reserved=_pages(item, context, page) * ceil(page / item.every) * entry,
+    )
 
 
 def _pages(item: Entries, context: int, page: int) -> int:
@@ -132,7 +118,7 @@ def _pages(item: Entries, context: int, page: int) -> int:
     return pages if item.window is None else min(pages, ceil((item.window - 1) / page) + 1)
 
 
-def bits(name: str, layout: CacheLayout) -> int:
+def bits(name: str, layout: str) -> int:
     """Of each number of the entries or the state with this name."""
     if layout == "fp32" or name in ("recurrent", "pending"):
         return 32
@@ -142,7 +128,7 @@ def bits(name: str, layout: CacheLayout) -> int:
 
 
 # Numbers that share a scale, and its bytes. FP8 keys and values have one per tensor, which does not count.
-SCALES: dict[tuple[CacheLayout, str], tuple[int, int]] = {
+SCALES = {
     ("fp8", "latent"): (128, 4),
     ("fp8", "index_key"): (128, 4),
     ("fp8", "key_value"): (64, 1),
@@ -153,7 +139,7 @@ SCALES: dict[tuple[CacheLayout, str], tuple[int, int]] = {
 }
 
 
-def _scale_bytes(item: Entries, layout: CacheLayout) -> int:
+def _scale_bytes(item: Entries, layout: str) -> int:
     """Scales of one entry, padded to 4 bytes."""
     numbers, size = SCALES.get((layout, item.name), (1, 0))
     return 4 * ceil(ceil(item.width / numbers) * size / 4)

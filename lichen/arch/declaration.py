@@ -7,9 +7,10 @@ seen; `reads(decode)` what a token multiplies besides weights; `words()` what a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lichen.errors import SpecError
 
@@ -22,9 +23,11 @@ def require(condition: bool, message: str) -> None:
         raise SpecError(message)
 
 
-def require_positive(part: str, **values: float) -> None:
-    for name, value in values.items():
-        require(value > 0, f"{part}: {name} is {value}; it must be greater than 0")
+def require_positive(part: str, given: Mapping[str, Any], *others: str, **called: str) -> None:
+    """Every number in `given` but `others` is above 0; `called`: what configs call those named otherwise."""
+    for name, value in given.items():
+        if type(value) in (int, float) and name not in others:
+            require(value > 0, f"{part}: {called.get(name, name)} is {value}; it must be greater than 0")
 
 
 # ----------------------------------------------------------------------------------------------- weights
@@ -72,12 +75,9 @@ class Weight:
         return self.active * prod(self.shape)
 
 
-def matrices(part: Row, *shapes: tuple[int, int]) -> list[Weight]:
-    return [Weight(part, shape) for shape in shapes]
-
-
-def vectors(part: Row, *widths: int) -> list[Weight]:
-    return [Weight(part, (width,)) for width in widths]
+def tensors(part: Row, *shapes: int | tuple[int, ...]) -> list[Weight]:
+    """One of each shape; a number is the width of a vector."""
+    return [Weight(part, (shape,) if isinstance(shape, int) else shape) for shape in shapes]
 
 
 def swiglu(part: Row, hidden_size: int, width: int, count: int = 1, active: int = 1) -> list[Weight]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lichen.arch.declaration import Read, Weight
+from lichen.arch.declaration import Weight
 from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.arch.weights import mtp_weights, weights
 
@@ -32,8 +32,9 @@ class Flops:
 def flops_per_token(spec: ModelSpec, context: int) -> Flops:
     """Matrix FLOPs per token of the model without its MTP layers."""
     forward = _forward_flops(weights(spec), spec.layers, context)
-    reads = sum(2 * read.numbers * read.of_last(context) for read in _reads(spec.layers, decode=True))
-    return Flops(forward, 3 * forward, _matrix_flops(weights(spec)) + reads)
+    reads = (read for layer in spec.layers for read in layer.attention.reads(decode=True))
+    of_last = sum(2 * read.numbers * read.of_last(context) for read in reads)
+    return Flops(forward, 3 * forward, _matrix_flops(weights(spec)) + of_last)
 
 
 def training_flops_per_token(spec: ModelSpec, seq_len: int, mtp: bool = False) -> int:
@@ -53,9 +54,5 @@ def _matrix_flops(found: Iterable[Weight]) -> int:
 
 
 def _forward_flops(found: Iterable[Weight], layers: tuple[LayerSpec, ...], context: int) -> int:
-    reads = _reads(layers, decode=False)
+    reads = (read for layer in layers for read in layer.attention.reads(decode=False))
     return _matrix_flops(found) + sum(2 * read.numbers * read.of_all(context) // context for read in reads)
-
-
-def _reads(layers: tuple[LayerSpec, ...], decode: bool) -> Iterable[Read]:
-    return (read for layer in layers for read in layer.attention.reads(decode))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from lichen.arch.declaration import CacheLayout, Read, Stored, Weight, require, require_positive
-from lichen.arch.parts.activation import Activation
+from lichen.arch.parts.dense import Activation
 from lichen.arch.parts.engram import Engram
 from lichen.arch.parts.moe import Router
 
@@ -69,7 +69,7 @@ class LayerSpec:
     sandwich_norms: bool = False
 
 
-# How published weights are packed, where it is not in 16 or 32 bits (`lichen.arch.storage.weight_bytes`);
+# How published weights are packed, where it is not in 16 or 32 bits (`lichen.arch.weights.weight_bytes`);
 # "other" is a packing whose bytes are not known here.
 Storage = Literal["fp8", "int4", "fp4", "mxfp4", "other"]
 
@@ -104,13 +104,8 @@ class ModelSpec:
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        require_positive(
-            "model",
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            max_position_embeddings=self.max_position_embeddings,
-            rms_norm_eps=self.rms_norm_eps,
-        )
+        may_be_zero = ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
+        require_positive("model", vars(self), *may_be_zero)
         require(len(self.layers) > 0, "model: num_hidden_layers is 0; at least 1 layer is needed")
 
     @property

@@ -1,4 +1,4 @@
-"""Every matrix and vector of a model with its shape: the sum of what its parts answer.
+"""Every matrix and vector of a model with its shape, and their bytes: the sum of what its parts answer.
 
 Conventions
 - Total parameters leave the multi-token-prediction (MTP) layers and the tables of n-gram memory (Engram)
@@ -15,9 +15,17 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from math import ceil, prod
+from typing import Literal, get_args
 
 from lichen.arch.declaration import ROWS, Weight
 from lichen.arch.spec import LayerSpec, ModelSpec
+from lichen.errors import SpecError
+
+Layout = Literal["fp32", "bf16", "fp8", "int4", "fp4", "mxfp4"]
+DTYPES: tuple[Layout, ...] = get_args(Layout)
+EXPERTS_ONLY = ("int4", "fp4", "mxfp4")
+FP8_ROWS = ("attention", "indexer", "dense_feed_forward", "routed_experts", "shared_experts")
 
 
 @cache
@@ -36,11 +44,6 @@ def weights(spec: ModelSpec) -> tuple[Weight, ...]:
     if spec.engram:
         found += spec.engram.weights(hidden, spec.residual.streams if spec.residual else 1)
     return (*found, *_last_residual(spec))
-
-
-def engram_tables(spec: ModelSpec) -> list[Weight]:
-    """The tables of n-gram memory, of which a token reads a few rows."""
-    return spec.engram.tables() if spec.engram else []
 
 
 def mtp_weights(spec: ModelSpec) -> list[Weight]:
@@ -73,13 +76,11 @@ def _last_residual(spec: ModelSpec) -> list[Weight]:
 
 def parameters(spec: ModelSpec) -> dict[str, int]:
     """Parameters by row. Totals leave two of them out: "mtp", all MTP layers, and "engram_tables"."""
-    counts = dict.fromkeys(ROWS, 0)
-    for weight in weights(spec):
-        counts[weight.part] += weight.parameters
+    rows = [row for row in ROWS if row != "mtp_projection"]
     return {
-        **{row: n for row, n in counts.items() if row != "mtp_projection"},
+        **{row: count(weight for weight in weights(spec) if weight.part == row) for row in rows},
         "mtp": count(mtp_weights(spec)),
-        "engram_tables": count(engram_tables(spec)),
+        "engram_tables": count(spec.engram.tables() if spec.engram else []),
     }
 
 
@@ -95,3 +96,52 @@ def active_parameters(spec: ModelSpec) -> int:
 
 def count(found: Iterable[Weight]) -> int:
     return sum(weight.parameters for weight in found)
+
+
+# ------------------------------------------------------------------------------------------------- bytes
+
+
+def weight_bytes(found: Iterable[Weight], dtype: str) -> int:
+    """Bytes of the weights in one of the layouts that checkpoints of these families have.
+
+    fp32, bf16: all weights. fp8: DeepSeek-V3's, the matrices of attention and feed-forward (experts
+    included) in FP8 with one fp32 scale per block of 128 x 128, the rest bf16. The others are for routed
+    experts, SpecError without them: int4, Kimi K2.6's, 4 bits with one bf16 scale per group of 32 along a
+    row, the rest bf16; fp4, DeepSeek-V4's, E2M1 with one byte of scale per 32, the rest as fp8; mxfp4,
+    Kimi K3's, the same with the rest bf16.
+    """
+    found = list(found)
+    if dtype in EXPERTS_ONLY and not has_experts(found):
+        raise SpecError(
+            f"{dtype} is the storage of routed experts, and this model has none; use fp32, bf16 or fp8"
+        )
+    return sum(weight.count * _bytes_of_one(weight, dtype) for weight in found)
+
+
+def has_experts(found: Iterable[Weight]) -> bool:
+    return any(weight.part == "routed_experts" for weight in found)
+
+
+def _bytes_of_one(weight: Weight, dtype: str) -> int:
+    if weight.is_matrix:
+        rows, columns = weight.shape
+        if weight.part == "routed_experts" and dtype in ("fp4", "mxfp4"):
+            return rows * (ceil(columns / 2) + ceil(columns / 32))
+        if weight.part == "routed_experts" and dtype == "int4":
+            return rows * (4 * ceil(columns / 8) + 2 * ceil(columns / 32))  # eight to an int32
+        if weight.part in FP8_ROWS and dtype in ("fp8", "fp4"):
+            return rows * columns + 4 * ceil(rows / 128) * ceil(columns / 128)
+    return prod(weight.shape) * (4 if dtype == "fp32" else 2)
+
+
+def released_dtype(spec: ModelSpec) -> Layout | None:
+    """The layout in which the model's makers published the weights; None where it is not one of these."""
+    if spec.storage == "other":
+        return None
+    return spec.storage or ("fp32" if spec.dtype == "float32" else "bf16")
+
+
+def released_bytes(spec: ModelSpec) -> int | None:
+    """Bytes of the weights as they were published, MTP layers left out; None where that is not known."""
+    dtype = released_dtype(spec)
+    return None if dtype is None else weight_bytes(weights(spec), dtype)

@@ -14,8 +14,7 @@ from lichen.arch.cache import cache_bytes, longest_context, most_sequences
 from lichen.arch.declaration import Weight
 from lichen.arch.flops import flops_per_token
 from lichen.arch.spec import ModelSpec
-from lichen.arch.storage import DTYPES, released_dtype, weight_bytes
-from lichen.arch.weights import weights
+from lichen.arch.weights import DTYPES, released_dtype, weight_bytes, weights
 from lichen.errors import LichenError
 from lichen.machine.devices import Machine
 

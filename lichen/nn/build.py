@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lichen.arch.parts.activation import SILU
-from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.dense import SILU, Dense
 from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.mla import MLA
 from lichen.arch.parts.moe import MoE

@@ -115,14 +115,6 @@ def _together(q_KNGD: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, heads, step)]
 
 
-def _block_causal(
-    q_HND: Tensor, k_KND: Tensor, v_KNV: Tensor, sequences: Sequences, scale: float, want_max: bool
-) -> tuple[Tensor, Tensor | None]:
-    q_KNGD = (q_HND * scale).unflatten(0, (len(k_KND), -1)).transpose(1, 2).contiguous()
-    out, largest = _BlockCausal.apply(q_KNGD, k_KND.contiguous(), v_KNV.contiguous(), sequences, want_max)
-    return out.transpose(0, 1).flatten(1, 2), largest
-
-
 def _fused(q_HND: Tensor, k_KND: Tensor, v_KNV: Tensor, sequences: Sequences, scale: float) -> Tensor:
     width = v_KNV.shape[-1]
     rows = (-1, sequences.row)
@@ -159,15 +151,16 @@ def attention(
         outs = []
         for batch in sequences.batches:
             stored = stored_BSW[batch.slots, : batch.longest].to(q_HND.dtype)
-            k, v = (
-                part.unflatten(-1, (len(k_KND), -1)).transpose(1, 2)
-                for part in (stored[..., :keys], stored[..., keys:])
-            )
+            parts = stored.tensor_split([keys], -1)
+            k, v = (part.unflatten(-1, (len(k_KND), -1)).transpose(1, 2) for part in parts)
             q = q_HND[:, batch.tokens].unflatten(1, batch.shape).transpose(0, 1)
             outs.append(stored_attention(q, k, v, batch, scale).transpose(1, 2).flatten(0, 1))
         return outs[0] if len(outs) == 1 else torch.cat(outs), None
     if max_logits or q_HND.device.type == "cpu":
-        return _block_causal(q_HND, k_KND, v_KNV, sequences, scale, max_logits)
+        q_KNGD = (q_HND * scale).unflatten(0, (len(k_KND), -1)).transpose(1, 2).contiguous()
+        k_KND, v_KNV = k_KND.contiguous(), v_KNV.contiguous()
+        out, largest = _BlockCausal.apply(q_KNGD, k_KND, v_KNV, sequences, max_logits)
+        return out.transpose(0, 1).flatten(1, 2), largest
     return _fused(q_HND, k_KND, v_KNV, sequences, scale), None
 
 

@@ -62,18 +62,11 @@ class Groups:
         self.starts = [0, *self.ends_E.tolist()]
         order = copies.argsort(stable=True)
         shift_E = (self.ends_E - size_E) - (self.counts_E.cumsum(0) - self.counts_E)
-        row_of_sorted = torch.arange(order.numel(), device=order.device) + shift_E.index_select(
-            0, copies.index_select(0, order)
-        )
+        shift = shift_E.index_select(0, copies.index_select(0, order))
+        row_of_sorted = torch.arange(order.numel(), device=order.device) + shift
         self.row_Nk = torch.empty_like(copies).scatter_(0, order, row_of_sorted).view_as(experts_Nk)
-        self.token_P = order.new_zeros(self.starts[-1]).scatter_(
-            0, row_of_sorted, order // experts_Nk.shape[1]
-        )
-
-    def weights(self, weights_Nk: Tensor, dtype: torch.dtype) -> Tensor:
-        """The weight of each row's copy, 0 for padding: (P, 1)."""
-        weight_P = weights_Nk.new_zeros(self.starts[-1])
-        return weight_P.scatter_(0, self.row_Nk.flatten(), weights_Nk.flatten()).to(dtype).unsqueeze(1)
+        token = order // experts_Nk.shape[1]
+        self.token_P = order.new_zeros(self.starts[-1]).scatter_(0, row_of_sorted, token)
 
     def products(self, rows_PX: Tensor, stack_EXY: Tensor) -> Tensor:
         """Each expert's rows times its matrix: (P, X), (E, X, Y) -> (P, Y)."""
@@ -122,7 +115,9 @@ class _RoutedExperts(torch.autograd.Function):
         grad_PH = grad_NH.index_select(0, groups.token_P)
         grad_weight_P = torch.linalg.vecdot(grad_PH, y_PH)
         grad_weights = grad_weight_P.index_select(0, groups.row_Nk.flatten()).view_as(weights_Nk)
-        grad_y = grad_PH.mul_(groups.weights(weights_Nk, grad_PH.dtype))
+        weight_P = weights_Nk.new_zeros(groups.starts[-1])  # of each row's copy, 0 for padding
+        weight_P.scatter_(0, groups.row_Nk.flatten(), weights_Nk.flatten())
+        grad_y = grad_PH.mul_(weight_P.to(grad_PH.dtype).unsqueeze(1))
         grad_down = groups.outer_products(grad_y, a_PI)
         grad_a = groups.products(grad_y, down)
         grad_h = torch.empty_like(h_P2I)

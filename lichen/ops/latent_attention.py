@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lichen.ops.attention import attention, stored_attention
 from lichen.ops.linear import linear
-from lichen.ops.sequences import Batch, Sequences
+from lichen.ops.sequences import Sequences
 
 
 def latent_attention(
@@ -32,44 +32,34 @@ def latent_attention(
     scale: float,
     max_logits: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of every token to its own sequence's tokens up to itself.
+    """`attention` by latents, of which `stored` has them and the rotated keys side by side, W = L + R.
 
-    up (H (C + V), L): W_uk and W_uv of every head in turn. stored: latents and rotated keys side by side,
-    W = L + R, of all tokens so far, these included; None where the list is all there is.
-
-    Returns the output (N, H, V) and, with `max_logits`, the largest scaled logit of each head over the list,
-    (H,) fp32; else, and of stored tokens, None.
+    up (H (C + V), L): W_uk and W_uv of every head in turn.
     """
     if stored_BSW is None:
         k, v = _expanded(latent_NL, rope_key_NR, up, q_content_NHC)
         q = torch.cat([q_content_NHC.transpose(0, 1), q_rotary_NHR.transpose(0, 1)], -1)
         return attention(q, k, v, None, sequences, scale, max_logits)
+    heads, content = q_content_NHC.shape[1:]
+    latent, value = latent_NL.shape[-1], len(up) // heads - content
     outs = []
     for batch in sequences.batches:
         stored = stored_BSW[batch.slots, : batch.longest].to(q_content_NHC.dtype)
         q_content, q_rotary = q_content_NHC[batch.tokens], q_rotary_NHR[batch.tokens]
-        outs.append(_stored_latent_attention(q_content, q_rotary, stored, up, batch, scale))
+        if absorbs(batch.shape[1], content, latent, value):
+            w_uk, w_uv = up.unflatten(0, (heads, -1)).split([content, value], 1)
+            # Each weight on the side where it is read as it lies: einsum would copy it (docs/log.md).
+            q_latent = torch.bmm(q_content.transpose(0, 1), w_uk).unflatten(1, batch.shape).transpose(0, 1)
+            q = torch.cat([q_latent, q_rotary.unflatten(0, batch.shape).transpose(1, 2)], -1)
+            stored = stored.unsqueeze(1)
+            mixed = stored_attention(q, stored, stored, batch, scale)[..., :latent]
+            outs.append(torch.bmm(w_uv, mixed.transpose(0, 1).flatten(1, 2).mT).permute(2, 0, 1))
+        else:
+            k, v = _expanded(stored[..., :latent], stored[..., latent:], up, q_content)
+            q = torch.cat([q_content, q_rotary], -1).unflatten(0, batch.shape).transpose(1, 2)
+            out = stored_attention(q, k, v.contiguous(), batch, scale)
+            outs.append(out.transpose(1, 2).flatten(0, 1))
     return outs[0] if len(outs) == 1 else torch.cat(outs), None
-
-
-def _stored_latent_attention(
-    q_content_NHC: Tensor, q_rotary_NHR: Tensor, stored_BSW: Tensor, up: Tensor, batch: Batch, scale: float
-) -> Tensor:
-    heads, content = q_content_NHC.shape[1:]
-    rotary = q_rotary_NHR.shape[-1]
-    latent = stored_BSW.shape[-1] - rotary
-    value = len(up) // heads - content
-    if absorbs(batch.shape[1], content, latent, value):
-        w_uk, w_uv = up.unflatten(0, (heads, -1)).split([content, value], 1)
-        # Each weight on the side where it is read as it lies: einsum would copy it (docs/log.md).
-        q_latent = torch.bmm(q_content_NHC.transpose(0, 1), w_uk).unflatten(1, batch.shape).transpose(0, 1)
-        q = torch.cat([q_latent, q_rotary_NHR.unflatten(0, batch.shape).transpose(1, 2)], -1)
-        stored = stored_BSW.unsqueeze(1)
-        mixed = stored_attention(q, stored, stored, batch, scale)[..., :latent]
-        return torch.bmm(w_uv, mixed.transpose(0, 1).flatten(1, 2).mT).permute(2, 0, 1)
-    k, v = _expanded(stored_BSW[..., :latent], stored_BSW[..., latent:], up, q_content_NHC)
-    q = torch.cat([q_content_NHC, q_rotary_NHR], -1).unflatten(0, batch.shape).transpose(1, 2)
-    return stored_attention(q, k, v.contiguous(), batch, scale).transpose(1, 2).flatten(0, 1)
 
 
 def absorbs(length: int, content: int, latent: int, value: int) -> bool:

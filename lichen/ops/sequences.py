@@ -7,10 +7,11 @@ nobody asks for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,26 +19,16 @@ from torch import Tensor
 BLOCK = 128  # queries per block: measured best of 64-256 on CPU (docs/log.md)
 
 
-@dataclass(frozen=True)
-class QueryBlock:
-    """Queries [start, end) see keys [first_key, end), less those that `hidden_QS` marks.
+class QueryBlock(NamedTuple):
+    """Queries, numbered in the list, and the keys that they see, less those that `hidden_QS` marks.
 
-    hidden_QS (end - start, S') is True where one of the last S' keys is later than the query or belongs to
-    another sequence.
+    hidden_QS (Q, S') is True where one of the last S' keys is later than the query or belongs to another
+    sequence.
     """
 
-    start: int
-    end: int
-    first_key: int
+    queries: slice
+    keys: slice
     hidden_QS: Tensor
-
-    @property
-    def queries(self) -> slice:
-        return slice(self.start, self.end)
-
-    @property
-    def keys(self) -> slice:
-        return slice(self.first_key, self.end)
 
     def hide(self, logits_KQGS: Tensor) -> None:
         """Set the logits of the hidden keys to -inf, in place."""
@@ -128,11 +119,6 @@ class Sequences:
         spans = [range(kept, kept + new) for kept, new in zip(self.kept, self.lengths, strict=True)]
         return torch.tensor([position for span in spans for position in span], device=self.device)
 
-    @property
-    def ends(self) -> list[int]:
-        """The number of each sequence's last token in the list."""
-        return [start + length - 1 for start, length in zip(self._starts, self.lengths, strict=True)]
-
     @cached_property
     def _starts(self) -> list[int]:
         return [0, *accumulate(self.lengths[:-1])]
@@ -140,24 +126,26 @@ class Sequences:
     # ------------------------------------------------------------------------------- what is all in the list
 
     @cached_property
+    def _own_start_N(self) -> Tensor:
+        """Where each token's sequence starts in the list."""
+        return torch.tensor(self._starts).repeat_interleave(torch.tensor(self.lengths))
+
+    @cached_property
     def blocks(self) -> list[QueryBlock]:
         """The list in blocks of queries; a block ends where its row does."""
-        position = torch.arange(self.row, device=self.device)
-        later = position[: self._block] > position[: self._block, None]
+        position_N = torch.arange(self.total, device=self.device)
+        later = position_N[: self._block] > position_N[: self._block, None]
+        own_start, own_start_N = self._own_start_N.tolist(), self._own_start_N.to(self.device)
         blocks = []
-        for first in range(0, self.total, self.row):
-            starts = [start - first for start in self._starts if first <= start < first + self.row]
-            sizes = [end - start for start, end in zip(starts, [*starts[1:], self.row], strict=True)]
-            own_start = [start for start, size in zip(starts, sizes, strict=True) for _ in range(size)]
-            own_start_T = torch.tensor(own_start, device=self.device) if len(starts) > 1 else None
-            for start in range(0, self.row, self._block):
-                end = min(start + self._block, self.row)
-                first_key = own_start[start] // self._block * self._block
+        for row in range(0, self.total, self.row):
+            for start in range(row, row + self.row, self._block):
+                end = min(start + self._block, row + self.row)
+                first_key = row + (own_start[start] - row) // self._block * self._block
                 hidden = later[: end - start, : end - start]
-                if own_start_T is not None and own_start[end - 1] > first_key:
-                    keys, queries = position[first_key:end], position[start:end, None]
-                    hidden = (keys > queries) | (keys < own_start_T[start:end, None])
-                blocks.append(QueryBlock(first + start, first + end, first + first_key, hidden))
+                if own_start[end - 1] > first_key:
+                    keys, queries = position_N[first_key:end], position_N[start:end, None]
+                    hidden = (keys > queries) | (keys < own_start_N[start:end, None])
+                blocks.append(QueryBlock(slice(start, end), slice(first_key, end), hidden))
         return blocks
 
     @property
@@ -171,11 +159,8 @@ class Sequences:
         allowed = torch.ones(1, self.row, self.row, dtype=torch.bool, device=self.device).tril_()
         if self.whole_rows:
             return allowed
-        lengths = torch.tensor(self.lengths, device=self.device)
-        ids = (
-            torch.arange(len(self.lengths), device=self.device).repeat_interleave(lengths).view(-1, self.row)
-        )
-        return allowed & (ids[:, :, None] == ids[:, None, :])
+        own_start_BT = self._own_start_N.to(self.device).view(-1, self.row)
+        return allowed & (own_start_BT[:, :, None] == own_start_BT[:, None, :])
 
     # ------------------------------------------------------------------------------------ what is in storage
 
@@ -186,24 +171,18 @@ class Sequences:
         return torch.tensor(slots, device=self.device)
 
     @cached_property
-    def batches(self) -> tuple[Batch, ...]:
+    def batches(self) -> list[Batch]:
         """The list in pieces that are whole batches: all of it, where sequences have equally many new tokens
         and lie in storage one after another, else each sequence by itself."""
         assert self.kept is not None
         in_order = self.slots == tuple(range(self.slots[0], self.slots[0] + len(self.slots)))
-        together = len(set(self.lengths)) == 1 and in_order
-        return tuple(self._batches(len(self.lengths) if together else 1))
-
-    def _batches(self, rows: int) -> Iterator[Batch]:
-        assert self.kept is not None
+        rows = len(self.lengths) if len(set(self.lengths)) == 1 and in_order else 1
+        batches = []
         for first in range(0, len(self.lengths), rows):
             start, new, kept = self._starts[first], self.lengths[first], self.kept[first : first + rows]
             tokens = slice(start, start + rows * new)
-            yield Batch(
-                tokens=tokens,
-                slots=slice(self.slots[first], self.slots[first] + rows),
-                shape=(rows, new),
-                longest=max(kept) + new,
-                level=len(set(kept)) == 1,
-                positions_BT=self.positions_N[tokens].view(rows, new),
-            )
+            slots = slice(self.slots[first], self.slots[first] + rows)
+            positions_BT = self.positions_N[tokens].view(rows, new)
+            level = len(set(kept)) == 1
+            batches.append(Batch(tokens, slots, (rows, new), max(kept) + new, level, positions_BT))
+        return batches

@@ -21,13 +21,8 @@ HEAD_BY_HEAD = ("CodeGenAttention", "MiniMaxLightningAttention")
 FUSED_GATE = {"Wi": "Wo", "input_linear": "output_linear", "w12": "w3", "weights_in": "weights_out"}
 
 # Layers whose rows are attention heads, and what a model's `config` calls their number.
-HEADS = {
-    "q_proj": "num_attention_heads",
-    "q_b_proj": "num_attention_heads",
-    "kv_b_proj": "num_attention_heads",
-    "k_proj": "num_key_value_heads",
-    "v_proj": "num_key_value_heads",
-}
+HEADS = dict.fromkeys(("q_proj", "q_b_proj", "kv_b_proj"), "num_attention_heads")
+HEADS |= dict.fromkeys(("k_proj", "v_proj"), "num_key_value_heads")
 
 # What parameters are called that list learned vectors: positions, class tokens, queries of a resampler.
 TABLES = ("embed", "latent", "pos_", "position", "token")
@@ -169,17 +164,14 @@ def _layout(module: nn.Module, leaf: str) -> Layout:
     return "rows"
 
 
-def _output_layers(model: nn.Module) -> set[nn.Module]:
+def _output_layers(model: nn.Module) -> set[nn.Module | None]:
     """What the models of `transformers` in it say they are; else the linear layer that comes last."""
-    found: set[nn.Module] = set()
+    found: set[nn.Module | None] = set()
     for module in model.modules():
         stated: Callable[[], nn.Module | None] | None = getattr(module, "get_output_embeddings", None)
         if stated is not None and (layer := stated()) is not None:
             found.update(layer.modules())
-    if found:
-        return found
-    last = _last_linear(model)
-    return set() if last is None else {last}
+    return found or {_last_linear(model)}
 
 
 def _last_linear(model: nn.Module) -> nn.Module | None:

@@ -7,7 +7,8 @@ matrices has them computed by owners (`lichen.optim.owners`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,21 +18,11 @@ from torch.distributed.tensor import DTensor
 from lichen.errors import LichenError
 from lichen.machine.precision import at_least_fp32
 from lichen.nn.roles import Role
-from lichen.optim import recipes
+from lichen.optim import recipes, rules
 from lichen.optim.newton_schulz import form_for, products_per_step
 from lichen.optim.owners import Job, updates_by_owners
 from lichen.optim.recipes import OptimizerRecipe
-from lichen.optim.rules import (
-    Update,
-    adamw_update,
-    advance,
-    chunks,
-    move,
-    muon_steps,
-    muon_update,
-    sinkhorn_balanced,
-)
-from lichen.optim.shards import aligned, holds_whole_matrices, local, place_like
+from lichen.optim.shards import holds_whole_matrices, local, place_like
 from lichen.optim.table import ParameterTable, Row, recipe_options
 
 
@@ -83,41 +74,36 @@ class Muon(torch.optim.Optimizer):
         for row in rows:
             if row.parameter in self._rows or row.name in names:
                 raise LichenError(f"optimizer: parameter {row.name} is already in the optimizer")
-        groups: dict[tuple[float, float], list[Row]] = {}
+        groups: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
         for row in rows:
             self._rows[row.parameter] = row
             lr, weight_decay = recipe_options(row, self.recipe)
             options = (param_group.get("lr", lr), param_group.get("weight_decay", weight_decay))
-            groups.setdefault(options, []).append(row)
-        for (lr, weight_decay), members in groups.items():
-            super().add_param_group(
-                {
-                    "params": [(row.name, row.parameter) for row in members],
-                    "lr": lr,
-                    "initial_lr": lr,
-                    "weight_decay": weight_decay,
-                }
-            )
+            groups.setdefault(options, []).append((row.name, row.parameter))
+        for (lr, decay), members in groups.items():
+            group = {"params": members, "lr": lr, "initial_lr": lr, "weight_decay": decay}
+            super().add_param_group(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """Update every parameter that has a gradient; `closure` recomputes the loss first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         if self.sent_bytes:  # torch.compile of PyTorch 2.11 cannot set an attribute of an optimizer
             self.sent_bytes = 0
         for group in self.param_groups:
-            rows: dict[str, list[Row]] = {"muon": [], "sinkhorn": [], "adamw": []}
+            rows: dict[tuple[str, bool], list[Row]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     row = self._row(parameter)
-                    rows[self.recipe.algorithm(row.role.kind)].append(row)
-            self._muon(rows["muon"], group)
-            self._sinkhorn(rows["sinkhorn"], group)
-            self._adamw(rows["adamw"], group)
+                    algorithm = self.recipe.algorithm(row.role.kind)
+                    here = algorithm == "adamw" or holds_whole_matrices(parameter, stacked=row.stacked)
+                    rows[algorithm, here].append(row)
+            self._muon(rows["muon", True], group)
+            self._by_owners(rows["muon", False], group)
+            self._sinkhorn(rows["sinkhorn", True], group)
+            self._by_owners(rows["sinkhorn", False], group)
+            self._adamw(rows["adamw", True], group)
         return loss
 
     @torch.no_grad()
@@ -138,10 +124,14 @@ class Muon(torch.optim.Optimizer):
             )
         return row
 
+    def _state_names(self, row: Row) -> tuple[str, ...]:
+        adamw = self.recipe.algorithm(row.role.kind) == "adamw"
+        return ("exp_avg", "exp_avg_sq", "step") if adamw else ("momentum_buffer",)
+
     def _state(self, row: Row) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[row.parameter]
         if not state:
-            for name in sorted(_state_names(self.recipe.algorithm(row.role.kind))):
+            for name in self._state_names(row):
                 state[name] = (
                     torch.zeros((), device=row.parameter.device)
                     if name == "step"
@@ -152,102 +142,68 @@ class Muon(torch.optim.Optimizer):
     def _momentum(self, row: Row) -> Tensor:
         return local(self._state(row)["momentum_buffer"])
 
+    def _matrices(self, row: Row, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The matrices of tensors that are shaped like the parameter, side by side."""
+        return zip(*(row.batches(each, per_head=self.recipe.per_head) for each in tensors), strict=True)
+
     def _muon(self, rows: list[Row], group: dict[str, Any]) -> None:
-        recipe = self.recipe
-        per_head = recipe.per_head
-        here, cut = _apart(rows)
-
-        batches: dict[tuple[torch.device, torch.Size], list[Update]] = {}
-        for row in here:
-            views = (
-                row.batches(tensor, per_head=per_head)
-                for tensor in (local(row.parameter), _gradient(row), self._momentum(row))
-            )
-            for update in map(Update, *views):
-                batches.setdefault((row.parameter.device, update.parameter.shape[1:]), []).append(update)
-        for batch in batches.values():
-            muon_update(batch, recipe, group)
-
-        def compute(owned: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
-            steps = [torch.empty_like(whole, dtype=jobs[number].dtype) for number, whole in owned]
-            batches: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
-            for (number, whole), step in zip(owned, steps, strict=True):
-                views = (cut[number].batches(tensor, per_head=per_head) for tensor in (whole, step))
-                for pair in zip(*views, strict=True):
-                    batches.setdefault(pair[0].shape[1:], []).append(pair)
-            for batch in batches.values():
-                for chunk in chunks(batch):
-                    directions, targets = zip(*chunk, strict=True)
-                    for target, step in zip(targets, muon_steps(directions, targets, recipe), strict=True):
-                        target.copy_(step)
-            return steps
-
-        jobs = [self._muon_job(row) for row in cut]
-        self._by_owners(cut, jobs, compute, group)
-
-    def _muon_job(self, row: Row) -> Job:
-        shapes = row.batch_shapes(per_head=self.recipe.per_head)
-        dtypes = {form_for(row.parameter.device, rows, columns).dtype for _, rows, columns in shapes}
-        return self._job(
-            row,
-            stacked=row.stacked,
-            dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
-            work=sum(count * products_per_step(rows, columns) for count, rows, columns in shapes),
-        )
+        matrices: list[tuple[Tensor, ...]] = []
+        for row in rows:
+            matrices += self._matrices(row, local(row.parameter), _gradient(row), self._momentum(row))
+        rules.muon_update(matrices, self.recipe, group)
 
     def _sinkhorn(self, rows: list[Row], group: dict[str, Any]) -> None:
-        recipe = self.recipe
+        for row in rows:
+            direction = rules.advance(self._momentum(row), _gradient(row), self.recipe)
+            rules.move(local(row.parameter), rules.sinkhorn_step(direction, self.recipe), group)
 
-        def step(direction: Tensor) -> Tensor:
-            average = direction * (1 - recipe.momentum)  # the direction is a sum of gradients
-            return sinkhorn_balanced(average).mul_(recipe.update_rms or 1.0)
+    def _by_owners(self, rows: list[Row], group: dict[str, Any]) -> None:
+        """Update sharded parameters whose matrices are cut."""
+        if not rows:
+            return
 
-        here, cut = _apart(rows)
-        for row in here:
-            direction = advance(self._momentum(row), _gradient(row), recipe)
-            move(local(row.parameter), step(direction), group)
-        jobs = [
-            self._job(
-                row, stacked=False, dtype=at_least_fp32(row.parameter.dtype), work=row.parameter.numel()
-            )
-            for row in cut
-        ]
-        self._by_owners(cut, jobs, lambda owned: [step(whole) for _, whole in owned], group)
+        def compute(owned: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+            steps: list[Tensor] = []
+            matrices: list[tuple[Tensor, ...]] = []
+            for number, whole in owned:
+                if rows[number].role.kind == "matrix":
+                    steps.append(torch.empty_like(whole, dtype=jobs[number].dtype))
+                    matrices += self._matrices(rows[number], whole, steps[-1])
+                else:
+                    steps.append(rules.sinkhorn_step(whole, self.recipe))
+            for chunk in rules.chunks(matrices):
+                directions, targets = zip(*chunk, strict=True)
+                computed = rules.muon_steps(directions, targets, self.recipe)
+                for target, step in zip(targets, computed, strict=True):
+                    target.copy_(step)
+            return steps
 
-    def _job(self, row: Row, *, stacked: bool, dtype: torch.dtype, work: float) -> Job:
+        jobs = [self._job(row) for row in rows]
+        steps, sent = updates_by_owners(jobs, compute)
+        self.sent_bytes += sent
+        for row, step in zip(rows, steps, strict=True):
+            rules.move(local(row.parameter), step, group)
+
+    def _job(self, row: Row) -> Job:
         """Advance the momentum of a sharded parameter, whose update is for owners to compute."""
         assert isinstance(row.parameter, DTensor)
-        direction = advance(self._momentum(row), _gradient(row), self.recipe)
-        return Job(row.parameter, direction, stacked, dtype, work)
-
-    def _by_owners(
-        self,
-        rows: Sequence[Row],
-        jobs: Sequence[Job],
-        compute: Callable[[Sequence[tuple[int, Tensor]]], list[Tensor]],
-        group: dict[str, Any],
-    ) -> None:
-        if jobs:
-            steps, sent = updates_by_owners(jobs, compute)
-            self.sent_bytes += sent
-            for row, step in zip(rows, steps, strict=True):
-                move(local(row.parameter), step, group)
+        direction = rules.advance(self._momentum(row), _gradient(row), self.recipe)
+        dtype, work = direction.dtype, row.parameter.numel()
+        if row.role.kind == "matrix":
+            shapes = row.batch_shapes(per_head=self.recipe.per_head)
+            dtypes = {form_for(direction.device, rows, columns).dtype for _, rows, columns in shapes}
+            dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+            work = sum(count * products_per_step(rows, columns) for count, rows, columns in shapes)
+        return Job(row.parameter, direction, row.stacked, dtype, work)
 
     def _adamw(self, rows: list[Row], group: dict[str, Any]) -> None:
-        by_device: dict[torch.device, list[Row]] = {}
+        tensors = []
         for row in rows:
-            by_device.setdefault(row.parameter.device, []).append(row)
-        for here in by_device.values():
-            states = [self._state(row) for row in here]
-            adamw_update(
-                [local(row.parameter) for row in here],
-                [_gradient(row) for row in here],
-                [local(state["exp_avg"]) for state in states],
-                [local(state["exp_avg_sq"]) for state in states],
-                [state["step"] for state in states],
-                self.recipe,
-                group,
-            )
+            state = self._state(row)
+            averages = (local(state["exp_avg"]), local(state["exp_avg_sq"]))
+            tensors.append((local(row.parameter), _gradient(row), *averages, state["step"]))
+        if tensors:
+            rules.adamw_update(tensors, self.recipe, group)
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state that this process holds now (none before the first step)."""
@@ -283,11 +239,11 @@ class Muon(torch.optim.Optimizer):
             )
         for name, saved in saved_state.items():
             row = rows[name]
-            expected = _state_names(self.recipe.algorithm(row.role.kind))
-            if saved.keys() != expected:
+            expected = self._state_names(row)
+            if saved.keys() != set(expected):
                 raise LichenError(
                     f"optimizer state: {name} was updated with {', '.join(sorted(saved))}, but recipe "
-                    f"{self.recipe.name!r} needs {', '.join(sorted(expected))}; load it with the recipe it "
+                    f"{self.recipe.name!r} needs {', '.join(expected)}; load it with the recipe it "
                     "was saved with"
                 )
             for key, tensor in saved.items():
@@ -324,22 +280,11 @@ def _rows(params: ParameterTable | Iterable[tuple[str, nn.Parameter]]) -> Parame
     return ParameterTable(tuple(rows))
 
 
-def _state_names(algorithm: str) -> set[str]:
-    return {"step", "exp_avg", "exp_avg_sq"} if algorithm == "adamw" else {"momentum_buffer"}
-
-
-def _apart(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
-    """Rows whose matrices this rank can update by itself, and the others."""
-    here: list[Row] = []
-    cut: list[Row] = []
-    for row in rows:
-        (here if holds_whole_matrices(row.parameter, stacked=row.stacked) else cut).append(row)
-    return here, cut
-
-
 def _gradient(row: Row) -> Tensor:
-    """What this rank needs of the gradient."""
+    """What this rank needs of the gradient for its shard of the parameter."""
     gradient = row.parameter.grad
     if gradient is None or gradient.is_sparse or gradient.is_complex():
         raise LichenError(f"optimizer: {row.name} needs a dense, real gradient")
-    return aligned(gradient, row.parameter)
+    if isinstance(gradient, DTensor) and isinstance(row.parameter, DTensor):
+        return gradient.redistribute(placements=row.parameter.placements).to_local()
+    return gradient

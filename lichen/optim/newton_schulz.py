@@ -15,6 +15,8 @@ every such step, so R is computed anew from X after a few: `TOGETHER`.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from math import inf
 from typing import NamedTuple
 
@@ -22,7 +24,6 @@ import torch
 from torch import Tensor
 
 from lichen.machine.precision import multiplies_bf16
-from lichen.optim.symmetric import symmetric_product
 
 Coefficients = tuple[float, float, float]
 Schedule = tuple[Coefficients, ...]
@@ -64,38 +65,34 @@ EPSILON = 1e-7
 TOGETHER = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 5}
 
 
-class Method(NamedTuple):
-    """How matrices of one size are orthogonalised.
+# A symmetric product of fewer rows has too few tiles for half of them to be worth a kernel of their own.
+KERNEL_ROWS = 256
 
-    dtype: to multiply in. The iteration stays between 0 and 1, so fp16's range suffices and its three more
-    bits count: GPUs multiply fp16 and bf16 at one rate.
-    gram_ratio: from this ratio of longer to shorter side on, in the Gram form.
-    transpose: turn tall matrices into wide ones first, where reading X^T is slow.
-    """
-
-    dtype: torch.dtype
-    gram_ratio: float
-    transpose: bool = False
-
-
-# By shorter side: (up to this one, method). For CPUs, with AMX and without, `python -m benchmarks.muon_step`
-# found it. For other devices counted, not measured: with half of every symmetric product left out, three and
-# two steps together need fewer operations from a ratio of 1 on, but more launches, and they round more often.
-METHODS: dict[str, tuple[tuple[float, Method], ...]] = {
+# By shorter side: up to this one, in which dtype, in the Gram form from which ratio of longer to shorter side
+# on, and whether transposed. For CPUs, with AMX and without, `python -m benchmarks.muon_step` found it. For
+# other devices counted, not measured: with half of every symmetric product left out, three and two steps
+# together need fewer operations from a ratio of 1 on, but more launches, and they round more often.
+METHODS: dict[str, tuple[tuple[float, torch.dtype, float, bool], ...]] = {
     "amx": (
-        (15, Method(torch.float32, 4.0)),
-        (31, Method(torch.float32, 2.0)),
-        (255, Method(torch.bfloat16, 3.0)),
-        (1023, Method(torch.bfloat16, 2.0)),
-        (inf, Method(torch.bfloat16, 2.0, transpose=True)),
+        (15, torch.float32, 4.0, False),
+        (31, torch.float32, 2.0, False),
+        (255, torch.bfloat16, 3.0, False),
+        (1023, torch.bfloat16, 2.0, False),
+        (inf, torch.bfloat16, 2.0, True),
     ),
-    "cpu": ((15, Method(torch.float32, 4.0)), (inf, Method(torch.float32, 2.0))),
-    "elsewhere": ((inf, Method(torch.float16, 1.5)),),
+    "cpu": ((15, torch.float32, 4.0, False), (inf, torch.float32, 2.0, False)),
+    "elsewhere": ((inf, torch.float16, 1.5, False),),
 }
 
 
 class Form(NamedTuple):
-    """The method for one shape. together: steps that share two products with X; 1 is the plain form."""
+    """How matrices of one shape are orthogonalised.
+
+    dtype: to multiply in. The iteration stays between 0 and 1, so fp16's range suffices and its three more
+    bits count: GPUs multiply fp16 and bf16 at one rate.
+    together: steps that share two products with X; 1 is the plain form.
+    transpose: turn tall matrices into wide ones first, where reading X^T is slow.
+    """
 
     dtype: torch.dtype
     together: int
@@ -106,9 +103,9 @@ def form_for(device: torch.device, rows: int, columns: int) -> Form:
     """How to orthogonalise (rows, columns) matrices on `device`."""
     kind = "elsewhere" if device.type != "cpu" else "amx" if multiplies_bf16("cpu") else "cpu"
     shorter, longer = sorted((rows, columns))
-    method = next(method for largest, method in METHODS[kind] if shorter <= largest)
-    together = TOGETHER[method.dtype] if longer >= method.gram_ratio * shorter else 1
-    return Form(method.dtype, together, method.transpose and rows > columns)
+    _, dtype, gram_ratio, transpose = next(row for row in METHODS[kind] if shorter <= row[0])
+    together = TOGETHER[dtype] if longer >= gram_ratio * shorter else 1
+    return Form(dtype, together, transpose and rows > columns)
 
 
 def products_per_step(rows: int, columns: int) -> int:
@@ -209,3 +206,28 @@ def _transposed(x: Tensor) -> Tensor:
     for target, matrix in zip(out, x, strict=True):
         target.copy_(matrix.t())
     return out
+
+
+def symmetric_product(
+    a: Tensor, b: Tensor, *, out: Tensor, addend: Tensor | None = None, alpha: float = 1.0, beta: float = 1.0
+) -> None:
+    """out = alpha a b + beta addend, or a b without `addend`; a b and addend must be symmetric.
+
+    a: (count, n, k), b: (count, k, n), addend and out: (count, n, n), all of one dtype; `out` must not
+    share memory with the others. On NVIDIA GPUs, in half precision, half of the tiles are computed
+    (`lichen.optim.symmetric_triton`); elsewhere it is PyTorch's batched product.
+    """
+    if has_kernel(a.device.type) and a.size(1) >= KERNEL_ROWS and a.element_size() == 2:
+        from lichen.optim import symmetric_triton
+
+        symmetric_triton.symmetric_product(a, b, out=out, addend=addend, alpha=alpha, beta=beta)
+    elif addend is None:
+        torch.bmm(a, b, out=out)
+    else:
+        torch.baddbmm(addend, a, b, beta=beta, alpha=alpha, out=out)
+
+
+@cache
+def has_kernel(device_type: str) -> bool:
+    """Whether devices of this type run the Triton kernel."""
+    return device_type == "cuda" and torch.version.hip is None and find_spec("triton") is not None

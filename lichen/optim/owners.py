@@ -62,77 +62,67 @@ class Job:
     dtype: torch.dtype
     work: float
 
-    def count(self) -> int:
-        """How many matrices there are to be given to owners."""
-        return prod(self.parameter.shape[:-2]) if self.stacked else 1
+    def stack(self) -> torch.Size:
+        """The leading dimensions, which number the matrices that are given to owners."""
+        return self.parameter.shape[:-2] if self.stacked else torch.Size()
 
 
 class Piece(NamedTuple):
     """What one rank holds of a matrix: its region, and where the matrix is in the rank's shard."""
 
-    rank: int
-    replica: tuple[int, ...]
     in_matrix: tuple[slice, ...]
     in_shard: tuple[int, ...]
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Matrix:
-    """One matrix (or a parameter that stays in one piece), its pieces and who computes its update."""
+class Matrix(NamedTuple):
+    """One matrix (or a parameter that stays in one piece) and who computes its update.
+
+    pieces: of every rank that holds some of it. sources: those that add up to the matrix, from the owner's
+    own group of ranks.
+    """
 
     job: int
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
     owner: int
-
-    def sources(self) -> list[Piece]:
-        """Pieces that add up to the matrix, from the owner's own group of ranks."""
-        mine = next(piece.replica for piece in self.pieces if piece.rank == self.owner)
-        return [piece for piece in self.pieces if piece.replica == mine]
+    pieces: dict[int, Piece]
+    sources: dict[int, Piece]
 
 
 def plan(jobs: Sequence[Job], mesh: DeviceMesh) -> list[Matrix]:
     """Every matrix of the `jobs` on `mesh` with its owner, from the largest down."""
-    matrices = [
-        matrix
+    load: dict[int, float] = defaultdict(float)
+    matrices = []
+    work = {
+        number: job.work / prod(job.stack())
         for number, job in enumerate(jobs)
         if job.parameter.device_mesh == mesh
-        for matrix in _matrices(number, job)
-    ]
-    load: dict[int, float] = defaultdict(float)
-    owned = []
-    work = [job.work / job.count() for job in jobs]
-    for matrix in sorted(matrices, key=lambda matrix: -work[matrix.job]):
-        whole = [piece.rank for piece in matrix.pieces if piece.shape == matrix.shape]
-        candidates = whole or [piece.rank for piece in matrix.pieces]
-        owner = min(candidates, key=lambda rank: (load[rank], rank))
-        load[owner] += work[matrix.job]
-        owned.append(Matrix(matrix.job, matrix.shape, matrix.pieces, owner))
-    return owned
+    }
+    for number in sorted(work, key=lambda number: -work[number]):
+        parameter, stack = jobs[number].parameter, jobs[number].stack()
+        shape = tuple(parameter.shape[len(stack) :])
+        held = boxes(parameter.shape, mesh, parameter.placements)
+        replica = {box.rank: box.replica for box in held}
+        for at in product(*map(range, stack)):
+            pieces = _pieces(held, at)
+            whole = [rank for rank, piece in pieces.items() if piece.shape == shape]
+            owner = min(whole or replica, key=lambda rank: (load[rank], rank))
+            load[owner] += work[number]
+            sources = {rank: piece for rank, piece in pieces.items() if replica[rank] == replica[owner]}
+            matrices.append(Matrix(number, shape, owner, pieces, sources))
+    return matrices
 
 
-def _matrices(index: int, job: Job) -> list[Matrix]:
-    parameter = job.parameter
-    stack = parameter.ndim - 2 if job.stacked else 0
-    shape = tuple(parameter.shape[stack:])
-    held = boxes(parameter.shape, parameter.device_mesh, parameter.placements)
-    return [
-        Matrix(index, shape, tuple(_piece(box, at) for box in held), owner=-1)
-        for at in product(*map(range, parameter.shape[:stack]))
-    ]
-
-
-def _piece(box: Box, at: tuple[int, ...]) -> Piece:
-    """What a rank holds of the matrix at place `at` of a stack; a piece without entries if nothing."""
-    depth = len(at)
-    inside = all(start <= i < start + size for i, start, size in zip(at, box.offset, box.shape, strict=False))
-    shape = box.shape[depth:] if inside else (0,) * len(box.shape[depth:])
-    in_matrix = tuple(
-        slice(start, start + size) for start, size in zip(box.offset[depth:], shape, strict=True)
-    )
-    in_shard = tuple(i - start for i, start in zip(at, box.offset, strict=False))
-    return Piece(box.rank, box.replica, in_matrix, in_shard, shape)
+def _pieces(held: Iterable[Box], at: tuple[int, ...]) -> dict[int, Piece]:
+    """What every rank holds of the matrix at place `at` of a stack, of the ranks that hold some."""
+    pieces = {}
+    for box in held:
+        in_shard = tuple(i - start for i, start in zip(at, box.offset, strict=False))
+        if prod(box.shape) and all(0 <= i < size for i, size in zip(in_shard, box.shape, strict=False)):
+            offset, shape = box.offset[len(at) :], box.shape[len(at) :]
+            in_matrix = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+            pieces[box.rank] = Piece(in_matrix, in_shard, shape)
+    return pieces
 
 
 def updates_by_owners(
@@ -146,11 +136,11 @@ def updates_by_owners(
     Raises LichenError for a shard that is not cut as its placements say.
     """
     for job in jobs:
-        if job.direction.shape != own_box(job.parameter).shape:
+        shape, expected = tuple(job.direction.shape), own_box(job.parameter).shape
+        if shape != expected:
             raise LichenError(
-                f"optimizer: a shard of shape {tuple(job.direction.shape)} of a parameter of shape "
-                f"{tuple(job.parameter.shape)} should have shape {own_box(job.parameter).shape} under the "
-                f"placements {job.parameter.placements}"
+                f"optimizer: a shard of shape {shape} of a parameter of shape {tuple(job.parameter.shape)} "
+                f"should have shape {expected} under the placements {job.parameter.placements}"
             )
     updates = [torch.empty_like(job.direction, dtype=job.dtype) for job in jobs]
     rank, sent = dist.get_rank(), 0
@@ -219,27 +209,26 @@ def _gather(wave: Sequence[Matrix], jobs: Sequence[Job], rank: int) -> tuple[lis
     incoming: Messages = defaultdict(list)
     wholes = []
     for matrix in wave:
-        job = jobs[matrix.job]
-        pieces = {piece.rank: piece for piece in matrix.sources() if prod(piece.shape)}
-        own = pieces.pop(rank, None)
+        direction, own = jobs[matrix.job].direction, matrix.sources.get(rank)
         if matrix.owner != rank:
             if own is not None:
-                outgoing[matrix.owner, job.direction.dtype].append(job.direction[own.in_shard])
-            continue
-        if own is not None and own.shape == matrix.shape:
-            wholes.append(job.direction[own.in_shard])
-            continue
-        whole = job.direction.new_empty_strided(matrix.shape, job.parameter.stride()[-len(matrix.shape) :])
-        if own is not None:
-            whole[own.in_matrix] = job.direction[own.in_shard]
-        for piece in pieces.values():
-            incoming[piece.rank, whole.dtype].append(whole[piece.in_matrix])
-        wholes.append(whole)
+                outgoing[matrix.owner, direction.dtype].append(direction[own.in_shard])
+        elif own is not None and own.shape == matrix.shape:
+            wholes.append(direction[own.in_shard])
+        else:
+            strides = jobs[matrix.job].parameter.stride()[-len(matrix.shape) :]
+            whole = direction.new_empty_strided(matrix.shape, strides)
+            wholes.append(whole)
+            for other, piece in matrix.sources.items():
+                if other == rank:
+                    whole[piece.in_matrix] = direction[piece.in_shard]
+                else:
+                    incoming[other, direction.dtype].append(whole[piece.in_matrix])
     return wholes, Transfer(outgoing, incoming)
 
 
 def _return(
-    wave: Sequence[Matrix], owned: Sequence[Tensor], updates: Sequence[Tensor], rank: int
+    wave: Sequence[Matrix], owned: Iterable[Tensor], updates: Sequence[Tensor], rank: int
 ) -> Transfer:
     """Send every rank its shard of the updates that this rank computed."""
     outgoing: Messages = defaultdict(list)
@@ -247,15 +236,13 @@ def _return(
     computed = iter(owned)
     for matrix in wave:
         update = updates[matrix.job]
-        pieces = {piece.rank: piece for piece in matrix.pieces if prod(piece.shape)}
-        own = pieces.pop(rank, None)
-        if matrix.owner != rank:
-            if own is not None:
-                incoming[matrix.owner, update.dtype].append(update[own.in_shard])
-            continue
-        whole = next(computed)
-        if own is not None:
-            update[own.in_shard] = whole[own.in_matrix]
-        for piece in pieces.values():
-            outgoing[piece.rank, update.dtype].append(whole[piece.in_matrix])
+        if matrix.owner == rank:
+            whole = next(computed)
+            for other, piece in matrix.pieces.items():
+                if other == rank:
+                    update[piece.in_shard] = whole[piece.in_matrix]
+                else:
+                    outgoing[other, update.dtype].append(whole[piece.in_matrix])
+        elif (own := matrix.pieces.get(rank)) is not None:
+            incoming[matrix.owner, update.dtype].append(update[own.in_shard])
     return Transfer(outgoing, incoming)

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lichen.errors import LichenError
-from lichen.optim.shards import local, max_over_ranks, row_range
+from lichen.optim.shards import local, place_like
 from lichen.optim.table import plain_name, unwrapped
 
 
@@ -39,13 +40,12 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
     largest = {}
     for name, logits in max_logits.items():
         factors = _factors(name, modules.get(name), torch.ones_like(logits))
-        shards = [
-            group
-            for parameter, _ in factors[:1]
-            if isinstance(parameter, DTensor)
-            for group in parameter.device_mesh.get_all_groups()
-        ]
-        largest[name] = max_over_ranks(logits.float(), [*replicas, *shards])
+        parameter, _ = factors[0]
+        shards = parameter.device_mesh.get_all_groups() if isinstance(parameter, DTensor) else []
+        # NaN counts as infinite, whatever the other ranks have.
+        largest[name] = logits.float().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        for group in [*replicas, *shards]:
+            dist.all_reduce(largest[name], dist.ReduceOp.MAX, group=group)
         if not largest[name].isfinite().all():
             raise LichenError(f"QK-clip: the largest attention logits of {name} are not finite")
 
@@ -53,7 +53,8 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
     for name, logits in largest.items():
         gamma = tau / logits.clamp(min=tau)
         for parameter, factor in _factors(name, modules[name], gamma):
-            _scale_rows(parameter, factor)
+            rows = factor.view(-1, *(1,) * (parameter.ndim - 1)).expand(parameter.shape)
+            local(parameter).mul_(local(place_like(rows.to(parameter.device), parameter)))
         clipped[name] = (gamma < 1).sum()
     return {name: int(count) for name, count in clipped.items()}
 
@@ -77,10 +78,3 @@ def _factors(name: str, attention: Any, gamma: Tensor) -> list[tuple[Tensor, Ten
             f"QK-clip: {name} has {heads} heads, but its largest logits have shape {tuple(gamma.shape)}"
         )
     return list(ask(gamma))
-
-
-def _scale_rows(parameter: Tensor, factor: Tensor) -> None:
-    """Multiply row i by factor[i]; of a sharded parameter, the rows that are here."""
-    here = local(parameter)
-    rows = factor[row_range(parameter)].to(here.device)
-    here.mul_(rows.view(-1, *(1,) * (here.ndim - 1)))

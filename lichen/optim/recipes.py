@@ -95,12 +95,7 @@ adamw = OptimizerRecipe(
 
 # Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024).
 muon = OptimizerRecipe(
-    name="muon",
-    lr=0.02,
-    weight_decay=0.0,
-    update_rms=None,
-    adamw_lr=3e-4,
-    adamw_eps=1e-10,
+    name="muon", lr=0.02, weight_decay=0.0, update_rms=None, adamw_lr=3e-4, adamw_eps=1e-10
 )
 
 # Moonlight, "Muon is Scalable for LLM Training" (arXiv 2502.16982): the update matches AdamW's root mean
@@ -113,12 +108,7 @@ muonclip = OptimizerRecipe(name="muonclip", lr=2e-4, weight_decay=0.1, nesterov=
 # DeepSeek-V4 (arXiv 2606.19348): ten steps that end at singular values of 1, so 0.18 where five steps
 # that end near 0.9 take 0.2.
 deepseek_v4 = OptimizerRecipe(
-    name="deepseek_v4",
-    lr=2.7e-4,
-    weight_decay=0.1,
-    ns_schedule=DEEPSEEK_V4,
-    update_rms=0.18,
-    adamw_eps=1e-20,
+    name="deepseek_v4", lr=2.7e-4, weight_decay=0.1, ns_schedule=DEEPSEEK_V4, update_rms=0.18, adamw_eps=1e-20
 )
 
 # DeepSeek-V4.1 (technical report, 2026): heads one by one, and balanced updates for embedding and output

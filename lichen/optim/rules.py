@@ -15,7 +15,7 @@ far as any other and no channel moves much more than the rest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,20 +37,11 @@ SMALLEST_ROW = 1e-3  # rows of the momentum shorter than this have seen nothing 
 VECTOR_ENTRIES = 16  # fp32 numbers in the widest vector register of a CPU
 
 
-class Update(NamedTuple):
-    """Equally shaped matrices of one parameter and what belongs to them, each (matrices, rows, columns)."""
-
-    parameter: Tensor
-    gradient: Tensor
-    momentum: Tensor
-
-
-# -------------------------------------------------------------------------------------------------- Muon
-
-
-def muon_update(batch: Sequence[Update], recipe: OptimizerRecipe, group: dict[str, Any]) -> None:
-    """Update momentum and parameters of matrices that all have one shape and one device."""
-    for chunk in chunks(batch):
+def muon_update(
+    matrices: Iterable[tuple[Tensor, ...]], recipe: OptimizerRecipe, group: dict[str, Any]
+) -> None:
+    """Update in place. matrices: parameter, gradient and momentum, each (matrices, rows, columns)."""
+    for chunk in chunks(matrices):
         directions = (advance(momentum, gradient, recipe) for _, gradient, momentum in chunk)
         parameters = [parameter for parameter, _, _ in chunk]
         for parameter, step in zip(parameters, muon_steps(directions, parameters, recipe), strict=True):
@@ -98,60 +89,54 @@ def advance(momentum: Tensor, gradient: Tensor, recipe: OptimizerRecipe) -> Tens
     return torch.add(gradient, momentum, alpha=recipe.momentum) if recipe.nesterov else momentum
 
 
-def chunks(batch: Sequence[Any]) -> Iterator[list[Any]]:
-    """Cut a batch, tuples of tensors (matrices, rows, columns), into lists small enough to work on."""
-    _, rows, columns = batch[0][0].shape
-    limit = max(1, CHUNK_ENTRIES.get(batch[0][0].device.type, CHUNK_ENTRIES_ELSEWHERE) // (rows * columns))
-    chunk: list[Any] = []
-    room = limit
-    for tensors in batch:
-        start, count = 0, tensors[0].size(0)
-        while start < count:
-            stop = min(start + room, count)
-            chunk.append(tuple(tensor[start:stop] for tensor in tensors))
-            room -= stop - start
-            start = stop
-            if room == 0:
-                yield chunk
-                chunk, room = [], limit
-    if chunk:
-        yield chunk
+def chunks(matrices: Iterable[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Tuples of tensors (matrices, rows, columns), in lists of one shape and small enough to work on."""
+    batches: dict[tuple[torch.device, torch.Size], list[tuple[Tensor, ...]]] = {}
+    for tensors in matrices:
+        batches.setdefault((tensors[0].device, tensors[0].shape[1:]), []).append(tensors)
+    for (device, shape), batch in batches.items():
+        limit = max(1, CHUNK_ENTRIES.get(device.type, CHUNK_ENTRIES_ELSEWHERE) // shape.numel())
+        chunk: list[tuple[Tensor, ...]] = []
+        room = limit
+        for tensors in batch:
+            start, count = 0, tensors[0].size(0)
+            while start < count:
+                stop = min(start + room, count)
+                chunk.append(tuple(tensor[start:stop] for tensor in tensors))
+                room -= stop - start
+                start = stop
+                if room == 0:
+                    yield chunk
+                    chunk, room = [], limit
+        if chunk:
+            yield chunk
 
 
-# -------------------------------------------------------------------------------------------- embeddings
+def sinkhorn_step(direction: Tensor, recipe: OptimizerRecipe) -> Tensor:
+    """The balanced step of an embedding (..., columns) in the direction of its momentum, fp32 or better.
 
-
-def sinkhorn_balanced(momentum: Tensor) -> Tensor:
-    """A balanced copy of `momentum` (..., columns), an exponential moving average of gradients, fp32.
-
-    Entries of the rows that move have a root mean square of 1; the other rows are zero.
+    Entries of the rows that move have a root mean square of `update_rms`; the other rows are zero.
     """
-    rows = momentum.reshape(-1, momentum.size(-1))
+    average = direction * (1 - recipe.momentum)  # the direction is a sum of gradients
+    rows = average.reshape(-1, average.size(-1))
     moves = torch.linalg.vector_norm(rows, dim=1, keepdim=True) >= SMALLEST_ROW
     x = rows.where(moves, 0.0)
     for iteration in range(ITERATIONS):
         length = torch.linalg.vector_norm(x, dim=1 - iteration % 2, keepdim=True)
         x = x / length.where(length > 0, 1.0)
-    return (x * x.size(1) ** 0.5).view_as(momentum)
-
-
-# ------------------------------------------------------------------------------------------------- AdamW
+    return (x * x.size(1) ** 0.5).view_as(direction).mul_(recipe.update_rms or 1.0)
 
 
 def adamw_update(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    averages: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    recipe: OptimizerRecipe,
-    group: dict[str, Any],
+    tensors: Sequence[tuple[Tensor, ...]], recipe: OptimizerRecipe, group: dict[str, Any]
 ) -> None:
-    """Update parameters that are all on one device, in place; to the bit however they are cut over ranks.
+    """Update in place, to the bit however parameters are cut over ranks.
 
-    averages, squares: exponential moving averages of the gradients and of their squares, fp32 or better.
-    steps: how many were made, one number per parameter. group: `lr` and `weight_decay`.
+    tensors: of every parameter itself, its gradient, the exponential moving averages of its gradients and of
+    their squares, fp32 or better, and the number of steps made.
     """
+    parameters, gradients, averages, squares, steps = zip(*tensors, strict=True)
+    fusing = _get_fused_kernels_supported_devices()
     held = (parameters, averages, squares)
     updated = [[_whole_vectors(tensor) for tensor in some] for some in held]
     adamw(
@@ -161,7 +146,7 @@ def adamw_update(
         updated[2],
         [],
         list(steps),
-        fused=parameters[0].device.type in _get_fused_kernels_supported_devices(),
+        fused=all(parameter.device.type in fusing for parameter in parameters),
         amsgrad=False,
         beta1=recipe.adamw_betas[0],
         beta2=recipe.adamw_betas[1],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from itertools import product
 from typing import NamedTuple
@@ -29,47 +28,19 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def aligned(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """What this rank needs of `gradient` for its shard of `parameter`."""
-    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
-        return gradient.redistribute(placements=parameter.placements).to_local()
-    return gradient
-
-
 def place_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """`tensor`, whole or sharded in any way, sharded as `parameter` is."""
     if not isinstance(parameter, DTensor):
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     mesh, placements = parameter.device_mesh, parameter.placements
-    if isinstance(tensor, DTensor) and tensor.device_mesh == mesh and tensor.placements == placements:
-        return tensor
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        if tensor.device_mesh == mesh and tensor.placements == placements:
+            return tensor
+        tensor = tensor.full_tensor()
     box = own_box(parameter)
     region = tuple(slice(start, start + size) for start, size in zip(box.offset, box.shape, strict=True))
-    return DTensor.from_local(
-        whole[region].to(local(parameter).device),
-        mesh,
-        placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-
-
-def max_over_ranks(tensor: Tensor, groups: Iterable[dist.ProcessGroup]) -> Tensor:
-    """The largest values over the ranks of all `groups`; NaN counts as infinite."""
-    largest = tensor.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    for group in groups:
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    return largest
-
-
-def row_range(parameter: Tensor) -> slice:
-    """The rows (dimension 0) of a parameter that this rank holds."""
-    if not isinstance(parameter, DTensor):
-        return slice(0, parameter.size(0))
-    box = own_box(parameter)
-    return slice(box.offset[0], box.offset[0] + box.shape[0])
+    here, shape, stride = tensor[region].to(parameter.device), parameter.shape, parameter.stride()
+    return DTensor.from_local(here, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def own_box(parameter: DTensor) -> Box:

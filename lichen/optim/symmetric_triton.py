@@ -1,7 +1,7 @@
 """Products of matrices that are known to be symmetric, at half the work: a Triton kernel.
 
 Only tiles on and below the diagonal are computed; each is stored twice, the second time transposed.
-`lichen.optim.symmetric` states what it computes and decides where it runs.
+`lichen.optim.newton_schulz` states what it computes and decides where it runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GROUP = 8  # tiles of GROUP x GROUP run side by side, so that their rows stay in
 def symmetric_product(
     a: Tensor, b: Tensor, *, out: Tensor, addend: Tensor | None, alpha: float, beta: float
 ) -> None:
-    """Fill `out`; all matrices of the batch in one launch. Shapes as in `lichen.optim.symmetric`."""
+    """Fill `out`; all matrices of the batch in one launch. Shapes as in `lichen.optim.newton_schulz`."""
     count, size, depth = a.shape
     groups = triton.cdiv(size, TILE * GROUP)
     programs = groups * (groups + 1) // 2 * GROUP * GROUP

@@ -37,57 +37,47 @@ class Row:
     weight_decay: bool | None = None
 
     def __post_init__(self) -> None:
-        role, shape = self.role, tuple(self.parameter.shape)
-        for field, known in (("kind", get_args(Kind)), ("layout", get_args(Layout))):
-            if (value := getattr(role, field)) not in known:
-                raise LichenError(
-                    f"optimizer table: {self.name} has a role of {field} {value!r}; choose one of "
-                    f"{', '.join(known)}"
-                )
-        if not (isfinite(self.lr_scale) and self.lr_scale >= 0):
-            raise LichenError(
-                f"optimizer table: {self.name} has lr_scale {self.lr_scale}; it must be 0 or more"
-            )
-        if self.weight_decay not in (None, True, False):
-            raise LichenError(
-                f"optimizer table: {self.name} has weight_decay {self.weight_decay}; it only switches the "
-                "recipe's weight decay on (True) or off (False)"
-            )
-        if role.kind != "matrix":
-            return
-        if len(shape) < 2 or 0 in shape:
-            raise LichenError(f"optimizer table: {self.name} of shape {shape} cannot be a matrix")
-        if role.heads < 1 or any(rows < 1 for rows in role.splits):
-            raise LichenError(
-                f"optimizer table: {self.name} has splits {role.splits} and {role.heads} heads; all of these "
-                "must be 1 or more"
-            )
-        rows = {"rows": shape[-2], "columns": shape[-1], "kernel": shape[0]}[role.layout]
-        if role.splits and role.heads > 1:
-            raise LichenError(f"optimizer table: {self.name} has both splits and heads; give it one of them")
-        if role.splits and sum(role.splits) != rows:
-            raise LichenError(
-                f"optimizer table: {self.name} has {rows} rows, but its splits {role.splits} add up to "
-                f"{sum(role.splits)}"
-            )
-        if role.interleaved and len(set(role.splits)) != 1:
-            raise LichenError(
-                f"optimizer table: {self.name} is interleaved, so its splits {role.splits} must be equal"
-            )
-        if rows % role.heads:
-            raise LichenError(
-                f"optimizer table: {self.name} has {rows} rows, which {role.heads} heads cannot share equally"
-            )
-        if not holds_whole_matrices(self.parameter, stacked=self.stacked):
-            return  # its owners lay the matrices out anew
-        here = local(self.parameter.detach())
-        memory = here.untyped_storage().data_ptr()
-        for matrices in self.batches(here, per_head=True):
-            if matrices.untyped_storage().data_ptr() != memory:
+        if problem := self._problem():
+            raise LichenError(f"optimizer table: {self.name} {problem}")
+        # Of matrices that are cut, owners lay out the memory anew.
+        if self.role.kind == "matrix" and holds_whole_matrices(self.parameter, stacked=self.stacked):
+            here = local(self.parameter.detach())
+            batches = self.batches(here, per_head=True)
+            if len({each.untyped_storage().data_ptr() for each in (here, *batches)}) > 1:
                 raise LichenError(
                     f"optimizer table: the matrices of {self.name} are not in one piece of memory; make the "
                     "parameter contiguous"
                 )
+
+    def _problem(self) -> str | None:
+        """What is wrong with the row, to be read after the parameter's name."""
+        role, shape = self.role, tuple(self.parameter.shape)
+        for field, known in (("kind", get_args(Kind)), ("layout", get_args(Layout))):
+            if (value := getattr(role, field)) not in known:
+                return f"has a role of {field} {value!r}; choose one of {', '.join(known)}"
+        if not (isfinite(self.lr_scale) and self.lr_scale >= 0):
+            return f"has lr_scale {self.lr_scale}; it must be 0 or more"
+        if self.weight_decay not in (None, True, False):
+            return (
+                f"has weight_decay {self.weight_decay}; it only switches the recipe's weight decay on (True) "
+                "or off (False)"
+            )
+        if role.kind != "matrix":
+            return None
+        if len(shape) < 2 or 0 in shape:
+            return f"of shape {shape} cannot be a matrix"
+        if role.heads < 1 or any(rows < 1 for rows in role.splits):
+            return f"has splits {role.splits} and {role.heads} heads; all of these must be 1 or more"
+        rows = {"rows": shape[-2], "columns": shape[-1], "kernel": shape[0]}[role.layout]
+        if role.splits and role.heads > 1:
+            return "has both splits and heads; give it one of them"
+        if role.splits and sum(role.splits) != rows:
+            return f"has {rows} rows, but its splits {role.splits} add up to {sum(role.splits)}"
+        if role.interleaved and len(set(role.splits)) != 1:
+            return f"is interleaved, so its splits {role.splits} must be equal"
+        if rows % role.heads:
+            return f"has {rows} rows, which {role.heads} heads cannot share equally"
+        return None
 
     @property
     def stacked(self) -> bool:
@@ -143,17 +133,15 @@ class ParameterTable:
     rows: tuple[Row, ...]
 
     def __post_init__(self) -> None:
-        names: set[str] = set()
-        owners: dict[nn.Parameter, str] = {}
+        seen: dict[str | nn.Parameter, str] = {}
         for row in self.rows:
-            if row.name in names:
+            if row.name in seen:
                 raise LichenError(f"optimizer table: {row.name} is listed twice")
-            if owner := owners.get(row.parameter):
+            if other := seen.get(row.parameter):
                 raise LichenError(
-                    f"optimizer table: {owner} and {row.name} are the same tensor; list it once"
+                    f"optimizer table: {other} and {row.name} are the same tensor; list it once"
                 )
-            names.add(row.name)
-            owners[row.parameter] = row.name
+            seen |= {row.name: row.name, row.parameter: row.name}
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -163,10 +151,9 @@ class ParameterTable:
 
     def __str__(self) -> str:
         lines = [("parameter", "shape", "role", "matrices")]
-        lines += [
-            (row.name, str(tuple(row.parameter.shape)), row.role.kind, _matrices(row, per_head=False))
-            for row in self.rows
-        ]
+        for row in self.rows:
+            shape = str(tuple(row.parameter.shape))
+            lines.append((row.name, shape, row.role.kind, _matrices(row, per_head=False)))
         return _aligned(lines)
 
     def describe(self, recipe: OptimizerRecipe) -> str:
@@ -175,16 +162,9 @@ class ParameterTable:
         for row in self.rows:
             lr, weight_decay = recipe_options(row, recipe)
             algorithm = recipe.algorithm(row.role.kind)
-            lines.append(
-                (
-                    row.name,
-                    str(tuple(row.parameter.shape)),
-                    algorithm,
-                    f"{lr:g}",
-                    f"{weight_decay:g}",
-                    _matrices(row, per_head=recipe.per_head) if algorithm == "muon" else "",
-                )
-            )
+            matrices = _matrices(row, per_head=recipe.per_head) if algorithm == "muon" else ""
+            shape = str(tuple(row.parameter.shape))
+            lines.append((row.name, shape, algorithm, f"{lr:g}", f"{weight_decay:g}", matrices))
         return _aligned(lines)
 
 

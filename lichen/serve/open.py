@@ -118,14 +118,11 @@ def _check_exported_tokenizer(folder: Path) -> None:
 def _published_end_ids(folder: Path, spec: ModelSpec) -> list[int]:
     """What generation_config.json says, which may be more than config.json does."""
     file = folder / "generation_config.json"
-    end = None
-    if file.is_file():
-        try:
-            end = json.loads(file.read_bytes()).get("eos_token_id")
-        except (ValueError, AttributeError) as error:
-            raise LichenError(f"{file} is damaged ({error}); copy or download it again") from error
-    if end is None:
-        end = spec.eos_token_id
+    try:
+        end = json.loads(file.read_bytes()).get("eos_token_id") if file.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise LichenError(f"{file} is damaged ({error}); copy or download it again") from error
+    end = spec.eos_token_id if end is None else end
     ids = [] if end is None else [end] if isinstance(end, int) else list(end)
     if not all(isinstance(i, int) for i in ids):
         raise LichenError(f"{file}: eos_token_id is {end!r}; it must be a token id or a list of them")

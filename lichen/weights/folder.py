@@ -147,25 +147,22 @@ def write_folder(folder: Path, tensors: Mapping[str, Outgoing], max_shard_bytes:
             f"{folder} already holds weights ({present[0].name}); name another folder, or remove them first"
         )
     shards = _split(tensors, max_shard_bytes)
-    names = (
-        [SINGLE_FILE]
-        if len(shards) == 1
-        else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    )
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    files = dict(zip(names if len(names) > 1 else [SINGLE_FILE], shards, strict=True))
     try:
-        for name, shard in zip(names, shards, strict=True):
+        for name, shard in files.items():
             write_file(folder / name, shard)
-        if len(shards) > 1:
+        if len(files) > 1:
             index = {
                 "metadata": {
                     "total_size": sum(entry.nbytes for entry in tensors.values()),
                     "total_parameters": sum(entry.tensor.numel() for entry in tensors.values()),
                 },
-                "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+                "weight_map": {key: name for name, shard in files.items() for key in shard},
             }
             write_text(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
     except BaseException:
-        for name in names:
+        for name in files:
             (folder / name).unlink(missing_ok=True)
         raise
 

@@ -7,9 +7,9 @@ never holds a second model. Headers are compared with the model before the first
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -21,14 +21,7 @@ from lichen.errors import LichenError
 from lichen.nn.transformer import Transformer
 from lichen.weights import fp8
 from lichen.weights.folder import DTYPE_CODES, StoredTensor, open_tensors, read_headers
-from lichen.weights.names import (
-    HEAD,
-    checkpoint_tensors,
-    expert_views,
-    is_expert_stack,
-    mtp_prefixes,
-    shared_copies,
-)
+from lichen.weights.names import HEAD, checkpoint_tensors, mtp_prefixes, shared_copies
 
 PLAIN_CODES = {DTYPE_CODES[dtype] for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 PACKED_SUFFIXES = (".weight_packed", ".qweight")
@@ -87,17 +80,12 @@ def _by_names_in_memory(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor
 
 
 def _load(model: Transformer, folder: Path, stored: dict[str, StoredTensor]) -> None:
-    targets = checkpoint_tensors(model)
-    for name, stack in model.state_dict().items():
-        if is_expert_stack(name) and name in stored:
-            for matrix in expert_views(name, stack):
-                del targets[matrix]
-            targets[name] = stack
+    targets = checkpoint_tensors(model, stacked=stored)
     scales = {name: stored[name + fp8.SUFFIX] for name in targets if name + fp8.SUFFIX in stored}
     copies = {name: original for name, original in shared_copies(model.spec).items() if name in stored}
 
     known = {*targets, *copies, *(name + fp8.SUFFIX for name in scales)}
-    _check_names(folder, model.spec, set(targets), stored, known)
+    _check_names(folder, model.spec, targets, stored, known)
     for name, target in targets.items():
         _check_tensor(name, tuple(target.shape), stored[name], scales.get(name))
 
@@ -118,20 +106,17 @@ def _load(model: Transformer, folder: Path, stored: dict[str, StoredTensor]) -> 
 
 
 def _check_names(
-    folder: Path, spec: ModelSpec, targets: set[str], stored: dict[str, StoredTensor], known: set[str]
+    folder: Path, spec: ModelSpec, targets: Iterable[str], stored: dict[str, StoredTensor], known: set[str]
 ) -> None:
     if packed := [name for name in stored if name.endswith(PACKED_SUFFIXES)]:
         raise LichenError(
             f"{stored[packed[0]].file}: {packed[0]} holds packed integers, which Lichen does not read; look "
             "for the model in fp32, fp16, bf16, or FP8 with a scale per block"
         )
-    names = tensor_names(spec.family)
-    for what in dict.fromkeys(filter(None, names.left_out.values())):
-        patterns = [pattern for pattern, words in names.left_out.items() if words == what]
-        absent = sum(any(fnmatchcase(name, pattern) for pattern in patterns) for name in stored)
-        if absent:
-            warnings.warn(f"{folder}: {absent} tensors of {what} are not carried", stacklevel=2)
-    unexpected = [name for name in stored if name not in known and not names.is_left_out(name)]
+    left_out = {name: tensor_names(spec.family).left_out_as(name) for name in stored}
+    for what, tensors in Counter(filter(None, left_out.values())).items():
+        warnings.warn(f"{folder}: {tensors} tensors of {what} are not carried", stacklevel=2)
+    unexpected = [name for name, what in left_out.items() if what is None and name not in known]
     missing = [name for name in targets if name not in stored]
     if missing:
         raise LichenError(
@@ -140,9 +125,13 @@ def _check_names(
             + "; do config.json and the weights belong together?"
         )
     if unexpected:
+        remedy = "do config.json and the weights belong together?"
+        if not spec.mtp and all(name.startswith(f"model.layers.{len(spec.layers)}.") for name in unexpected):
+            remedy = (
+                "if it is a multi-token-prediction layer, set num_nextn_predict_layers to 1 in config.json"
+            )
         raise LichenError(
-            f"{stored[unexpected[0]].file} holds {_listed(unexpected)}, which the model has not; "
-            + _remedy(spec, unexpected)
+            f"{stored[unexpected[0]].file} holds {_listed(unexpected)}, which the model has not; {remedy}"
         )
 
 
@@ -150,18 +139,8 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{min(names)} and {len(names) - 1} more"
 
 
-def _remedy(spec: ModelSpec, unexpected: list[str]) -> str:
-    extra_layer = f"model.layers.{len(spec.layers)}."
-    if not spec.mtp and all(name.startswith(extra_layer) for name in unexpected):
-        return "if it is a multi-token-prediction layer, set num_nextn_predict_layers to 1 in config.json"
-    return "do config.json and the weights belong together?"
-
-
 def _check_tensor(
-    name: str,
-    shape: tuple[int, ...],
-    stored: StoredTensor,
-    scale: StoredTensor | None,
+    name: str, shape: tuple[int, ...], stored: StoredTensor, scale: StoredTensor | None
 ) -> None:
     if stored.shape != shape:
         raise LichenError(f"{stored.file}: {name} has shape {stored.shape}; expected {shape}")

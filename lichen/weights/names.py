@@ -13,6 +13,8 @@ What a family's checkpoints name otherwise, its folder says (`lichen.arch.famili
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor
 
 from lichen.arch.families import tensor_names
@@ -22,31 +24,23 @@ from lichen.nn.transformer import Transformer
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def checkpoint_tensors(model: Transformer) -> dict[str, Tensor]:
+def checkpoint_tensors(model: Transformer, stacked: Collection[str] = ()) -> dict[str, Tensor]:
     """Every tensor of a checkpoint of `model`: its name on disk and the part of the model that holds it.
 
-    The tensors are detached views: writing into one writes into the model.
+    `stacked`: names of stacks of experts that the checkpoint has as such. The tensors are detached views:
+    writing into one writes into the model.
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        tensors.update(expert_views(name, tensor) if is_expert_stack(name) else {name: tensor})
+        experts, _, kind = name.rpartition(".")
+        if not name.endswith((".experts.gate_up_proj", ".experts.down_proj")) or name in stacked:
+            tensors[name] = tensor
+            continue
+        matrices = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
+        for e, held in enumerate(tensor):
+            views = zip(matrices, held.chunk(len(matrices)), strict=True)
+            tensors |= {f"{experts}.{e}.{matrix}.weight": view for matrix, view in views}
     return tensors
-
-
-def is_expert_stack(name: str) -> bool:
-    return name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
-
-
-def expert_views(name: str, stack: Tensor) -> dict[str, Tensor]:
-    experts, _, kind = name.rpartition(".")
-    views: dict[str, Tensor] = {}
-    for e, matrix in enumerate(stack):
-        if kind == "gate_up_proj":
-            gate, up = matrix.chunk(2)
-            views |= {f"{experts}.{e}.gate_proj.weight": gate, f"{experts}.{e}.up_proj.weight": up}
-        else:
-            views[f"{experts}.{e}.down_proj.weight"] = matrix
-    return views
 
 
 def shared_copies(spec: ModelSpec) -> dict[str, str]:

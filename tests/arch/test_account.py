@@ -26,8 +26,14 @@ from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.parts.rope import Rope
 from lichen.arch.published import named_models
 from lichen.arch.spec import LayerSpec, ModelSpec
-from lichen.arch.storage import weight_bytes
-from lichen.arch.weights import active_parameters, mtp_weights, parameters, total_parameters, weights
+from lichen.arch.weights import (
+    active_parameters,
+    mtp_weights,
+    parameters,
+    total_parameters,
+    weight_bytes,
+    weights,
+)
 from lichen.errors import SpecError
 from tests.conftest import read
 

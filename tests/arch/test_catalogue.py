@@ -15,8 +15,7 @@ from lichen.arch.cache import cache_bytes
 from lichen.arch.families import load_spec, read_config
 from lichen.arch.flops import flops_per_token
 from lichen.arch.published import named_models
-from lichen.arch.storage import released_bytes
-from lichen.arch.weights import active_parameters, parameters, total_parameters
+from lichen.arch.weights import active_parameters, parameters, released_bytes, total_parameters
 
 from .conftest import DEEPSEEK_V4, GEMMA4, LLAMA4, QWEN35, SMALL, transformers_model
 

@@ -17,7 +17,7 @@ from lichen.arch.parts.moe import MoE
 from lichen.arch.parts.rope import Rope, Yarn
 from lichen.arch.published import named_models
 from lichen.arch.spec import LayerSpec, ModelSpec
-from lichen.arch.storage import released_bytes, released_dtype
+from lichen.arch.weights import released_bytes, released_dtype
 from lichen.errors import SpecError
 
 NAMES = list(named_models())

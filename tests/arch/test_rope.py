@@ -16,7 +16,7 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextRotaryEmbedding
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextRotaryEmbedding
 
 from lichen.arch.families import load_spec, read_config, write_config
-from lichen.arch.parts.activation import Activation
+from lichen.arch.parts.dense import Activation
 from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.rope import Rope, Yarn
 from lichen.arch.published import named_models

@@ -12,8 +12,7 @@ import pytest
 from lichen.arch.account import account
 from lichen.arch.cache import longest_context, most_sequences
 from lichen.arch.families import load_spec, write_config
-from lichen.arch.storage import weight_bytes
-from lichen.arch.weights import weights
+from lichen.arch.weights import weight_bytes, weights
 
 
 def lichen_account(*arguments: str) -> subprocess.CompletedProcess[str]:

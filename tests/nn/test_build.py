@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from lichen.arch.families import load_spec
-from lichen.arch.parts.activation import Activation
+from lichen.arch.parts.dense import Activation
 from lichen.arch.parts.engram import Engram
 from lichen.arch.parts.hyper_connections import HyperConnections
 from lichen.arch.parts.rope import Rope

@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lichen.optim.newton_schulz import KELLER_JORDAN, newton_schulz, orthogonalize
-from lichen.optim.symmetric import has_kernel, symmetric_product
+from lichen.optim.newton_schulz import (
+    KELLER_JORDAN,
+    has_kernel,
+    newton_schulz,
+    orthogonalize,
+    symmetric_product,
+)
 
 
 def matrices(*shape: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """One folder per family, found by itself; and the way from a name or path to a spec.
 
-config.py     MODEL_TYPES, `read` and, where its specs hold all that a config says, `write`; `exported`, where
-              other programs load such a model
+config.py     MODEL_TYPES; `read`, the spec of a `config.json` or of the text tower in it; `write`, the way
+              back, where specs hold all that a config says; `exported`, where other programs load such a
+              model. All raise SpecError for what they cannot express
 tensors.py    NAMES: how checkpoints name tensors, where it is not as in memory
 tokens.py     TOKENS: special tokens
 chat.jinja    how they write a conversation
@@ -54,8 +55,7 @@ def _configs() -> dict[str, Any]:
 def tensor_names(model_type: str) -> TensorNames:
     """How checkpoints of such a model name their tensors."""
     folder = _configs()[model_type].__package__.rpartition(".")[2]
-    found = _beside(folder, "tensors")
-    return TensorNames() if found is None else found.NAMES
+    return getattr(_beside(folder, "tensors"), "NAMES", TensorNames())
 
 
 def token_families() -> tuple[str, ...]:
@@ -137,7 +137,10 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
             if not path.exists():
                 raise SpecError(f"{path.parent} is a folder without a config.json")
         elif not path.exists() and not path.is_symlink():
-            raise SpecError(_unknown(str(name_or_path), others))
+            name, names = str(name_or_path), sorted({*named_models(), *others})
+            known = f"models by name: {', '.join(names)}"
+            hint = did_you_mean(name.rpartition("/")[2], names, known, cutoff=0.6)  # moonshotai/Kimi-K2.6
+            raise SpecError(f"{name}: no such file, folder or model; {hint}")
         elif not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
             raise SpecError(f"{path} is not a config.json: a regular file of at most 16 MiB is needed")
         text = path.read_bytes()
@@ -169,10 +172,3 @@ def _parse(text: bytes) -> Mapping[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise SpecError(f"not JSON: {name} is not a number that JSON has")
-
-
-def _unknown(name: str, others: Iterable[str]) -> str:
-    """Nothing has this name. Kimi-K2.6 and moonshotai/Kimi-K2.6 lead to kimi-k2.6."""
-    names = sorted({*named_models(), *others})
-    hint = did_you_mean(name.rpartition("/")[2], names, f"models by name: {', '.join(names)}", cutoff=0.6)
-    return f"{name}: no such file, folder or model; {hint}"

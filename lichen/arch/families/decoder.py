@@ -1,19 +1,30 @@
-"""What every family's `config.json` says in the same words: widths, tokens, storage, activation."""
+"""What every family's `config.json` says in the same words: widths, tokens, storage, activation, attention;
+and the text tower of a model that also sees, `text_config` beside `vision_config`."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lichen.arch.families.fields import MOST_LAYERS, Fields, shown
-from lichen.arch.parts.activation import Activation
+from lichen.arch.families.fields import Fields, said_by, shown
+from lichen.arch.parts.dense import Activation
 from lichen.arch.parts.engram import Engram
+from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec, Residual, Storage
 from lichen.errors import SpecError
 
 DTYPES = ("bfloat16", "float16", "float32")
+
+# Fields that configs and parts call alike.
+OF_GQA = ("num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias")
+OF_MLA = ("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
+# Said by the wrapper, the text tower or both; the text tower's own word is the one that counts.
+OUTER = ("tie_word_embeddings", "quantization_config")
 
 
 def read_decoder(
@@ -33,12 +44,13 @@ def read_decoder(
     fields.get("model_type")
     fields.fixed("architectures", [architecture], "the model_type's language model")
     fields.fixed("attention_dropout", 0, "this version computes without dropout")
+    storage, notes = _read_storage(fields)
+    if fields.get("auto_map") is not None:
+        notes += ("auto_map: Python code beside the weights is never run",)
     return ModelSpec(
         family=family,
-        vocab_size=fields.integer("vocab_size"),
-        hidden_size=fields.integer("hidden_size"),
+        **fields.integers("vocab_size", "hidden_size", "max_position_embeddings"),
         layers=layers,
-        max_position_embeddings=fields.integer("max_position_embeddings"),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         initializer_range=fields.number("initializer_range", 0.02),
         tie_word_embeddings=fields.boolean("tie_word_embeddings", False),
@@ -46,11 +58,11 @@ def read_decoder(
         residual=residual,
         engram=engram,
         dtype=read_dtype(fields) or "float32",
-        storage=read_storage(fields),
-        bos_token_id=_token(fields, "bos_token_id"),
+        storage=storage,
+        bos_token_id=fields.integer_or_none("bos_token_id"),
         eos_token_id=_eos(fields),
-        pad_token_id=_token(fields, "pad_token_id"),
-        not_carried=(*_storage_notes(fields), *_code_notes(fields)),
+        pad_token_id=fields.integer_or_none("pad_token_id"),
+        not_carried=(*notes, *fields.notes),
         metadata=fields.rest(),
     )
 
@@ -70,13 +82,11 @@ def write_decoder(spec: ModelSpec, architecture: str) -> dict[str, Any]:
         "model_type": spec.family,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
+        **said_by(spec, "vocab_size", "hidden_size"),
         "num_hidden_layers": len(spec.layers),
-        "max_position_embeddings": spec.max_position_embeddings,
-        "rms_norm_eps": spec.rms_norm_eps,
-        "initializer_range": spec.initializer_range,
-        "tie_word_embeddings": spec.tie_word_embeddings,
+        **said_by(
+            spec, "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings"
+        ),
         "torch_dtype": spec.dtype,
         "bos_token_id": spec.bos_token_id,
         "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
@@ -84,13 +94,37 @@ def write_decoder(spec: ModelSpec, architecture: str) -> dict[str, Any]:
     }
 
 
-def read_layer_types(fields: Fields, kinds: Collection[str]) -> list[str]:
-    """The kind of every layer, as `layer_types` names it; num_hidden_layers of them."""
-    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
+def read_gqa(fields: Fields, rope: Rope | None, head_dim: int | None = None, **variant: Any) -> GQA:
+    """Grouped-query attention. `head_dim`: for families whose configs need not say it, nor how many heads of
+    keys there are, which is then one for every head."""
+    heads = fields.integer("num_attention_heads")
+    return GQA(
+        num_attention_heads=heads,
+        num_key_value_heads=fields.integer("num_key_value_heads", None if head_dim is None else heads),
+        head_dim=fields.integer("head_dim", head_dim),
+        rope=rope,
+        attention_bias=fields.boolean("attention_bias", False),
+        **variant,
+    )
+
+
+def head_share(fields: Fields) -> int:
+    """The width of a head where all of them together are as wide as the model."""
+    heads = fields.integer("num_attention_heads")
+    return fields.integer("hidden_size") // max(heads, 1)
+
+
+def read_mla(fields: Fields, **variant: Any) -> MLA:
+    return MLA(**fields.integers(*OF_MLA), q_lora_rank=fields.integer_or_null("q_lora_rank"), **variant)
+
+
+def read_layer_types(fields: Fields, kinds: Mapping[str, LayerSpec]) -> tuple[LayerSpec, ...]:
+    """The layers, of the kinds that `layer_types` names; num_hidden_layers of them."""
+    n_layers = fields.layers("num_hidden_layers")
     given = fields.get("layer_types")
     if not isinstance(given, list) or len(given) != n_layers or any(kind not in kinds for kind in given):
         fields.refuse("layer_types", f"a list of {n_layers} of " + ", ".join(kinds) + " is needed")
-    return given
+    return tuple(kinds[kind] for kind in given)
 
 
 def read_dtype(fields: Fields) -> str | None:
@@ -101,20 +135,28 @@ def read_dtype(fields: Fields) -> str | None:
     return fields.choice(given[0], DTYPES) if given else None
 
 
-def read_storage(fields: Fields) -> Storage | None:
-    """How the weights beside the config are packed; None where they are not."""
+def _read_storage(fields: Fields) -> tuple[Storage | None, tuple[str, ...]]:
+    """How the weights beside the config are packed, None where they are not, and what to say of it: the spec
+    says what is computed, so the packing is named and left out."""
     packing = fields.section("quantization_config")
     if packing is None:
-        return None
-    method, form = packing.get("quant_method"), packing.get("format")
+        return None, ()
+    method, form, block = (packing.get(key) for key in ("quant_method", "format", "weight_block_size"))
+    note = (
+        f"storage with quant_method {shown(method)}: weights packed like this cannot be loaded; "
+        "supported: 16- and 32-bit floats and FP8 blocks"
+    )
     if method == "fp8":
         experts = packing.get("expert_dtype") or fields.get("expert_dtype")
-        return "fp4" if experts == "fp4" else "fp8"
+        if block is not None:
+            note = f"FP8 storage in blocks of {block}: weights are dequantised"
+        return "fp4" if experts == "fp4" else "fp8", (note,)
     if method == "compressed-tensors" and form == "mxfp4-pack-quantized":
-        return "mxfp4"
+        return "mxfp4", (note,)
     groups = json.dumps(packing.get("config_groups"))
     four_bits = '"num_bits": 4' in groups and '"group_size": 32' in groups
-    return "int4" if method == "compressed-tensors" and form == "pack-quantized" and four_bits else "other"
+    int4 = method == "compressed-tensors" and form == "pack-quantized" and four_bits
+    return "int4" if int4 else "other", (note,)
 
 
 def _eos(fields: Fields) -> int | tuple[int, ...] | None:
@@ -123,33 +165,10 @@ def _eos(fields: Fields) -> int | tuple[int, ...] | None:
         if not value or any(type(token) is not int for token in value):
             fields.refuse("eos_token_id", "an integer, a list of integers or null is needed")
         return tuple(value)
-    return _token(fields, "eos_token_id")
+    return fields.integer_or_none("eos_token_id")
 
 
-def _token(fields: Fields, key: str) -> int | None:
-    return None if fields.get(key) is None else fields.integer(key)
-
-
-def _storage_notes(fields: Fields) -> tuple[str, ...]:
-    """The spec says what is computed, not how weights are packed: the packing is named and left out."""
-    storage = fields.section("quantization_config")
-    if storage is None:
-        return ()
-    method = storage.get("quant_method")
-    if method == "fp8" and storage.get("weight_block_size") is not None:
-        return (f"FP8 storage in blocks of {storage.get('weight_block_size')}: weights are dequantised",)
-    return (
-        f"storage with quant_method {shown(method)}: weights packed like this cannot be loaded; "
-        "supported: 16- and 32-bit floats and FP8 blocks",
-    )
-
-
-def _code_notes(fields: Fields) -> tuple[str, ...]:
-    given = fields.get("auto_map") is not None
-    return ("auto_map: Python code beside the weights is never run",) if given else ()
-
-
-def uniform(parts: list[Any], family: str, what: str) -> Any:
+def uniform(parts: Sequence[Any], family: str, what: str) -> Any:
     """The one part that all layers share; None where there is none. A config cannot say anything else."""
     for part in parts:
         if part != parts[0]:
@@ -157,3 +176,33 @@ def uniform(parts: list[Any], family: str, what: str) -> Any:
                 f"{family}: all layers have the same {what}; this model has {parts[0]} and {part}"
             )
     return parts[0] if parts else None
+
+
+# ------------------------------------------------------------------------------------------ the text tower
+
+
+def open_text_config(config: Mapping[str, Any], architecture: str) -> Fields:
+    """The fields of the text tower, with what only the wrapper says; what is not carried is noted.
+
+    A config without a wrapper is the text tower itself. Raises SpecError for a wrapper around something
+    else than `architecture`.
+    """
+    if config.get("text_config") is None and "vision_config" not in config:
+        return Fields(config)
+    outer = Fields(config)
+    outer.fixed("architectures", [architecture], "the model_type's model with a text tower")
+    inner = outer.needed_section("text_config", "the text tower's config is needed")
+    said = {key: config[key] for key in OUTER if config.get(key) is not None}
+    dtype = read_dtype(outer)
+    if dtype is not None and "torch_dtype" not in inner.values:
+        said["dtype"] = dtype
+    return Fields({**said, **inner.values}, inner.path, vision_notes(config.get("vision_config")))
+
+
+def vision_notes(vision: Any) -> tuple[str, ...]:
+    """What to say of a vision tower, whose fields have other names in every family."""
+    if not isinstance(vision, Mapping):
+        return ()
+    keys = ("vt_num_hidden_layers", "num_hidden_layers", "depth"), ("vt_hidden_size", "hidden_size")
+    layers, width = (next((vision[key] for key in names if key in vision), "?") for names in keys)
+    return (f"the vision tower ({layers} layers of width {width}) and its projector: only text is computed",)

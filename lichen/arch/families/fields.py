@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
 from lichen.errors import SpecError
@@ -24,15 +24,22 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def said_by(part: object, *names: str) -> dict[str, Any]:
+    """The fields that a config and `part` have in common."""
+    return {name: getattr(part, name) for name in names}
+
+
 class Fields:
     """The fields of one JSON object; `path` stands before their names in messages ("rope_scaling.").
 
-    Methods whose `default` is None need the field to be there. Every method raises SpecError.
+    Methods whose `default` is None need the field to be there. Every method raises SpecError. `notes`: what
+    the spec will say it does not carry.
     """
 
-    def __init__(self, values: Mapping[str, Any], path: str = "") -> None:
+    def __init__(self, values: Mapping[str, Any], path: str = "", notes: tuple[str, ...] = ()) -> None:
         self.values = values
         self.path = path
+        self.notes = notes
         self.read: set[str] = set()
 
     def refuse(self, key: str, expected: str) -> NoReturn:
@@ -45,6 +52,15 @@ class Fields:
         self.read.add(key)
         return self.values.get(key)
 
+    def checked(self, key: str, default: Any, is_right: Callable[[Any], bool], needed: str) -> Any:
+        """The value, which `is_right`; the default, if there is one, where it is absent or null."""
+        value = self.get(key)
+        if value is None and default is not None:
+            return default
+        if not is_right(value):
+            self.refuse(key, needed)
+        return value
+
     def integer(
         self,
         key: str,
@@ -52,55 +68,51 @@ class Fields:
         least: int = -LARGEST_INTEGER,
         largest: int = LARGEST_INTEGER,
     ) -> int:
-        value = self.get(key)
-        if value is None and default is not None:
-            return default
-        if type(value) is not int:
-            self.refuse(key, "an integer is needed")
+        value = self.checked(key, default, lambda value: type(value) is int, "an integer is needed")
         if not least <= value <= largest:
             self.refuse(key, f"supported: {least} to {largest}")
         return value
+
+    def layers(self, key: str, default: int | None = None) -> int:
+        """How many layers of a kind: at least one, or as few as the default."""
+        return self.integer(key, default, 1 if default is None else default, MOST_LAYERS)
+
+    def integers(self, *keys: str) -> dict[str, Any]:
+        """By the names that the config and a part have in common."""
+        return {key: self.integer(key) for key in keys}
+
+    def integer_or_none(self, key: str) -> int | None:
+        return None if self.get(key) is None else self.integer(key)
 
     def integer_or_null(self, key: str) -> int | None:
         """An integer, or null where the config says null; the field itself must be there."""
         if key not in self.values:
             self.refuse(key, "an integer or null is needed")
-        return None if self.get(key) is None else self.integer(key)
+        return self.integer_or_none(key)
 
-    def integers(self, key: str) -> list[int]:
-        value = self.get(key)
-        if not isinstance(value, list) or any(type(one) is not int for one in value):
-            self.refuse(key, "a list of integers is needed")
-        return value
+    def integer_list(self, key: str) -> list[int]:
+        def is_right(value: Any) -> bool:
+            return isinstance(value, list) and all(type(one) is int for one in value)
+
+        return self.checked(key, None, is_right, "a list of integers is needed")
 
     def number(self, key: str, default: float | None = None) -> float:
-        value = self.get(key)
-        if value is None and default is not None:
-            return default
-        if type(value) is int and abs(value) <= LARGEST_INTEGER:
-            return float(value)
-        if type(value) is not float or not math.isfinite(value):
-            self.refuse(key, "a number is needed")
-        return value
+        def is_right(value: Any) -> bool:
+            if type(value) is int:
+                return abs(value) <= LARGEST_INTEGER
+            return type(value) is float and math.isfinite(value)
+
+        return float(self.checked(key, default, is_right, "a number is needed"))
 
     def number_or_none(self, key: str) -> float | None:
         return None if self.get(key) is None else self.number(key)
 
     def boolean(self, key: str, default: bool | None = None) -> bool:
-        value = self.get(key)
-        if value is None and default is not None:
-            return default
-        if type(value) is not bool:
-            self.refuse(key, "true or false is needed")
-        return value
+        return self.checked(key, default, lambda value: type(value) is bool, "true or false is needed")
 
-    def choice(self, key: str, supported: Collection[str], default: str | None = None) -> str:
-        value = self.get(key)
-        if value is None and default is not None:
-            return default
-        if type(value) is not str or value not in supported:
-            self.refuse(key, "supported: " + ", ".join(f'"{name}"' for name in supported))
-        return value
+    def choice(self, key: str, supported: Collection[str], default: str | None = None) -> Any:
+        needed = "supported: " + ", ".join(f'"{name}"' for name in supported)
+        return self.checked(key, default, lambda value: type(value) is str and value in supported, needed)
 
     def fixed(self, key: str, value: Any, why: str) -> None:
         """A field that may be absent or null, and otherwise has the one value this version can compute."""
@@ -116,6 +128,9 @@ class Fields:
         if not isinstance(value, Mapping):
             self.refuse(key, "an object is needed")
         return Fields(value, f"{self.path}{key}.")
+
+    def needed_section(self, key: str, why: str) -> Fields:
+        return self.section(key) or self.refuse(key, why)
 
     def rest(self) -> dict[str, Any]:
         """A copy of the fields that nobody read."""

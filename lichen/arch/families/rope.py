@@ -51,10 +51,7 @@ def _share(fields: Fields, default: float | None) -> float:
 
 def rope_of_kind(kinds: Fields, kind: str) -> Fields:
     """What `rope_parameters` says of one kind of layer."""
-    section = kinds.section(kind)
-    if section is None:
-        kinds.refuse(kind, "the rotary embedding of these layers is needed")
-    return section
+    return kinds.needed_section(kind, "the rotary embedding of these layers is needed")
 
 
 def read_scaling(section: Fields, scaled: bool = True) -> Yarn | Llama3Scaling | None:
@@ -77,18 +74,15 @@ def _read_kind(section: Fields, scaled: bool) -> Yarn | Llama3Scaling | None:
         kind = section.choice("rope_type", supported)
     if kind == "default":
         return None
-    factor = section.number("factor")
-    original_max_position_embeddings = section.integer("original_max_position_embeddings")
+    extension = {"factor": section.number("factor"), **section.integers("original_max_position_embeddings")}
     if kind == "llama3":
         return Llama3Scaling(
-            factor=factor,
+            **extension,
             low_freq_factor=section.number("low_freq_factor"),
             high_freq_factor=section.number("high_freq_factor"),
-            original_max_position_embeddings=original_max_position_embeddings,
         )
     yarn = Yarn(
-        factor=factor,
-        original_max_position_embeddings=original_max_position_embeddings,
+        **extension,
         beta_fast=section.number("beta_fast", 32.0),
         beta_slow=section.number("beta_slow", 1.0),
         mscale=section.number_or_none("mscale"),

@@ -16,13 +16,12 @@ from typing import Literal
 class TensorNames:
     """prefixes: how a name may begin on disk -> how it begins in memory.
 
-    left_out: patterns of tensors (names as in memory) that are not carried -> what they are, in words; None
-    for what nobody misses. mtp_copies: tensors that a multi-token-prediction layer may hold again -> which of
-    the trunk's it copies.
+    left_out: patterns of tensors (names as in memory) that are not carried -> what they are, in words.
+    mtp_copies: tensors that a multi-token-prediction layer may hold again -> which of the trunk's it copies.
     """
 
     prefixes: Mapping[str, str] = field(default_factory=dict)
-    left_out: Mapping[str, str | None] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     mtp_copies: Mapping[str, Literal["embedding", "head"]] = field(default_factory=dict)
 
     def in_memory(self, name: str) -> str:
@@ -31,8 +30,10 @@ class TensorNames:
                 return ours + name.removeprefix(theirs)
         return name
 
-    def is_left_out(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in (*self.left_out, ROTARY_FREQUENCIES))
+    def left_out_as(self, name: str) -> str | None:
+        """What a tensor is that is not carried, "" if nobody misses it; None for all others."""
+        patterns = {**self.left_out, ROTARY_FREQUENCIES: ""}
+        return next((what for pattern, what in patterns.items() if fnmatchcase(name, pattern)), None)
 
 
 ROTARY_FREQUENCIES = "*.rotary_emb.inv_freq"

@@ -23,4 +23,8 @@ class SpecialTokens:
     end_of_turn: str
     bos_opens_documents: bool
     markup: tuple[str, ...]
-    spoken: frozenset[str]
+    spoken: frozenset[str] = frozenset()
+
+
+THINK = ("<think>", "</think>")
+"""How models that reason mark it."""

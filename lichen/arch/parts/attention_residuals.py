@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lichen.arch.declaration import Weight, require_positive, vectors
+from lichen.arch.declaration import Weight, require_positive, tensors
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,12 @@ class AttentionResiduals:
     streams: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        require_positive("residual", attn_res_block_size=self.block_size)
+        require_positive("residual", vars(self), block_size="attn_res_block_size")
 
     def weights(self, hidden_size: int) -> list[Weight]:
-        """Of one sub-layer."""
-        return [*vectors("residual", hidden_size), *vectors("norms", hidden_size)]
+        return [*tensors("residual", hidden_size), *tensors("norms", hidden_size)]
 
     def last_weights(self, hidden_size: int) -> list[Weight]:
-        """Of what joins the blocks before the last norm."""
         return self.weights(hidden_size)
 
     def words(self) -> str:

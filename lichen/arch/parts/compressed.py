@@ -13,10 +13,9 @@ from lichen.arch.declaration import (
     State,
     Stored,
     Weight,
-    matrices,
     require,
     require_positive,
-    vectors,
+    tensors,
 )
 from lichen.arch.parts.indexer import Indexer
 from lichen.arch.parts.rope import Rope
@@ -48,16 +47,7 @@ class Compressed:
     cache_layout: ClassVar[CacheLayout] = "mixed"
 
     def __post_init__(self) -> None:
-        require_positive(
-            "attention",
-            num_attention_heads=self.num_attention_heads,
-            head_dim=self.head_dim,
-            qk_rope_head_dim=self.qk_rope_head_dim,
-            q_lora_rank=self.q_lora_rank,
-            o_groups=self.o_groups,
-            o_lora_rank=self.o_lora_rank,
-            sliding_window=self.window,
-        )
+        require_positive("attention", vars(self), "compress_ratio", window="sliding_window")
         require(
             self.qk_rope_head_dim % 2 == 0 and self.qk_rope_head_dim < self.head_dim,
             f"attention: qk_rope_head_dim is {self.qk_rope_head_dim}; an even number below head_dim "
@@ -85,15 +75,16 @@ class Compressed:
 
     def weights(self, hidden_size: int) -> list[Weight]:
         heads = self.num_attention_heads
-        found = matrices(
+        found = tensors(
             "attention",
             (self.q_lora_rank, hidden_size),
             (heads * self.head_dim, self.q_lora_rank),
             (self.head_dim, hidden_size),
             (self.o_groups * self.o_lora_rank, heads * self.head_dim // self.o_groups),  # block-diagonal
             (hidden_size, self.o_groups * self.o_lora_rank),
+            heads,  # sinks
         )
-        found += [*vectors("attention", heads), *vectors("norms", self.q_lora_rank, self.head_dim)]  # sinks
+        found += tensors("norms", self.q_lora_rank, self.head_dim)
         if self.compress_ratio:
             found += self._compressor("attention", self.head_dim, hidden_size)
         if self.indexer:
@@ -104,31 +95,23 @@ class Compressed:
     def _compressor(self, of: Row, width: int, hidden_size: int) -> list[Weight]:
         """Values, gates and a bias per place in the block, in every series of channels."""
         channels = self.series * width
-        return [
-            *matrices(of, (channels, hidden_size), (channels, hidden_size)),
-            *vectors(of, self.compress_ratio * channels),
-            *vectors("norms", width),
-        ]
+        shapes = (channels, hidden_size), (channels, hidden_size), self.compress_ratio * channels
+        return [*tensors(of, *shapes), *tensors("norms", width)]
 
     def stores(self) -> Stored:
-        nope = self.head_dim - self.qk_rope_head_dim
-        kept: Stored = (
-            Entries("key_value", nope, window=self.window),
-            Entries("rope_key", self.qk_rope_head_dim, window=self.window),
-        )
+        kept = self._key_value(window=self.window)
         if self.compress_ratio:
-            kept += (
-                Entries("key_value", nope, every=self.compress_ratio),
-                Entries("rope_key", self.qk_rope_head_dim, every=self.compress_ratio),
-                State("pending", self._pending(self.head_dim)),
-            )
+            kept += (*self._key_value(self.compress_ratio), State("pending", self._pending(self.head_dim)))
         if self.indexer:
             width = self.indexer.head_dim
-            kept += (
-                Entries("index_key", width, every=self.compress_ratio),
-                State("pending", self._pending(width)),
-            )
+            kept += (Entries("index_key", width, self.compress_ratio), State("pending", self._pending(width)))
         return kept
+
+    def _key_value(self, every: int = 1, window: int | None = None) -> Stored:
+        """A key, which is also the value: what turns of it apart."""
+        rotary = self.qk_rope_head_dim
+        content = self.head_dim - rotary
+        return Entries("key_value", content, every, window), Entries("rope_key", rotary, every, window)
 
     def _pending(self, width: int) -> int:
         """Values and gates of the block being filled, in every series, and half of the one before it."""

@@ -12,10 +12,9 @@ from lichen.arch.declaration import (
     State,
     Stored,
     Weight,
-    matrices,
     require,
     require_positive,
-    vectors,
+    tensors,
 )
 from lichen.arch.parts.compressed import Compressed
 from lichen.arch.parts.indexer import Indexer
@@ -45,9 +44,8 @@ class CSA2:
     cache_layout: ClassVar[CacheLayout] = "mixed"
 
     def __post_init__(self) -> None:
-        require_positive("attention", compress_ratio=self.compress_ratio)
-        if self.candidates is not None:
-            require_positive("indexer", candidates=self.candidates)
+        require_positive("attention", vars(self), "candidates")
+        require_positive("indexer", {"candidates": self.candidates})
         require(
             self.local.compress_ratio == 0,
             f"attention: compress_ratio of local is {self.local.compress_ratio}; it must be 0",
@@ -58,8 +56,8 @@ class CSA2:
         index_width = self.indexer.head_dim
         if self.makes_entries:
             gated = self.compress_ratio > 1  # a block of one token needs no weighing
-            found += matrices("attention", *[(width, hidden_size)] * (2 if gated else 1))
-            found += [*matrices("indexer", (index_width, width)), *vectors("norms", width, index_width)]
+            found += tensors("attention", *[(width, hidden_size)] * (2 if gated else 1))
+            found += [*tensors("indexer", (index_width, width)), *tensors("norms", width, index_width)]
         if self.chooses:
             found += self.indexer.query_weights(self.local.q_lora_rank, hidden_size)
         return found
@@ -67,10 +65,7 @@ class CSA2:
     def stores(self) -> Stored:
         kept, width, ratio = self.local.stores(), self.local.head_dim, self.compress_ratio
         if self.makes_entries:
-            kept += (
-                Entries("entry", width, every=ratio),
-                Entries("index_key", self.indexer.head_dim, every=ratio),
-            )
+            kept += (Entries("entry", width, ratio), Entries("index_key", self.indexer.head_dim, ratio))
             if ratio > 1:
                 kept += (State("pending", 2 * ratio * width),)  # values and gates of the block being filled
         return kept

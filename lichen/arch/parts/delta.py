@@ -5,17 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lichen.arch.declaration import (
-    CacheLayout,
-    Read,
-    State,
-    Stored,
-    Weight,
-    matrices,
-    require,
-    require_positive,
-    vectors,
-)
+from lichen.arch.declaration import CacheLayout, Read, State, Weight, require, require_positive, tensors
 
 
 @dataclass(frozen=True)
@@ -37,14 +27,7 @@ class GatedDeltaNet:
     cache_layout: ClassVar[CacheLayout] = "bf16"
 
     def __post_init__(self) -> None:
-        require_positive(
-            "linear attention",
-            num_key_heads=self.num_key_heads,
-            num_value_heads=self.num_value_heads,
-            key_head_dim=self.key_head_dim,
-            value_head_dim=self.value_head_dim,
-            conv_kernel=self.conv_kernel,
-        )
+        require_positive("linear attention", vars(self))
         require(
             self.num_value_heads % self.num_key_heads == 0,
             f"linear attention: num_value_heads ({self.num_value_heads}) must be a multiple of "
@@ -59,14 +42,13 @@ class GatedDeltaNet:
         heads, values = self.num_value_heads, self.num_value_heads * self.value_head_dim
         into = [(self.conv_channels, hidden_size), (values, hidden_size)]
         return [
-            *matrices("attention", *into, (hidden_size, values)),
-            *matrices("attention", (heads, hidden_size), (heads, hidden_size)),  # write strength, decay
-            Weight("attention", (self.conv_channels, 1, self.conv_kernel)),
-            *vectors("attention", heads, heads),  # the decay's offset and rate
-            *vectors("norms", self.value_head_dim),
+            *tensors("attention", *into, (hidden_size, values), (self.conv_channels, 1, self.conv_kernel)),
+            *tensors("attention", (heads, hidden_size), (heads, hidden_size)),  # write strength, decay
+            *tensors("attention", heads, heads),  # the decay's offset and rate
+            *tensors("norms", self.value_head_dim),
         ]
 
-    def stores(self) -> Stored:
+    def stores(self) -> tuple[State, ...]:
         return (
             State("recurrent", self.num_value_heads * self.key_head_dim * self.value_head_dim),
             State("convolution", self.conv_channels * (self.conv_kernel - 1)),
@@ -98,27 +80,22 @@ class KDA:
     cache_layout: ClassVar[CacheLayout] = "bf16"
 
     def __post_init__(self) -> None:
-        require_positive(
-            "linear attention",
-            num_heads=self.num_heads,
-            head_dim=self.head_dim,
-            short_conv_kernel_size=self.conv_kernel,
-        )
+        require_positive("linear attention", vars(self), conv_kernel="short_conv_kernel_size")
 
     def weights(self, hidden_size: int) -> list[Weight]:
         heads, rank = self.num_heads, self.head_dim
         width = heads * self.head_dim
         gate = [(width, hidden_size)] if self.full_rank_gate else [(rank, hidden_size), (width, rank)]
         return [
-            *matrices("attention", *[(width, hidden_size)] * 3, (hidden_size, width)),
-            *matrices("attention", (rank, hidden_size), (width, rank), *gate),  # decay, output gate
-            *matrices("attention", (heads, hidden_size)),  # write strength
+            *tensors("attention", *[(width, hidden_size)] * 3, (hidden_size, width)),
             Weight("attention", (width, 1, self.conv_kernel), count=3, active=3),
-            *vectors("attention", width, heads),  # the decay's offset and rate
-            *vectors("norms", self.head_dim),
+            *tensors("attention", (rank, hidden_size), (width, rank), *gate),  # decay, output gate
+            *tensors("attention", (heads, hidden_size)),  # write strength
+            *tensors("attention", width, heads),  # the decay's offset and rate
+            *tensors("norms", self.head_dim),
         ]
 
-    def stores(self) -> Stored:
+    def stores(self) -> tuple[State, ...]:
         width = self.num_heads * self.head_dim
         return (
             State("recurrent", width * self.head_dim),

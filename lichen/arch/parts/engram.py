@@ -20,9 +20,9 @@ class Engram:
     lookups: int
 
     def __post_init__(self) -> None:
-        require_positive("engram", row_size=self.row_size, lookups=self.lookups)
+        require_positive("engram", vars(self))
         for rows in self.rows:
-            require_positive("engram", engram_num_embeddings=rows)
+            require_positive("engram", {"engram_num_embeddings": rows})
 
     def weights(self, hidden_size: int, streams: int) -> list[Weight]:
         """What a token's rows go through: a key per residual stream and one value, and two weighted norms."""

@@ -5,17 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lichen.arch.declaration import (
-    CacheLayout,
-    Entries,
-    Read,
-    Stored,
-    Weight,
-    matrices,
-    require,
-    require_positive,
-    vectors,
-)
+from lichen.arch.declaration import CacheLayout, Entries, Read, Weight, require, require_positive, tensors
 from lichen.arch.parts.rope import Rope
 
 
@@ -46,12 +36,7 @@ class GQA:
     cache_layout: ClassVar[CacheLayout] = "bf16"
 
     def __post_init__(self) -> None:
-        require_positive(
-            "attention",
-            num_attention_heads=self.num_attention_heads,
-            num_key_value_heads=self.num_key_value_heads,
-            head_dim=self.head_dim,
-        )
+        require_positive("attention", vars(self))
         require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"attention: num_attention_heads ({self.num_attention_heads}) must be a multiple of "
@@ -63,8 +48,6 @@ class GQA:
             f"attention: partial_rotary_factor turns {self.rope_dim} of {self.head_dim} channels; RoPE needs "
             "an even number above 0",
         )
-        if self.window is not None:
-            require_positive("attention", window=self.window)
         require(self.window is not None or not self.chunked, "attention: chunks need a size; give window")
 
     @property
@@ -80,9 +63,9 @@ class GQA:
             shapes.append((keys, hidden_size))
         biases = [rows for rows, _ in shapes] if self.attention_bias else []
         norms = [self.head_dim] * 2 if self.qk_norm else []
-        return [*matrices("attention", *shapes), *vectors("attention", *biases), *vectors("norms", *norms)]
+        return [*tensors("attention", *shapes, *biases), *tensors("norms", *norms)]
 
-    def stores(self) -> Stored:
+    def stores(self) -> tuple[Entries, ...]:
         width = self.num_key_value_heads * self.head_dim
         return (Entries("key", width, window=self.window), Entries("value", width, window=self.window))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lichen.arch.declaration import Weight, matrices, require_positive, vectors
+from lichen.arch.declaration import Weight, require_positive, tensors
 
 
 @dataclass(frozen=True)
@@ -16,24 +16,17 @@ class HyperConnections:
     joined: bool = True
 
     def __post_init__(self) -> None:
-        require_positive("residual", hc_mult=self.streams)
+        require_positive("residual", vars(self), streams="hc_mult")
 
     def weights(self, hidden_size: int) -> list[Weight]:
         """Of one sub-layer: read, write, and mix the streams among themselves."""
         mixes = (2 + self.streams) * self.streams
-        return [
-            *matrices("residual", (mixes, self.streams * hidden_size)),
-            *vectors("residual", mixes, 3),
-        ]
+        return tensors("residual", (mixes, self.streams * hidden_size), mixes, 3)
 
     def last_weights(self, hidden_size: int) -> list[Weight]:
         """Of what joins the streams before the last norm."""
-        if not self.joined:
-            return []
-        return [
-            *matrices("residual", (self.streams, self.streams * hidden_size)),
-            *vectors("residual", self.streams, 1),
-        ]
+        shapes = (self.streams, self.streams * hidden_size), self.streams, 1
+        return tensors("residual", *shapes) if self.joined else []
 
     def words(self) -> str:
         return f"hyper-connections, {self.streams} streams"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lichen.arch.declaration import Weight, matrices, require_positive
+from lichen.arch.declaration import Weight, require_positive, tensors
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,11 @@ class Indexer:
     topk: int
 
     def __post_init__(self) -> None:
-        require_positive(
-            "indexer", index_n_heads=self.n_heads, index_head_dim=self.head_dim, index_topk=self.topk
-        )
+        require_positive("indexer", {f"index_{name}": number for name, number in vars(self).items()})
 
     def query_weights(self, q_lora_rank: int, hidden_size: int) -> list[Weight]:
         """Of its queries, made from the query latent, and their weights; its keys are made by its owner."""
-        return matrices("indexer", (self.n_heads * self.head_dim, q_lora_rank), (self.n_heads, hidden_size))
+        return tensors("indexer", (self.n_heads * self.head_dim, q_lora_rank), (self.n_heads, hidden_size))
 
     @property
     def per_key(self) -> int:

@@ -5,17 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lichen.arch.declaration import (
-    CacheLayout,
-    Entries,
-    Read,
-    Stored,
-    Weight,
-    matrices,
-    require,
-    require_positive,
-    vectors,
-)
+from lichen.arch.declaration import CacheLayout, Entries, Read, Weight, require, require_positive, tensors
 from lichen.arch.parts.indexer import Indexer
 from lichen.arch.parts.rope import Rope
 
@@ -43,16 +33,7 @@ class MLA:
     page_tokens: ClassVar[int] = 64  # what FlashMLA's kernels read
 
     def __post_init__(self) -> None:
-        require_positive(
-            "attention",
-            num_attention_heads=self.num_attention_heads,
-            kv_lora_rank=self.kv_lora_rank,
-            qk_nope_head_dim=self.qk_nope_head_dim,
-            qk_rope_head_dim=self.qk_rope_head_dim,
-            v_head_dim=self.v_head_dim,
-        )
-        if self.q_lora_rank is not None:
-            require_positive("attention", q_lora_rank=self.q_lora_rank)
+        require_positive("attention", vars(self))
         require(
             self.qk_rope_head_dim % 2 == 0,
             f"attention: qk_rope_head_dim is {self.qk_rope_head_dim}; RoPE needs an even number",
@@ -91,23 +72,16 @@ class MLA:
         if self.output_gate:
             up.append((heads * self.v_head_dim, hidden_size))
         biases = [rows for rows, _ in down] if self.attention_bias else []  # what meets the residual stream
-        found = [
-            *matrices("attention", *down, *up),
-            *vectors("attention", *biases),
-            *vectors("norms", *norms),
-        ]
+        found = [*tensors("attention", *down, *up, *biases), *tensors("norms", *norms)]
         if self.indexer and self.q_lora_rank:
             found += self.indexer.query_weights(self.q_lora_rank, hidden_size)
-            found += matrices("indexer", (self.indexer.head_dim, hidden_size))
-            found += vectors("norms", self.indexer.head_dim, self.indexer.head_dim)  # a LayerNorm
+            found += tensors("indexer", (self.indexer.head_dim, hidden_size))
+            found += tensors("norms", self.indexer.head_dim, self.indexer.head_dim)  # a LayerNorm
         return found
 
-    def stores(self) -> Stored:
+    def stores(self) -> tuple[Entries, ...]:
         """The normalised latent and the rotated key."""
-        kept: tuple[Entries, ...] = (
-            Entries("latent", self.kv_lora_rank),
-            Entries("rope_key", self.qk_rope_head_dim),
-        )
+        kept = Entries("latent", self.kv_lora_rank), Entries("rope_key", self.qk_rope_head_dim)
         return (*kept, Entries("index_key", self.indexer.head_dim)) if self.indexer else kept
 
     def reads(self, decode: bool) -> list[Read]:

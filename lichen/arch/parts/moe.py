@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lichen.arch.declaration import Weight, matrices, require, require_positive, swiglu, vectors
-from lichen.arch.parts.activation import SILU, Activation
+from lichen.arch.declaration import Weight, require, require_positive, swiglu, tensors
+from lichen.arch.parts.dense import SILU, Activation
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,7 @@ class Router:
     hashed: bool = False
 
     def __post_init__(self) -> None:
-        require_positive(
-            "router",
-            n_routed_experts=self.n_routed_experts,
-            num_experts_per_tok=self.num_experts_per_tok,
-            n_group=self.n_group,
-            topk_group=self.topk_group,
-        )
+        require_positive("router", vars(self), "routed_scaling_factor", "aux_loss_alpha")
         require(
             self.scoring_func in ("sigmoid", "softmax", "sqrtsoftplus"),
             f"router: scoring_func is {self.scoring_func!r}; supported: 'sigmoid', 'softmax', 'sqrtsoftplus'",
@@ -76,9 +70,7 @@ class MoE:
     activation: Activation = SILU
 
     def __post_init__(self) -> None:
-        require_positive("experts", moe_intermediate_size=self.moe_intermediate_size)
-        if self.latent_size is not None:
-            require_positive("experts", routed_expert_hidden_size=self.latent_size)
+        require_positive("experts", vars(self), "n_shared_experts", latent_size="routed_expert_hidden_size")
         require(
             self.n_shared_experts >= 0,
             f"experts: n_shared_experts is {self.n_shared_experts}; it must be 0 or more",
@@ -88,14 +80,10 @@ class MoE:
         router, width = self.router, self.moe_intermediate_size
         found = [Weight("router", (router.n_routed_experts, hidden_size))]
         if self.latent_size:
-            found += matrices(
-                "shared_experts", (self.latent_size, hidden_size), (hidden_size, self.latent_size)
-            )
-            found += vectors("norms", self.latent_size)
-        of_experts = self.latent_size or hidden_size
-        found += swiglu(
-            "routed_experts", of_experts, width, router.n_routed_experts, router.num_experts_per_tok
-        )
+            into = (self.latent_size, hidden_size)
+            found += [*tensors("shared_experts", into, into[::-1]), *tensors("norms", self.latent_size)]
+        counts = router.n_routed_experts, router.num_experts_per_tok
+        found += swiglu("routed_experts", self.latent_size or hidden_size, width, *counts)
         if self.n_shared_experts:
             found += swiglu("shared_experts", hidden_size, self.n_shared_experts * width)
         return found

@@ -23,12 +23,7 @@ class Yarn:
 
     def __post_init__(self) -> None:
         require(self.factor >= 1, f"rope: YaRN factor is {self.factor}; it must be at least 1")
-        require_positive(
-            "rope",
-            original_max_position_embeddings=self.original_max_position_embeddings,
-            beta_fast=self.beta_fast,
-            beta_slow=self.beta_slow,
-        )
+        require_positive("rope", vars(self), "factor", "mscale", "mscale_all_dim")
         require(
             self.beta_fast >= self.beta_slow,
             f"rope: beta_fast ({self.beta_fast}) must not be less than beta_slow ({self.beta_slow})",
@@ -71,11 +66,7 @@ class Llama3Scaling:
 
     def __post_init__(self) -> None:
         require(self.factor >= 1, f"rope: Llama 3 factor is {self.factor}; it must be at least 1")
-        require_positive(
-            "rope",
-            low_freq_factor=self.low_freq_factor,
-            original_max_position_embeddings=self.original_max_position_embeddings,
-        )
+        require_positive("rope", vars(self), "factor", "high_freq_factor")
         require(
             self.high_freq_factor > self.low_freq_factor,
             f"rope: high_freq_factor ({self.high_freq_factor}) must be greater than "

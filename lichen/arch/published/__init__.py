@@ -28,7 +28,6 @@ class NamedModel:
 @cache
 def named_models() -> dict[str, NamedModel]:
     """All of them, by name."""
-    folder = files("lichen.arch.published")
-    entries = [entry for entry in folder.iterdir() if entry.name.endswith(".json")]
+    entries = [entry for entry in files(__name__).iterdir() if entry.name.endswith(".json")]
     models = [NamedModel(**json.loads(entry.read_text(encoding="utf-8"))) for entry in entries]
     return {model.name: model for model in sorted(models, key=lambda model: model.name)}

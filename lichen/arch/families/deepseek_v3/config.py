@@ -10,34 +10,47 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.families.decoder import read_activation, read_decoder, uniform, write_decoder
-from lichen.arch.families.fields import MOST_LAYERS, Fields, shown
+from lichen.arch.families.decoder import (
+    OF_MLA,
+    read_activation,
+    read_decoder,
+    read_mla,
+    uniform,
+    write_decoder,
+)
+from lichen.arch.families.fields import Fields, said_by, shown
 from lichen.arch.families.rope import read_rope, write_rope
 from lichen.arch.parts import of_kind
-from lichen.arch.parts.activation import SILU, Activation
-from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.dense import SILU, Activation, Dense
+from lichen.arch.parts.indexer import Indexer
 from lichen.arch.parts.mla import MLA
 from lichen.arch.parts.moe import MoE, Router
-from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import SpecError
 
 ARCHITECTURE = "DeepseekV3ForCausalLM"
 MODEL_TYPES = ("deepseek_v3",)
 
-# With the balancing bias, and plainly by score.
-TOPK_METHODS = ("noaux_tc", "greedy")
 
-
-def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
+def read(config: Mapping[str, Any], family: str = MODEL_TYPES[0]) -> ModelSpec:
     fields = Fields(config)
     fields.fixed("index_topk", None, "sparse attention belongs to DeepSeek-V3.2")
-    attention = _read_attention(fields, read_rope(fields, fields.boolean("rope_interleave", True)))
+    return read_as(fields, family, ARCHITECTURE)
+
+
+def read_as(fields: Fields, family: str, architecture: str, indexer: Indexer | None = None) -> ModelSpec:
+    """The spec of a `family` that is built as DeepSeek-V3 is, but for the `indexer` of its attention."""
+    rope = read_rope(fields, fields.boolean("rope_interleave", True))
+    bias = fields.boolean("attention_bias", False)
+    attention = read_mla(fields, rope=rope, attention_bias=bias, indexer=indexer)
+    fields.fixed("num_key_value_heads", attention.num_attention_heads, "MLA's heads all have their own keys")
+    # Derived by transformers 5 and written into the configs it saves.
+    fields.fixed("qk_head_dim", attention.qk_head_dim, "qk_nope_head_dim + qk_rope_head_dim")
+    fields.fixed("head_dim", attention.qk_rope_head_dim, "qk_rope_head_dim: the width that rotates")
     activation = read_activation(fields)
-    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
+    n_layers = fields.layers("num_hidden_layers")
     # Configs saved before multi-token prediction was known to their writer do not have the field.
-    n_mtp = fields.integer("num_nextn_predict_layers", 0, least=0, largest=MOST_LAYERS)
+    n_mtp = fields.layers("num_nextn_predict_layers", 0)
     has_experts = _expert_pattern(
         n_layers + n_mtp,
         fields.integer("first_k_dense_replace", least=0),
@@ -50,46 +63,26 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     if not all(has_experts):
         parts[False] = Dense(fields.integer("intermediate_size"), activation=activation)
     layers = tuple(LayerSpec(attention, parts[moe]) for moe in has_experts)
-    return read_decoder(fields, MODEL_TYPES[0], ARCHITECTURE, layers[:n_layers], mtp=layers[n_layers:])
+    return read_decoder(fields, family, architecture, layers[:n_layers], mtp=layers[n_layers:])
 
 
 def _expert_pattern(n: int, first_k_dense_replace: int, moe_layer_freq: int) -> list[bool]:
     return [layer >= first_k_dense_replace and layer % moe_layer_freq == 0 for layer in range(n)]
 
 
-def _read_attention(fields: Fields, rope: Rope) -> MLA:
-    attention = MLA(
-        num_attention_heads=fields.integer("num_attention_heads"),
-        q_lora_rank=fields.integer_or_null("q_lora_rank"),
-        kv_lora_rank=fields.integer("kv_lora_rank"),
-        qk_nope_head_dim=fields.integer("qk_nope_head_dim"),
-        qk_rope_head_dim=fields.integer("qk_rope_head_dim"),
-        v_head_dim=fields.integer("v_head_dim"),
-        rope=rope,
-        attention_bias=fields.boolean("attention_bias", False),
-    )
-    fields.fixed("num_key_value_heads", attention.num_attention_heads, "MLA's heads all have their own keys")
-    # Derived by transformers 5 and written into the configs it saves.
-    fields.fixed("qk_head_dim", attention.qk_head_dim, "qk_nope_head_dim + qk_rope_head_dim")
-    fields.fixed("head_dim", attention.qk_rope_head_dim, "qk_rope_head_dim: the width that rotates")
-    return attention
-
-
 def _read_experts(fields: Fields, activation: Activation) -> MoE:
     # transformers 5 saves neither scoring_func nor topk_method: its DeepseekV3 always scores with a sigmoid
     # and selects with the bias. DeepSeek's own config class has the same two defaults.
     scoring_func = fields.choice("scoring_func", ("sigmoid", "softmax"), "sigmoid")
-    topk_method = fields.choice("topk_method", TOPK_METHODS, "noaux_tc")
+    # With the balancing bias, or plainly by score.
+    topk_method = fields.choice("topk_method", ("noaux_tc", "greedy"), "noaux_tc")
     aux_loss_alpha = fields.number("aux_loss_alpha", 0.0)
     if aux_loss_alpha:
         fields.fixed("seq_aux", True, "the balance loss is the sequence-wise one")
     router = Router(
-        n_routed_experts=fields.integer("n_routed_experts"),
-        num_experts_per_tok=fields.integer("num_experts_per_tok"),
-        scoring_func=scoring_func,  # type: ignore[arg-type]
+        **fields.integers("n_routed_experts", "num_experts_per_tok", "n_group", "topk_group"),
+        scoring_func=scoring_func,
         selection_bias=topk_method == "noaux_tc",
-        n_group=fields.integer("n_group"),
-        topk_group=fields.integer("topk_group"),
         norm_topk_prob=fields.boolean("norm_topk_prob"),
         routed_scaling_factor=fields.number("routed_scaling_factor"),
         aux_loss_alpha=aux_loss_alpha,
@@ -112,30 +105,25 @@ def _check_selection(router: Router, where: str) -> None:
         )
 
 
-def write(spec: ModelSpec) -> dict[str, Any]:
-    """The `config.json` of a spec, with every field that transformers, vLLM and llama.cpp look for.
-
-    Raises SpecError for a model that is not of this family.
-    """
+def write(
+    spec: ModelSpec, architecture: str = ARCHITECTURE, indexer: Indexer | None = None
+) -> dict[str, Any]:
+    """With every field that transformers, vLLM and llama.cpp look for; without those of the `indexer` that
+    all layers have."""
     attention = uniform([layer.attention for layer in spec.all_layers], spec.family, "attention")
     plain = of_kind([attention], MLA)
     rope = plain[0].rope if plain else None
-    if rope is None or attention.indexer or attention.output_gate:
+    if rope is None or attention.indexer != indexer or attention.output_gate:
         raise SpecError(f"{spec.family}: attention is plain MLA with RoPE; this model has {attention}")
     if spec.residual is not None or any(layer.sandwich_norms for layer in spec.all_layers):
         raise SpecError(f"{spec.family}: residuals are plain sums, with one norm before each sub-layer")
     return {
-        **write_decoder(spec, ARCHITECTURE),
+        **write_decoder(spec, architecture),
         **write_rope(rope, "type"),
         "rope_interleave": rope.interleaved,
         "num_attention_heads": attention.num_attention_heads,
         "num_key_value_heads": attention.num_attention_heads,
-        "q_lora_rank": attention.q_lora_rank,
-        "kv_lora_rank": attention.kv_lora_rank,
-        "qk_nope_head_dim": attention.qk_nope_head_dim,
-        "qk_rope_head_dim": attention.qk_rope_head_dim,
-        "v_head_dim": attention.v_head_dim,
-        "attention_bias": attention.attention_bias,
+        **said_by(attention, "q_lora_rank", *OF_MLA, "attention_bias"),
         "num_nextn_predict_layers": len(spec.mtp),
         **_write_feed_forwards(spec),
     }
@@ -176,16 +164,12 @@ def _write_experts(experts: MoE, family: str) -> dict[str, Any]:
     _check_selection(router, family)
     return {
         "n_routed_experts": router.n_routed_experts,
-        "n_shared_experts": experts.n_shared_experts,
-        "moe_intermediate_size": experts.moe_intermediate_size,
-        "num_experts_per_tok": router.num_experts_per_tok,
-        "scoring_func": router.scoring_func,
+        **said_by(experts, "n_shared_experts", "moe_intermediate_size"),
+        **said_by(router, "num_experts_per_tok", "scoring_func"),
         "topk_method": "noaux_tc" if router.selection_bias else "greedy",
-        "n_group": router.n_group,
-        "topk_group": router.topk_group,
-        "norm_topk_prob": router.norm_topk_prob,
-        "routed_scaling_factor": router.routed_scaling_factor,
-        "aux_loss_alpha": router.aux_loss_alpha,
+        **said_by(
+            router, "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "aux_loss_alpha"
+        ),
         **({"seq_aux": True} if router.aux_loss_alpha else {}),
     }
 

@@ -1,8 +1,6 @@
 """From the tokenizer of deepseek-ai/DeepSeek-V3.1 on Hugging Face."""
 
-from __future__ import annotations
-
-from lichen.arch.families.tokens import SpecialTokens
+from lichen.arch.families.tokens import THINK, SpecialTokens
 
 TOOL_CALLS = (
     "<｜tool▁calls▁begin｜>",
@@ -15,7 +13,6 @@ TOOL_CALLS = (
     "<｜tool▁output▁end｜>",
     "<｜tool▁sep｜>",
 )
-THINK = ("<think>", "</think>")
 
 TOKENS = SpecialTokens(
     bos="<｜begin▁of▁sentence｜>",

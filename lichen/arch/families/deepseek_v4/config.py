@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from lichen.arch.families.decoder import read_activation, read_decoder
-from lichen.arch.families.fields import MOST_LAYERS, Fields
+from lichen.arch.families.deepseek_v32.config import read_indexer as read_indexer
+from lichen.arch.families.fields import Fields
 from lichen.arch.families.rope import read_scaling, rope_of_kind
 from lichen.arch.parts.compressed import Compressed
 from lichen.arch.parts.hyper_connections import HyperConnections
-from lichen.arch.parts.indexer import Indexer
 from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
@@ -25,59 +25,40 @@ CSA, HCA, WINDOW_ONLY = 4, 128, 0
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
     fields = Fields(config)
-    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
-    n_mtp = fields.integer("num_nextn_predict_layers", 0, least=0, largest=MOST_LAYERS)
+    n_layers, n_mtp = fields.layers("num_hidden_layers"), fields.layers("num_nextn_predict_layers", 0)
     ratios = fields.get("compress_ratios")
     if not isinstance(ratios, list) or not all(ratio in (CSA, HCA, WINDOW_ONLY) for ratio in ratios):
         fields.refuse("compress_ratios", "a list of 0, 4 and 128, one for every layer, is needed")
     if len(ratios) != n_layers + n_mtp:
         fields.refuse("compress_ratios", f"it names {len(ratios)} of {n_layers} + {n_mtp} layers")
+    local, indexer = read_window(fields), read_indexer(fields)
+    kinds = {WINDOW_ONLY: local}
+    if any(ratios):
+        hca = replace(local, compress_ratio=HCA, rope=read_rope_of(fields, "compress"))
+        kinds |= {HCA: hca, CSA: replace(hca, compress_ratio=CSA, indexer=indexer)}
     experts, n_hash = read_experts(fields), fields.integer("num_hash_layers", 0, least=0)
     hashed = replace(experts, router=replace(experts.router, hashed=True, selection_bias=False))
     layers = tuple(
-        LayerSpec(_attention(fields, ratio), hashed if number < n_hash else experts)
-        for number, ratio in enumerate(ratios)
+        LayerSpec(kinds[ratio], hashed if number < n_hash else experts) for number, ratio in enumerate(ratios)
     )
-    return read_decoder(
-        fields,
-        "deepseek_v4",
-        "DeepseekV4ForCausalLM",
-        layers[:n_layers],
-        mtp=layers[n_layers:],
-        residual=HyperConnections(fields.integer("hc_mult")),
-    )
+    residual = HyperConnections(fields.integer("hc_mult"))
+    layers, mtp = layers[:n_layers], layers[n_layers:]
+    return read_decoder(fields, "deepseek_v4", "DeepseekV4ForCausalLM", layers, mtp, residual)
 
 
-def _attention(fields: Fields, ratio: int) -> Compressed:
-    local, indexer = read_window(fields), read_indexer(fields)
-    if ratio == WINDOW_ONLY:
-        return local
-    rope = read_rope_of_entries(fields)
-    return replace(local, compress_ratio=ratio, indexer=indexer if ratio == CSA else None, rope=rope)
-
-
-def read_rope_of_entries(fields: Fields) -> Rope:
-    """Of layers with compressed entries: a base of its own, and YaRN that multiplies nothing."""
-    theta, section = fields.number("compress_rope_theta", 160000.0), fields.section("rope_scaling")
+def read_rope_of(fields: Fields, kind: Literal["main", "compress"]) -> Rope:
+    """Of layers with a window alone ("main"): plain, whatever `rope_scaling` says. Of layers with compressed
+    entries ("compress"): a base of its own, and YaRN that multiplies nothing."""
+    if kind == "main":
+        theta, section = fields.number("rope_theta", 10000.0), None
+    else:
+        theta, section = fields.number("compress_rope_theta", 160000.0), fields.section("rope_scaling")
     if kinds := fields.section("rope_parameters"):  # as transformers saves it
-        section = rope_of_kind(kinds, "compress")
+        section = rope_of_kind(kinds, kind)
         theta = section.number("rope_theta")
-    return _rope(fields, theta, section)
-
-
-def _rope_of_window(fields: Fields) -> Rope:
-    """Of layers with a window alone: plain, whatever `rope_scaling` says."""
-    theta, section = fields.number("rope_theta", 10000.0), None
-    if kinds := fields.section("rope_parameters"):
-        section = rope_of_kind(kinds, "main")
-        section.fixed("rope_type", "default", "layers with a window alone do not extend their context")
-        theta = section.number("rope_theta")
-    return _rope(fields, theta, section)
-
-
-def _rope(fields: Fields, theta: float, section: Fields | None) -> Rope:
+        if kind == "main":
+            section.fixed("rope_type", "default", "layers with a window alone do not extend their context")
     if section is None:
         return Rope(theta, interleaved=True)
     share = fields.integer("qk_rope_head_dim") / max(fields.integer("head_dim"), 1)
@@ -85,35 +66,22 @@ def _rope(fields: Fields, theta: float, section: Fields | None) -> Rope:
     return Rope(theta, interleaved=True, scaling=read_scaling(section, scaled=False))
 
 
-def read_indexer(fields: Fields) -> Indexer:
-    return Indexer(
-        n_heads=fields.integer("index_n_heads"),
-        head_dim=fields.integer("index_head_dim"),
-        topk=fields.integer("index_topk"),
-    )
-
-
 def read_window(fields: Fields) -> Compressed:
     """The attention of a layer with a window alone."""
     fields.fixed("num_key_value_heads", 1, "all heads share one key, which is also the value")
     fields.fixed("attention_bias", False, "the projections have no bias")
     return Compressed(
-        num_attention_heads=fields.integer("num_attention_heads"),
-        head_dim=fields.integer("head_dim"),
-        qk_rope_head_dim=fields.integer("qk_rope_head_dim"),
-        q_lora_rank=fields.integer("q_lora_rank"),
-        o_groups=fields.integer("o_groups"),
-        o_lora_rank=fields.integer("o_lora_rank"),
+        **fields.integers("num_attention_heads", "head_dim", "qk_rope_head_dim"),
+        **fields.integers("q_lora_rank", "o_groups", "o_lora_rank"),
         window=fields.integer("sliding_window"),
-        rope=_rope_of_window(fields),
+        rope=read_rope_of(fields, "main"),
     )
 
 
 def read_experts(fields: Fields) -> MoE:
     router = Router(
-        n_routed_experts=fields.integer("n_routed_experts"),
-        num_experts_per_tok=fields.integer("num_experts_per_tok"),
-        scoring_func=fields.choice("scoring_func", ("sqrtsoftplus",)),  # type: ignore[arg-type]
+        **fields.integers("n_routed_experts", "num_experts_per_tok"),
+        scoring_func=fields.choice("scoring_func", ("sqrtsoftplus",)),
         norm_topk_prob=fields.boolean("norm_topk_prob"),
         routed_scaling_factor=fields.number("routed_scaling_factor"),
     )

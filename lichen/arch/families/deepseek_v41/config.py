@@ -8,18 +8,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from lichen.arch.families.decoder import read_decoder
-from lichen.arch.families.deepseek_v4.config import (
-    read_experts,
-    read_indexer,
-    read_rope_of_entries,
-    read_window,
-)
-from lichen.arch.families.fields import MOST_LAYERS, Fields
-from lichen.arch.families.wrapper import open_text_config
+from lichen.arch.families.decoder import open_text_config, read_decoder
+from lichen.arch.families.deepseek_v4.config import read_experts, read_indexer, read_rope_of, read_window
+from lichen.arch.families.fields import Fields
 from lichen.arch.parts.compressed import Compressed
 from lichen.arch.parts.csa2 import CSA2
 from lichen.arch.parts.engram import Engram
@@ -30,35 +23,30 @@ MODEL_TYPES = ("deepseek_v41",)
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
-    fields, notes = open_text_config(config, "DeepseekV41ForCausalLM")
-    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
-    n_drafting = fields.integer("num_nextn_predict_layers", 0, least=0, largest=MOST_LAYERS)
-    ratios = fields.integers("compress_ratios")
+    fields = open_text_config(config, "DeepseekV41ForCausalLM")
+    n_layers, n_drafting = fields.layers("num_hidden_layers"), fields.layers("num_nextn_predict_layers", 0)
+    ratios = fields.integer_list("compress_ratios")
     if len(ratios) not in (n_layers, n_layers + n_drafting) or min(ratios, default=0) < 0:
         fields.refuse("compress_ratios", f"{n_layers} or {n_layers} + {n_drafting} block sizes are needed")
     experts = read_experts(fields)
     layers = tuple(LayerSpec(part, experts) for part in _attention(fields, ratios[:n_layers]))
-    spec = read_decoder(
-        fields,
-        "deepseek_v41",
-        "DeepseekV41ForCausalLM",
-        layers,
-        residual=HyperConnections(fields.integer("hc_mult"), joined=False),
-        engram=_read_engram(fields),
+    if n_drafting:
+        fields.notes += (f"{n_drafting} layers that draft tokens (DSpark): they are not counted",)
+    residual = HyperConnections(fields.integer("hc_mult"), joined=False)
+    engram = _read_engram(fields)
+    return read_decoder(
+        fields, "deepseek_v41", "DeepseekV41ForCausalLM", layers, residual=residual, engram=engram
     )
-    drafting = f"{n_drafting} layers that draft tokens (DSpark): they are not counted"
-    return replace(spec, not_carried=(*spec.not_carried, *notes, *([drafting] if n_drafting else [])))
 
 
 def _attention(fields: Fields, ratios: list[int]) -> list[Compressed | CSA2]:
-    local, indexer = read_window(fields), read_indexer(fields)
-    rope = read_rope_of_entries(fields)
-    makers, choosers = fields.integers("kv_source_layer_ids"), fields.integers("index_source_layer_ids")
+    local, indexer, rope = read_window(fields), read_indexer(fields), read_rope_of(fields, "compress")
     first = next((number for number, ratio in enumerate(ratios) if ratio), None)
-    for key, sources in (("kv_source_layer_ids", makers), ("index_source_layer_ids", choosers)):
-        if first is not None and first not in sources:
+    sources = {key: fields.integer_list(key) for key in ("kv_source_layer_ids", "index_source_layer_ids")}
+    for key, layers in sources.items():
+        if first is not None and first not in layers:
             fields.refuse(key, f"layer {first} is the first with entries and has nobody to read them from")
+    makers, choosers = sources.values()
     candidates = fields.integer("candidate_topk_blocks") * fields.integer("candidate_block_size")
     candidate_source = fields.integer("candidate_source_layer_id")
     return [
@@ -78,7 +66,7 @@ def _attention(fields: Fields, ratios: list[int]) -> list[Compressed | CSA2]:
 
 
 def _read_engram(fields: Fields) -> Engram | None:
-    rows, layers = fields.integers("engram_num_embeddings"), fields.integers("engram_layer_ids")
+    rows, layers = fields.integer_list("engram_num_embeddings"), fields.integer_list("engram_layer_ids")
     if len(rows) != len(layers):
         fields.refuse("engram_num_embeddings", f"one number for each of {len(layers)} layers is needed")
     orders = fields.integer("engram_max_ngram_size", least=2) - 1  # pairs, triples, ...

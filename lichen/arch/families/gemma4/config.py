@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.families.decoder import read_decoder, read_layer_types
+from lichen.arch.families.decoder import open_text_config, read_decoder, read_gqa, read_layer_types
 from lichen.arch.families.fields import Fields
 from lichen.arch.families.rope import read_scaling, rope_of_kind
-from lichen.arch.families.wrapper import open_text_config
-from lichen.arch.parts.activation import Activation
-from lichen.arch.parts.dense import Dense
-from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.dense import Activation, Dense
 from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
 
@@ -33,29 +30,19 @@ ROPE = {
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
-    fields, notes = open_text_config(config, "Gemma4ForConditionalGeneration")
+    fields = open_text_config(config, "Gemma4ForConditionalGeneration")
     for key, value in ABSENT.items():
         fields.fixed(key, value, "the dense Gemma 4 without shared keys and per-layer inputs")
     fields.fixed("hidden_activation", "gelu_pytorch_tanh", "the family's activation")
     rope = _read_rope(fields)
-    heads, bias = fields.integer("num_attention_heads"), fields.boolean("attention_bias", False)
-    sliding = GQA(
-        num_attention_heads=heads,
-        num_key_value_heads=fields.integer("num_key_value_heads"),
-        head_dim=fields.integer("head_dim"),
-        rope=rope["sliding_attention"],
-        attention_bias=bias,
-        window=fields.integer("sliding_window"),
-        qk_norm=True,
-    )
-    everywhere = GQA(
-        num_attention_heads=heads,
+    window = fields.integer("sliding_window")
+    sliding = read_gqa(fields, rope["sliding_attention"], window=window, qk_norm=True)
+    everywhere = replace(
+        sliding,
         num_key_value_heads=fields.integer("num_global_key_value_heads", sliding.num_key_value_heads),
         head_dim=fields.integer("global_head_dim"),
         rope=rope["full_attention"],
-        attention_bias=bias,
-        qk_norm=True,
+        window=None,
         values_from_keys=fields.boolean("attention_k_eq_v"),
     )
     feed_forward = Dense(fields.integer("intermediate_size"), activation=Activation("gelu_pytorch_tanh"))
@@ -63,9 +50,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         "sliding_attention": LayerSpec(sliding, feed_forward, sandwich_norms=True),
         "full_attention": LayerSpec(everywhere, feed_forward, sandwich_norms=True),
     }
-    layers = tuple(kinds[kind] for kind in read_layer_types(fields, kinds))
-    spec = read_decoder(fields, "gemma4", "Gemma4ForCausalLM", layers)
-    return replace(spec, not_carried=(*spec.not_carried, *notes))
+    layers = read_layer_types(fields, kinds)
+    return read_decoder(fields, "gemma4", "Gemma4ForCausalLM", layers)
 
 
 def _read_rope(fields: Fields) -> dict[str, Rope]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from lichen.arch.families.deepseek_v3.config import MODEL_TYPES as DEEPSEEK
 from lichen.arch.families.deepseek_v3.config import exported as exported
 from lichen.arch.families.deepseek_v3.config import read as read_deepseek
 from lichen.arch.families.deepseek_v3.config import write as write
@@ -16,5 +14,4 @@ MODEL_TYPES = ("kimi_k2",)
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
-    return replace(read_deepseek({**config, "model_type": DEEPSEEK[0]}), family=MODEL_TYPES[0])
+    return read_deepseek(config, MODEL_TYPES[0])

@@ -1,8 +1,6 @@
 """From the tokenizers of moonshotai/Kimi-K2-Instruct and Kimi-K2-Thinking on Hugging Face."""
 
-from __future__ import annotations
-
-from lichen.arch.families.tokens import SpecialTokens
+from lichen.arch.families.tokens import THINK, SpecialTokens
 
 TOOL_CALLS = (
     "<|tool_calls_section_begin|>",
@@ -11,7 +9,6 @@ TOOL_CALLS = (
     "<|tool_call_argument_begin|>",
     "<|tool_call_end|>",
 )
-THINK = ("<think>", "</think>")
 
 TOKENS = SpecialTokens(
     bos="[BOS]",

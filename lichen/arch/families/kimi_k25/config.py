@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.families.decoder import read_dtype
+from lichen.arch.families.decoder import read_dtype, vision_notes
 from lichen.arch.families.deepseek_v3 import config as deepseek_v3
 from lichen.arch.families.fields import Fields, shown
 from lichen.arch.families.kimi_k2 import config as kimi_k2
-from lichen.arch.families.wrapper import vision_notes
 from lichen.arch.spec import ModelSpec
 from lichen.errors import SpecError
 
@@ -30,19 +29,16 @@ REPEATED = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
     fields = Fields(config)
     fields.get("model_type")
     if fields.get("architectures") not in (None, *([name] for name in ARCHITECTURES)):
         fields.refuse("architectures", "supported: " + ", ".join(ARCHITECTURES))
-    inner = fields.section("text_config")
-    if inner is None:
-        fields.refuse("text_config", "the text tower's config is needed")
+    inner = fields.needed_section("text_config", "the text tower's config is needed")
     outer = {key: fields.get(key) for key in REPEATED} | {"torch_dtype": read_dtype(fields)}
     outer = {key: value for key, value in outer.items() if value is not None}
     try:
         kind = inner.choice("model_type", TOWERS, TOWERS[0])
-        tower = replace(deepseek_v3.read({**outer, **inner.values}), family=kind)
+        tower = deepseek_v3.read({**outer, **inner.values}, kind)
         written = deepseek_v3.write(tower)
     except SpecError as error:
         raise SpecError(f"text_config: {error}") from error

@@ -1,7 +1,5 @@
 """Kimi K2.5 puts a text tower beside a vision tower, under three sets of names."""
 
-from __future__ import annotations
-
 from lichen.arch.families.deepseek_v3.tensors import NAMES as TOWER
 from lichen.arch.families.tensors import TensorNames
 

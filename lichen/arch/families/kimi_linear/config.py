@@ -8,17 +8,13 @@ fields is without these parts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from lichen.arch.families.decoder import read_activation, read_decoder
-from lichen.arch.families.fields import MOST_LAYERS, Fields
-from lichen.arch.families.wrapper import open_text_config
-from lichen.arch.parts.activation import Activation
+from lichen.arch.families.decoder import open_text_config, read_activation, read_decoder, read_mla
+from lichen.arch.families.fields import Fields
 from lichen.arch.parts.attention_residuals import AttentionResiduals
 from lichen.arch.parts.delta import KDA
-from lichen.arch.parts.dense import Dense
-from lichen.arch.parts.mla import MLA
+from lichen.arch.parts.dense import Activation, Dense
 from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.spec import LayerSpec, ModelSpec
 
@@ -26,13 +22,16 @@ MODEL_TYPES = ("kimi_k3", "kimi_linear")
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
-    fields, notes = open_text_config(config, "KimiK3ForConditionalGeneration")
+    fields = open_text_config(config, "KimiK3ForConditionalGeneration")
     wrapped = bool(fields.path)
-    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
+    n_layers = fields.layers("num_hidden_layers")
     linear, is_linear = _linear_attention(fields, n_layers)
-    full = _full_attention(fields)
-    activation = _read_activation(fields, wrapped)
+    fields.fixed("mla_use_nope", True, "the keys of this family are not rotated")
+    full = read_mla(fields, output_gate=fields.boolean("mla_use_output_gate", False))
+    name, numbers = ("situ", ("beta", "linear_beta")) if wrapped else ("silu", ())
+    activation = read_activation(
+        fields, name, **{of: fields.number(f"activation_situ_{of}") for of in numbers}
+    )
     experts = _read_experts(fields, activation)
     dense = Dense(fields.integer("intermediate_size"), activation=activation)
     first = fields.integer("first_k_dense_replace", least=0)
@@ -42,22 +41,14 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         LayerSpec(linear if linear_here else full, experts if number >= first else dense)
         for number, linear_here in enumerate(is_linear)
     )
-    block = fields.get("attn_res_block_size")
-    residual = None if block is None else AttentionResiduals(fields.integer("attn_res_block_size"))
-    spec = read_decoder(
-        fields,
-        "kimi_k3" if wrapped else "kimi_linear",
-        "KimiLinearForCausalLM",
-        layers,
-        residual=residual,
-    )
-    return replace(spec, not_carried=(*spec.not_carried, *notes))
+    block = fields.integer_or_none("attn_res_block_size")
+    residual = None if block is None else AttentionResiduals(block)
+    family = "kimi_k3" if wrapped else "kimi_linear"
+    return read_decoder(fields, family, "KimiLinearForCausalLM", layers, residual=residual)
 
 
 def _linear_attention(fields: Fields, n_layers: int) -> tuple[KDA, list[bool]]:
-    section = fields.section("linear_attn_config")
-    if section is None:
-        fields.refuse("linear_attn_config", "the layers of linear attention are needed")
+    section = fields.needed_section("linear_attn_config", "the layers of linear attention are needed")
     linear, full = section.get("kda_layers"), section.get("full_attn_layers")
     both = [*linear, *full] if isinstance(linear, list) and isinstance(full, list) else []
     if sorted(both, key=str) != sorted(range(1, n_layers + 1), key=str):
@@ -71,44 +62,19 @@ def _linear_attention(fields: Fields, n_layers: int) -> tuple[KDA, list[bool]]:
     return part, [number + 1 in linear for number in range(n_layers)]
 
 
-def _full_attention(fields: Fields) -> MLA:
-    fields.fixed("mla_use_nope", True, "the keys of this family are not rotated")
-    return MLA(
-        num_attention_heads=fields.integer("num_attention_heads"),
-        q_lora_rank=fields.integer_or_null("q_lora_rank"),
-        kv_lora_rank=fields.integer("kv_lora_rank"),
-        qk_nope_head_dim=fields.integer("qk_nope_head_dim"),
-        qk_rope_head_dim=fields.integer("qk_rope_head_dim"),
-        v_head_dim=fields.integer("v_head_dim"),
-        output_gate=fields.boolean("mla_use_output_gate", False),
-    )
-
-
-def _read_activation(fields: Fields, wrapped: bool) -> Activation:
-    if not wrapped:
-        return read_activation(fields)
-    return read_activation(
-        fields,
-        "situ",
-        beta=fields.number("activation_situ_beta"),
-        linear_beta=fields.number("activation_situ_linear_beta"),
-    )
-
-
 def _read_experts(fields: Fields, activation: Activation) -> MoE:
     router = Router(
         n_routed_experts=fields.integer("num_experts"),
         num_experts_per_tok=fields.integer("num_experts_per_token"),
-        scoring_func=fields.choice("moe_router_activation_func", ("sigmoid",)),  # type: ignore[arg-type]
+        scoring_func=fields.choice("moe_router_activation_func", ("sigmoid",)),
         n_group=fields.integer("num_expert_group", 1),
         topk_group=fields.integer("topk_group", 1),
         norm_topk_prob=fields.boolean("moe_renormalize"),
         routed_scaling_factor=fields.number("routed_scaling_factor"),
     )
-    latent = fields.get("routed_expert_hidden_size")
+    latent = fields.integer_or_none("routed_expert_hidden_size")
     if latent is not None:
         fields.fixed("latent_moe_use_norm", True, "a norm follows the routed experts' sum")
-        latent = fields.integer("routed_expert_hidden_size")
     return MoE(
         router,
         moe_intermediate_size=fields.integer("moe_intermediate_size"),

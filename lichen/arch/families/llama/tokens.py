@@ -1,7 +1,5 @@
 """From the tokenizer of meta-llama/Llama-3.1-8B-Instruct on Hugging Face."""
 
-from __future__ import annotations
-
 from lichen.arch.families.tokens import SpecialTokens
 
 TOKENS = SpecialTokens(
@@ -20,5 +18,4 @@ TOKENS = SpecialTokens(
         "<|eot_id|>",
         "<|python_tag|>",
     ),
-    spoken=frozenset(),
 )

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lichen.arch.families.decoder import read_activation, read_decoder
-from lichen.arch.families.fields import MOST_LAYERS, Fields
+from lichen.arch.families.decoder import open_text_config, read_activation, read_decoder, read_gqa
+from lichen.arch.families.fields import Fields
 from lichen.arch.families.rope import read_rope
-from lichen.arch.families.wrapper import open_text_config
 from lichen.arch.parts.dense import Dense
-from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.spec import LayerSpec, ModelSpec
 
@@ -22,15 +20,9 @@ NO_ROPE_INTERVAL = 4  # the default of Meta's configs, which leave it out
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
-    fields, notes = open_text_config(config, "Llama4ForConditionalGeneration")
-    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
-    everywhere = GQA(
-        num_attention_heads=fields.integer("num_attention_heads"),
-        num_key_value_heads=fields.integer("num_key_value_heads"),
-        head_dim=fields.integer("head_dim"),
-        attention_bias=fields.boolean("attention_bias", False),
-    )
+    fields = open_text_config(config, "Llama4ForConditionalGeneration")
+    n_layers = fields.layers("num_hidden_layers")
+    everywhere = read_gqa(fields, rope=None)
     rope = read_rope(fields, interleaved=True, theta=ROPE_THETA)
     chunked = replace(everywhere, rope=rope, window=fields.integer("attention_chunk_size"), chunked=True)
     activation = read_activation(fields)
@@ -52,8 +44,7 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         LayerSpec(chunked if has_rope else everywhere, experts if number % step == step - 1 else dense)
         for number, has_rope in enumerate(_rope_layers(fields, n_layers))
     )
-    spec = read_decoder(fields, "llama4", "Llama4ForCausalLM", layers)
-    return replace(spec, not_carried=(*spec.not_carried, *notes))
+    return read_decoder(fields, "llama4", "Llama4ForCausalLM", layers)
 
 
 def _rope_layers(fields: Fields, n_layers: int) -> list[bool]:

@@ -1,11 +1,8 @@
 """From the tokenizer of Qwen/Qwen3-8B on Hugging Face, which has no token that opens a text."""
 
-from __future__ import annotations
-
-from lichen.arch.families.tokens import SpecialTokens
+from lichen.arch.families.tokens import THINK, SpecialTokens
 
 TOOL_CALLS = ("<tool_call>", "</tool_call>")
-THINK = ("<think>", "</think>")
 
 TOKENS = SpecialTokens(
     bos="<|endoftext|>",

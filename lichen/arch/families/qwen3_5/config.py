@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from lichen.arch.families.decoder import read_activation, read_decoder, read_layer_types
-from lichen.arch.families.fields import MOST_LAYERS
+from lichen.arch.families.decoder import (
+    open_text_config,
+    read_activation,
+    read_decoder,
+    read_gqa,
+    read_layer_types,
+)
 from lichen.arch.families.rope import read_rope
-from lichen.arch.families.wrapper import open_text_config
 from lichen.arch.parts.delta import GatedDeltaNet
 from lichen.arch.parts.dense import Dense
-from lichen.arch.parts.gqa import GQA
 from lichen.arch.spec import LayerSpec, ModelSpec
 
 MODEL_TYPES = ("qwen3_5", "qwen3_5_text")
@@ -20,18 +22,10 @@ PARTIAL_ROTARY_FACTOR = 0.25  # where the config says nothing
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of the text tower. Raises SpecError for what it cannot express."""
-    fields, notes = open_text_config(config, "Qwen3_5ForConditionalGeneration")
+    fields = open_text_config(config, "Qwen3_5ForConditionalGeneration")
     fields.fixed("attn_output_gate", True, "the queries' projection also gives the output gate")
-    full = GQA(
-        num_attention_heads=fields.integer("num_attention_heads"),
-        num_key_value_heads=fields.integer("num_key_value_heads"),
-        head_dim=fields.integer("head_dim"),
-        rope=read_rope(fields, interleaved=False, share=PARTIAL_ROTARY_FACTOR),
-        attention_bias=fields.boolean("attention_bias", False),
-        qk_norm=True,
-        output_gate=True,
-    )
+    rope = read_rope(fields, interleaved=False, share=PARTIAL_ROTARY_FACTOR)
+    full = read_gqa(fields, rope, qk_norm=True, output_gate=True)
     linear = GatedDeltaNet(
         num_key_heads=fields.integer("linear_num_key_heads"),
         num_value_heads=fields.integer("linear_num_value_heads"),
@@ -44,8 +38,6 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
         "full_attention": LayerSpec(full, feed_forward),
         "linear_attention": LayerSpec(linear, feed_forward),
     }
-    layers = tuple(kinds[kind] for kind in read_layer_types(fields, kinds))
-    n_mtp = fields.integer("mtp_num_hidden_layers", 0, least=0, largest=MOST_LAYERS)
-    mtp = (kinds["full_attention"],) * n_mtp
-    spec = read_decoder(fields, "qwen3_5", "Qwen3_5ForCausalLM", layers, mtp=mtp)
-    return replace(spec, not_carried=(*spec.not_carried, *notes))
+    layers = read_layer_types(fields, kinds)
+    mtp = (kinds["full_attention"],) * fields.layers("mtp_num_hidden_layers", 0)
+    return read_decoder(fields, "qwen3_5", "Qwen3_5ForCausalLM", layers, mtp=mtp)

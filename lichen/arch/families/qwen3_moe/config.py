@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lichen.arch.families.decoder import read_activation, read_decoder, uniform
-from lichen.arch.families.fields import MOST_LAYERS, Fields
+from lichen.arch.families.decoder import head_share, read_activation, read_decoder, uniform
+from lichen.arch.families.fields import Fields, said_by
 from lichen.arch.families.qwen3.config import exported as exported
 from lichen.arch.families.qwen3.config import read_attention, write_around
 from lichen.arch.parts import of_kind
-from lichen.arch.parts.activation import Activation
-from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.dense import Activation, Dense
 from lichen.arch.parts.moe import MoE, Router
 from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import SpecError
@@ -24,14 +23,12 @@ ARCHITECTURE = "Qwen3MoeForCausalLM"
 
 
 def read(config: Mapping[str, Any]) -> ModelSpec:
-    """The spec of a `config.json`. Raises SpecError for what it cannot express."""
     fields = Fields(config)
-    heads, hidden_size = fields.integer("num_attention_heads"), fields.integer("hidden_size")
-    attention = read_attention(fields, head_dim=hidden_size // max(heads, 1))
+    attention = read_attention(fields, head_share(fields))
     activation = read_activation(fields)
-    n_layers = fields.integer("num_hidden_layers", least=1, largest=MOST_LAYERS)
+    n_layers = fields.layers("num_hidden_layers")
     step = fields.integer("decoder_sparse_step", 1, least=1)
-    dense_only = fields.integers("mlp_only_layers") if fields.get("mlp_only_layers") is not None else []
+    dense_only = fields.integer_list("mlp_only_layers") if fields.get("mlp_only_layers") is not None else []
     has_experts = [(n + 1) % step == 0 and n not in dense_only for n in range(n_layers)]
     # A field is read only where a layer uses it.
     dense = None if all(has_experts) else Dense(fields.integer("intermediate_size"), activation=activation)
@@ -57,20 +54,14 @@ def _read_experts(fields: Fields, activation: Activation) -> MoE:
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
-    """The `config.json` of a spec. Raises SpecError for a model that is not of this family."""
     parts = [layer.feed_forward for layer in spec.layers]
     experts = uniform(of_kind(parts, MoE), spec.family, "experts")
     dense = uniform(of_kind(parts, Dense), spec.family, "dense feed-forward")
     if experts is None:
         raise SpecError(f"{spec.family}: some layer has experts; this model has none")
     router = experts.router
-    plain = Router(
-        router.n_routed_experts,
-        router.num_experts_per_tok,
-        "softmax",
-        selection_bias=False,
-        norm_topk_prob=router.norm_topk_prob,
-    )
+    said = said_by(router, "n_routed_experts", "num_experts_per_tok", "norm_topk_prob")
+    plain = Router(**said, scoring_func="softmax", selection_bias=False)
     if experts != MoE(plain, experts.moe_intermediate_size):
         raise SpecError(f"{spec.family}: experts are chosen by a plain softmax, none shared; here {experts}")
     for layer in spec.layers:
@@ -81,8 +72,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return {
         **write_around(spec, ARCHITECTURE),
         "num_experts": router.n_routed_experts,
-        "num_experts_per_tok": router.num_experts_per_tok,
-        "norm_topk_prob": router.norm_topk_prob,
+        **said_by(router, "num_experts_per_tok", "norm_topk_prob"),
         "moe_intermediate_size": experts.moe_intermediate_size,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [number for number, part in enumerate(parts) if part != experts],
