@@ -254,10 +254,9 @@ def _edges(
 ) -> Iterator[Edge]:
     """One edge for each grade of evidence."""
     named = named_models().get(descendant.name)
+    config = f"{named.source}, {named.date}" if named else descendant.source
     told = {
-        "config": (f"{named.source}, {named.date}" if named else descendant.source)
-        if grounds.config
-        else None,
+        "config": config if grounds.config else None,
         "code": "transformers" if grounds.code else None,
         "report": grounds.report,
         "claim": grounds.claim,

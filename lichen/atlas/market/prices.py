@@ -242,18 +242,9 @@ def _rate(rate: Decimal | TieredPrices | None, start: int) -> float | None:
 
 
 def _entered(price: EnteredPrice) -> Price:
-    return Price(
-        price.provider,
-        price.input,
-        price.output,
-        price.cache_read,
-        price.source,
-        price.date,
-        since=price.since,
-        until=price.until,
-        hours=tuple((time(start), time(end % 24)) for start, end in price.hours) if price.hours else None,
-        weekdays_only=price.peak_days == "weekdays",
-    )
+    same = price.model_dump(exclude={"currency", "date", "hours", "peak_days"})
+    hours = tuple((time(start), time(end % 24)) for start, end in price.hours) if price.hours else None
+    return Price(**same, snapshot=price.date, hours=hours, weekdays_only=price.peak_days == "weekdays")
 
 
 def _utc(moment: time) -> time:
