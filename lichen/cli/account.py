@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from lichen.cli import quantities
-from lichen.cli.tables import print_table
+from lichen.cli import options
+from lichen.cli.output import print_json, print_table, say, say_whole
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from lichen.arch.account import Account
-    from lichen.arch.spec import ModelSpec
 
 
 def account(
@@ -27,11 +25,9 @@ def account(
     ],
     context: Annotated[
         int | None,
-        typer.Option(
-            parser=quantities.count, help="Tokens per sequence, for FLOPs and cache. [default: 4096]"
-        ),
+        typer.Option(parser=options.count, help="Tokens per sequence, for FLOPs and cache. [default: 4096]"),
     ] = None,
-    batch: Annotated[int, typer.Option(parser=quantities.count, help="Sequences in the cache at once.")] = 1,
+    batch: Annotated[int, typer.Option(parser=options.count, help="Sequences in the cache at once.")] = 1,
     dtype: Annotated[
         str | None,
         typer.Option(help="Storage of weights: fp32, bf16, fp8, int4, fp4, mxfp4. [default: as published]"),
@@ -43,7 +39,7 @@ def account(
     memory: Annotated[
         int | None,
         typer.Option(
-            parser=quantities.memory,
+            parser=options.memory,
             metavar="SIZE",
             help="For weights and cache, such as 80G: what context and batch fit?",
         ),
@@ -53,59 +49,41 @@ def account(
     """Count a model's parameters, FLOPs, cache, weights and optimizer state, without its weights."""
     from lichen.arch.account import account as account_of
     from lichen.arch.published import named_models
+    from lichen.atlas.catalogue.model import spec_of
 
-    result = account_of(_spec(model), context, batch, dtype, cache, memory)
+    result = account_of(spec_of(model), context, batch, dtype, cache, memory)
     named = named_models().get(model)
     source = f"{named.source} ({named.date})" if named else None
     if as_json:
-        print(json.dumps({"model": model, "source": source, **asdict(result)}, indent=2))
+        print_json({"model": model, "source": source, **asdict(result)})
         return
-    from rich.console import Console
-
-    console = Console(highlight=False)
     total = _short(result.total_parameters, 4, PARAMETERS)
     active = _short(result.active_parameters, 2, PARAMETERS)
-    console.print(f"{model}: {total} parameters, {active} active per token", style="bold", markup=False)
+    say(f"{model}: {total} parameters, {active} active per token", style="bold")
     if source:
-        console.print(f"config: {source}", markup=False, soft_wrap=True)
-    print_table(console, _table(result))
-    for note in result.not_carried:
-        console.print(f"Not carried: {note}", markup=False, soft_wrap=True)
-
-
-def _spec(model: str) -> ModelSpec:
-    """Models that ship are there at once; for others the catalogue is read, with the user's own."""
-    from lichen.arch.published import named_models
-
-    if model in named_models():
-        from lichen.arch.families import load_spec
-
-        return load_spec(model)
-    from lichen.atlas.catalogue.model import spec_of
-
-    return spec_of(model)
+        say_whole(f"config: {source}")
+    print_table(_table(result))
+    say_whole(*(f"Not carried: {note}" for note in result.not_carried))
 
 
 def _table(result: Account) -> Table:
     """Sections of rows with up to two figures, which the section's title names."""
-    from rich.table import Table
-
-    model, mtp = result.bytes_of_model, result.bytes_of_mtp
+    footprints = [each for each in (result.bytes_of_model, result.bytes_of_mtp) if each]
+    of_mtp = ["model", "MTP layers"] if result.bytes_of_mtp else []
     table = Table(box=None, padding=(0, 2), show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column(justify="right")
-    of_mtp = ["model", "MTP layers"] if mtp else []
 
     def section(title: str, *columns: str) -> None:
         table.add_row()
-        table.add_row(f"[bold]{title}[/bold]", *columns)
+        table.add_row(Text(title, "bold"), *columns)
 
     def row(label: str, *values: str) -> None:
         table.add_row(f"  {label}", *values)
 
     section("Parameters", *of_mtp)
-    row("total", f"{result.total_parameters:,}", f"{result.parameters['mtp']:,}" if mtp else "")
+    row("total", f"{result.total_parameters:,}", f"{result.parameters['mtp']:,}" if of_mtp else "")
     row("active per token", f"{result.active_parameters:,}")
     for part, count in result.parameters.items():
         if count and part != "mtp":
@@ -122,38 +100,32 @@ def _table(result: Account) -> Table:
     if result.cache_bytes_per_token is not None:
         row("every token", f"{result.cache_bytes_per_token:,} B")
     for point in result.cache:
-        row(f"{point.context:,} tokens", _short(point.ideal, 4, BYTES), _short(point.reserved, 4, BYTES))
-
-    def footprint(label: str, size: int, size_of_mtp: int | None) -> None:
-        row(label, _short(size, 4, BYTES), "" if size_of_mtp is None else _short(size_of_mtp, 4, BYTES))
+        row(f"{point.context:,} tokens", _bytes(point.ideal), _bytes(point.reserved))
 
     section("Weights", *of_mtp)
-    for kind, size in model.weights.items():
+    for kind, size in result.bytes_of_model.weights.items():
         if size is not None and (kind in SHOWN or kind == result.released_dtype):
             published = ", as published" if kind == result.released_dtype else ""
-            footprint(kind + published, size, mtp.weights[kind] if mtp else None)
+            row(kind + published, *(_bytes(each.weights[kind]) for each in footprints))
     if result.engram_bytes is not None:
-        row("engram tables, fp8", _short(result.engram_bytes, 4, BYTES))
-    row(
-        f"{result.dtype}, and cache of {result.batch:,} x {result.context:,}",
-        _short(result.serving_bytes, 4, BYTES),
-    )
+        row("engram tables, fp8", _bytes(result.engram_bytes))
+    row(f"{result.dtype}, and cache of {result.batch:,} x {result.context:,}", _bytes(result.serving_bytes))
 
     if result.budget:
-        section(f"In {_short(result.budget.memory, 4, BYTES)}, {result.dtype}")
+        section(f"In {_bytes(result.budget.memory)}, {result.dtype}")
         left, longest = result.budget.left_for_cache, result.budget.longest_context
         if left < 0:
-            row("missing for the weights alone", _short(-left, 4, BYTES))
+            row("missing for the weights alone", _bytes(-left))
         else:
-            row("left for the cache", _short(left, 4, BYTES))
+            row("left for the cache", _bytes(left))
             row(f"longest context, {result.batch:,} at once", f"{longest:,} tokens" if longest else "none")
             row(f"most sequences of {tokens}", f"{result.budget.most_sequences:,}")
 
     section("Training state", *of_mtp)
-    footprint("fp32 masters", model.fp32_masters, mtp.fp32_masters if mtp else None)
-    footprint("fp32 gradients", model.fp32_gradients, mtp.fp32_gradients if mtp else None)
-    footprint("AdamW", model.adamw_state, mtp.adamw_state if mtp else None)
-    footprint("Muon, AdamW for the rest", model.muon_state, mtp.muon_state if mtp else None)
+    row("fp32 masters", *(_bytes(each.fp32_masters) for each in footprints))
+    row("fp32 gradients", *(_bytes(each.fp32_gradients) for each in footprints))
+    row("AdamW", *(_bytes(each.adamw_state) for each in footprints))
+    row("Muon, AdamW for the rest", *(_bytes(each.muon_state) for each in footprints))
     return table
 
 
@@ -162,7 +134,10 @@ SHOWN = ("fp32", "bf16", "fp8", "int4")
 
 PARAMETERS = ("", " K", " M", " B")
 FLOPS = (" FLOP", " kFLOP", " MFLOP", " GFLOP")
-BYTES = (" B", " kB", " MB", " GB")
+
+
+def _bytes(size: int | None) -> str:
+    return "" if size is None else _short(size, 4, (" B", " kB", " MB", " GB"))
 
 
 def _short(value: int, digits: int, units: tuple[str, ...]) -> str:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lichen.cli import quantities
-from lichen.cli.options import AsOf
+from lichen.cli import options
+from lichen.cli.output import print_json, say_whole
+from lichen.errors import LichenError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lichen.atlas.advice.advise import Advice
     from lichen.atlas.advice.constraints import Constraints
 
@@ -29,11 +28,11 @@ def advise(
     budget: Annotated[
         float | None,
         typer.Option(
-            parser=quantities.dollars, metavar="USD", help="The most that the requests may cost in a month."
+            parser=options.dollars, metavar="USD", help="The most that the requests may cost in a month."
         ),
     ] = None,
     requests: Annotated[
-        float | None, typer.Option(parser=quantities.number, help="Requests a day. [default: the rules']")
+        float | None, typer.Option(parser=options.number, help="Requests a day. [default: the rules']")
     ] = None,
     workload: Annotated[
         str | None, typer.Option(metavar="NAME", help="blend, output-heavy or agentic. [default: the rules']")
@@ -43,12 +42,12 @@ def advise(
     ] = None,
     quant: Annotated[str | None, typer.Option(metavar="NAME", help="Storage of the weights there.")] = None,
     context: Annotated[
-        int | None, typer.Option(parser=quantities.count, metavar="TOKENS", help="It must read as many.")
+        int | None, typer.Option(parser=options.count, metavar="TOKENS", help="It must read as many.")
     ] = None,
     license: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Any of these, or `permissive`; may be repeated.")
     ] = None,
-    as_of: AsOf = None,
+    as_of: options.AsOf = None,
     facts: Annotated[bool, typer.Option("--facts", help="The facts behind every answer.")] = False,
     rules: Annotated[bool, typer.Option("--rules", help="Print the rules instead.")] = False,
     rules_file: Annotated[
@@ -61,7 +60,6 @@ def advise(
     from lichen.atlas.advice.advise import advise as ask
     from lichen.atlas.catalogue.model import load
     from lichen.atlas.market.prices import moment
-    from lichen.errors import LichenError
     from lichen.facts.record import parse_as_of
 
     known_rules = load_rules(rules_file or SHIPPED_RULES)
@@ -81,12 +79,11 @@ def advise(
     )
     day = parse_as_of(as_of)
     advice = ask(scenario, given, load(as_of=day), moment(day, None), known_rules)
-    if as_json:
-        print(json.dumps(_json(advice), indent=2, default=str))
+    if not as_json:
+        _print(advice, facts)
         return
-    from rich.console import Console
-
-    _print(advice, facts, Console(highlight=False, soft_wrap=True))
+    constraints, criteria = advice.constraints.model_dump(), [each.model_dump() for each in advice.criteria]
+    print_json(asdict(advice) | {"constraints": constraints, "criteria": criteria})
 
 
 def _constraints(**given: object) -> Constraints:
@@ -97,7 +94,6 @@ def _constraints(**given: object) -> Constraints:
     from pydantic import ValidationError
 
     from lichen.atlas.advice.constraints import Constraints
-    from lichen.errors import LichenError
 
     said = {name: value for name, value in given.items() if value is not None}
     try:
@@ -109,53 +105,41 @@ def _constraints(**given: object) -> Constraints:
         raise LichenError(f"--{option} {first['input']}: {problem}") from None
 
 
-def _json(advice: Advice) -> dict[str, Any]:
-    content = asdict(advice)
-    content["constraints"] = advice.constraints.model_dump()
-    content["criteria"] = [criterion.model_dump() for criterion in advice.criteria]
-    return content
-
-
-def _print(advice: Advice, facts: bool, console: Console) -> None:
+def _print(advice: Advice, facts: bool) -> None:
     from lichen.atlas.market.prices import table
 
-    console.print(f"{advice.title}, as known on {advice.at.date()}", style="bold", markup=False)
-    console.print(f"For {'; '.join(_terms(advice.constraints))}. Asked in this order:", markup=False)
+    say_whole(f"{advice.title}, as known on {advice.at.date()}", style="bold")
+    say_whole(f"For {'; '.join(_terms(advice.constraints))}. Asked in this order:")
     for number, criterion in enumerate(advice.criteria, 1):
-        even = (
-            f" (even within {criterion.within})" if criterion.within.share or criterion.within.slack else ""
-        )
-        console.print(f"  {number}. {criterion.label}{even}: {criterion.why}", markup=False)
+        within = criterion.within
+        even = f" (even within {within})" if within.share or within.slack else ""
+        say_whole(f"  {number}. {criterion.label}{even}: {criterion.why}")
     for number, place in enumerate(advice.ranking, 1):
-        console.print(f"\n{number}. {place.title}", style="bold", markup=False)
+        say_whole(f"\n{number}. {place.title}", style="bold")
         for criterion, answer in zip(advice.criteria, place.answers, strict=True):
-            console.print(f"   {criterion.label}: {answer.text}", markup=False)
-            for fact in answer.facts if facts else ():
-                console.print(f"     {fact}", style="dim", markup=False)
-        for line in (place.decided_by, place.would_change, *place.notes):
-            if line:
-                console.print(f"   {line}", style="cyan" if line == place.decided_by else None, markup=False)
-    for heading, lines in (
-        ("Who would lead otherwise", advice.alternatives),
-        ("Left out", [f"{out.model}: {out.constraint}: {out.why}" for out in advice.excluded]),
-    ):
+            say_whole(f"   {criterion.label}: {answer.text}")
+            say_whole(*(f"     {fact}" for fact in answer.facts if facts), style="dim")
+        if place.decided_by:
+            say_whole(f"   {place.decided_by}", style="cyan")
+        say_whole(*(f"   {line}" for line in (place.would_change, *place.notes) if line))
+    left_out = [f"{out.model}: {out.constraint}: {out.why}" for out in advice.excluded]
+    for heading, lines in (("Who would lead otherwise", advice.alternatives), ("Left out", left_out)):
         if lines:
-            console.print(f"\n{heading}", style="bold")
-        for line in lines:
-            console.print(f"  {line}", markup=False)
+            say_whole(f"\n{heading}", style="bold")
+        say_whole(*(f"  {line}" for line in lines))
     name, newest = table()
-    console.print(f"\nPrices from {name}, newest entry {newest}; a row without a date counts as always.")
+    say_whole(f"\nPrices from {name}, newest entry {newest}; a row without a date counts as always.")
 
 
-def _terms(constraints: Constraints) -> list[str]:
+def _terms(constraints: Constraints) -> Iterator[str]:
     """The constraints that are set, in words."""
-    terms = [f"the {constraints.workload} workload", f"{constraints.requests_per_day:,.0f} requests a day"]
+    yield f"the {constraints.workload} workload"
+    yield f"{constraints.requests_per_day:,.0f} requests a day"
     if constraints.budget is not None:
-        terms.append(f"at most ${constraints.budget:,.2f} a month")
+        yield f"at most ${constraints.budget:,.2f} a month"
     if constraints.license:
-        terms.append(f"license {' or '.join(constraints.license)}")
+        yield f"license {' or '.join(constraints.license)}"
     if constraints.context is not None:
-        terms.append(f"{constraints.context:,} tokens of context")
+        yield f"{constraints.context:,} tokens of context"
     if constraints.hardware is not None:
-        terms.append(f"{constraints.hardware} with weights {constraints.quant or 'as released'}")
-    return terms
+        yield f"{constraints.hardware} with weights {constraints.quant or 'as released'}"

@@ -1,19 +1,20 @@
-"""`lichen atlas`: the catalogue of models, and a place for the user's own."""
+"""`lichen atlas`: the catalogue of models, a place for the user's own, and the atlas as a page."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lichen.cli.atlas_page import build, serve
-from lichen.cli.options import AsOf
-from lichen.cli.tables import print_table
+from lichen.cli import options
+from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
+from lichen.errors import LichenError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from http.server import ThreadingHTTPServer
 
     from lichen.atlas.catalogue.model import Catalogue, Model
 
@@ -25,7 +26,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @atlas.command("list")
-def list_models(as_of: AsOf = None, as_json: AsJson = False) -> None:
+def list_models(as_of: options.AsOf = None, as_json: AsJson = False) -> None:
     """List the models that were out, with what they are in a line."""
     from lichen.atlas.catalogue.model import load
     from lichen.atlas.market.compare import fact_cell
@@ -34,32 +35,25 @@ def list_models(as_of: AsOf = None, as_json: AsJson = False) -> None:
     catalogue = load(as_of=parse_as_of(as_of))
     fields = ("release", "total_parameters", "active_parameters", "context", "license")
     rows = {
-        name: {field: fact_cell(model, field, catalogue.as_of, others=False) for field in fields}
+        name: {field: fact_cell(model, field, others=False) for field in fields}
         for name, model in catalogue.models.items()
     }
     if as_json:
         content = {name: {field: cell.value for field, cell in cells.items()} for name, cells in rows.items()}
-        print(json.dumps({"as_of": str(catalogue.as_of), "models": content}, indent=2))
+        print_json({"as_of": catalogue.as_of, "models": content})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    for heading in ("release", "total", "active", "context"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("license")
+    whole = ("", "release", "total", "active", "context")
+    table = plain_table(*whole, "license", whole=whole)
     for name, cells in sorted(rows.items(), key=lambda item: item[1]["release"].text):
         table.add_row(name, *(cell.text for cell in cells.values()))
-    console = Console(highlight=False, markup=False)
-    print_table(console, table)
-    console.print(f"As known on {catalogue.as_of}; `lichen atlas show MODEL` gives every source.")
+    print_table(table)
+    say(f"As known on {catalogue.as_of}; `lichen atlas show MODEL` gives every source.")
 
 
-@atlas.command("show")
+@atlas.command()
 def show(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A model of `lichen atlas list`.")],
-    as_of: AsOf = None,
+    as_of: options.AsOf = None,
     as_json: AsJson = False,
 ) -> None:
     """Show all that is known of a model: every fact, score and price with its source and date."""
@@ -69,19 +63,14 @@ def show(
     catalogue = load(as_of=parse_as_of(as_of))
     model = catalogue.get(name)
     if as_json:
-        print(json.dumps(_everything(model, catalogue), indent=2, ensure_ascii=False))
+        print(json.dumps(_everything(model, catalogue), indent=2, ensure_ascii=False, default=str))
         return
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    console.print(f"{model.title}, {model.lab}, {model.country}", style="bold")
-    _print_facts(console, model, catalogue)
-    _print_computed(console, model)
-    _print_scores(console, model)
-    _print_prices(console, model)
+    say(f"{model.title}, {model.lab}, {model.country}", style="bold")
+    _print_facts(model)
+    _print_prices(model)
 
 
-@atlas.command("check")
+@atlas.command()
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Model files like the catalogue's.")],
 ) -> None:
@@ -95,7 +84,7 @@ def check(
         print(f"{path}: good")
 
 
-@atlas.command("add")
+@atlas.command()
 def add(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A model file like the catalogue's.")],
 ) -> None:
@@ -109,86 +98,130 @@ def add(
     print(f"{model.title} is kept in {kept}; `lichen atlas show {model.name}` shows it")
 
 
-atlas.command()(build)
-atlas.command()(serve)
+@atlas.command()
+def build(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it.")] = Path("atlas.html"),
+    as_of: options.AsOf = None,
+) -> None:
+    """Write the atlas as one HTML file that needs no network and no server."""
+    from lichen.atlas.page import build as build_page
+    from lichen.facts.record import parse_as_of
+    from lichen.files.atomic import write_text
+
+    if out.is_dir():
+        raise LichenError(f"--out {out} is a folder: name a file in it, like {out / 'atlas.html'}")
+    page = build_page(parse_as_of(as_of))
+    write_text(out, page)
+    print(f"{out}: {len(page.encode()) / 1000:,.0f} kB; open it in a browser")
+
+
+@atlas.command()
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8642,
+    as_of: options.AsOf = None,
+) -> None:
+    """Serve the same page until Ctrl-C."""
+    from lichen.atlas.page import build as build_page
+    from lichen.facts.record import parse_as_of
+
+    server = page_server(build_page(parse_as_of(as_of)), host, port)
+    try:
+        with server:
+            print(f"The atlas is at http://{host}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+            server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+
+
+def page_server(page: str, host: str, port: int) -> ThreadingHTTPServer:
+    """A server of `page`, and of nothing else, bound but not yet running.
+
+    Raises LichenError if it cannot listen on `host` and `port`.
+    """
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    content = page.encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] != "/":
+                self.send_error(404, "the atlas is at /")
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    try:
+        return ThreadingHTTPServer((host, port), Handler)
+    except OSError as error:
+        raise LichenError(
+            f"cannot listen on {host}, port {port}: {str(error.strerror).lower()}; "
+            "--host and --port choose another address"
+        ) from None
 
 
 def _everything(model: Model, catalogue: Catalogue) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from lichen.atlas.market.compare import computed
     from lichen.atlas.market.prices import history, table
 
     name, newest = table()
     return {
-        "as_of": str(catalogue.as_of),
+        "as_of": catalogue.as_of,
         **model.model_dump(mode="json"),
         "computed": {row.label: asdict(row.cells[model.name]) for row in computed([model])},
-        "price_table": {"name": name, "newest_entry": str(newest)},
-        "price_history": [
-            {
-                **asdict(price),
-                "since": str(price.since),
-                "until": price.until and str(price.until),
-                "snapshot": str(price.snapshot),
-                "hours": price.window or None,
-            }
-            for price in history(model)
-        ],
+        "price_table": {"name": name, "newest_entry": newest},
+        "price_history": [{**asdict(price), "hours": price.window or None} for price in history(model)],
     }
 
 
-def _print_facts(console: Console, model: Model, catalogue: Catalogue) -> None:
+def _print_facts(model: Model) -> None:
+    """What is told of it, what its config says, and its scores."""
     from lichen.atlas.catalogue.model import FACT_FIELDS
     from lichen.atlas.market import words
+    from lichen.atlas.market.compare import computed
     from lichen.facts.record import known
 
     for field in FACT_FIELDS:
         facts = getattr(model, field)
         if not facts:
-            console.print(f"{words.label(field)}: {words.UNKNOWN}")
-        chosen = known(facts, catalogue.as_of)
+            say(f"{words.label(field)}: {words.UNKNOWN}")
+        chosen = known(facts)
         for fact in sorted(facts, key=lambda fact: fact is not chosen):
             start = f"{words.label(field)}: " if fact is chosen else "  differs: "
-            console.print(f"{start}{words.value(field, fact.value)}", soft_wrap=True)
-            console.print(f"    {words.sources(fact)}", style="dim", soft_wrap=True)
-
-
-def _print_computed(console: Console, model: Model) -> None:
-    from lichen.atlas.market.compare import computed
-
-    rows = computed([model])
-    if rows:
-        source = next(line for row in rows for line in row.cells[model.name].sources)
-        console.print(f"\n{source[0].upper()}{source[1:]}", style="bold", soft_wrap=True)
-    for row in rows:
-        console.print(f"{row.label}: {row.cells[model.name].text}", soft_wrap=True)
-
-
-def _print_scores(console: Console, model: Model) -> None:
-    from lichen.atlas.market import words
-
-    console.print("\nScores", style="bold")
+            say_whole(f"{start}{words.value(field, fact.value)}")
+            say_whole(f"    {words.sources(fact)}", style="dim")
+    cells = {row.label: row.cells[model.name] for row in computed([model])}
+    if cells:
+        source = next(line for cell in cells.values() for line in cell.sources)
+        say_whole(f"\n{source[0].upper()}{source[1:]}", style="bold")
+    say_whole(*(f"{label}: {cell.text}" for label, cell in cells.items()))
+    say("\nScores", style="bold")
     for source in dict.fromkeys(map(words.sources, model.scores)):
-        console.print(source, style="dim", soft_wrap=True)
+        say_whole(source, style="dim")
         for score in model.scores:
             if words.sources(score) == source:
-                console.print(f"    {score.test}: {words.score(score, model.lab)}", soft_wrap=True)
+                say_whole(f"    {score.test}: {words.score(score, model.lab)}")
 
 
-def _print_prices(console: Console, model: Model) -> None:
+def _print_prices(model: Model) -> None:
     from lichen.atlas.market import words
     from lichen.atlas.market.prices import history, table
 
     prices = history(model)
-    console.print("\nPrices: USD per million tokens, in / out / cached", style="bold")
+    say("\nPrices: USD per million tokens, in / out / cached", style="bold")
     for provider, source in dict.fromkeys((price.provider, price.source) for price in prices):
-        console.print(f"{provider}, {source}", style="dim", soft_wrap=True)
+        say_whole(f"{provider}, {source}", style="dim")
         for price in prices:
             if (price.provider, price.source) == (provider, source):
                 until = f" until {price.until}" if price.until else ""
-                console.print(f"    since {price.since}{until}: {words.rates(price)}")
+                say(f"    since {price.since}{until}: {words.rates(price)}")
     if not prices:
-        console.print(f"{words.UNKNOWN}: that is not free of charge", style="bold red")
+        say(f"{words.UNKNOWN}: that is not free of charge", style="bold red")
     name, newest = table()
-    console.print(f"Price table: {name}, newest entry {newest}")
+    say(f"Price table: {name}, newest entry {newest}")

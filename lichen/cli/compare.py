@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from lichen.cli.options import AsOf
-from lichen.cli.tables import print_table
+from lichen.cli import options
+from lichen.cli.output import plain_table, print_table, say, say_whole
+from lichen.errors import LichenError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from lichen.atlas.market.compare import Row
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models of `lichen atlas list`.")],
+    names: options.CatalogueNames,
     sources: Annotated[bool, typer.Option("--sources", help="Say where each cell comes from.")] = False,
-    as_of: AsOf = None,
+    as_of: options.AsOf = None,
     at: Annotated[
         str | None, typer.Option("--at", metavar="HH:MM", help="Time of day of the prices, UTC.")
     ] = None,
@@ -34,7 +35,6 @@ def compare(
     from lichen.atlas.market.compare import compare as compare_models
     from lichen.atlas.market.compare import footnotes, to_csv, to_json, to_markdown
     from lichen.atlas.market.prices import moment, table
-    from lichen.errors import LichenError
     from lichen.facts.record import parse_as_of
 
     if as_json + as_csv + as_markdown > 1:
@@ -53,35 +53,24 @@ def compare(
     elif as_markdown:
         print(to_markdown(rows, titles, notes))
     else:
-        from rich.console import Console
-
-        console = Console(highlight=False, markup=False)
-        print_table(console, _table(rows, titles, notes))
-        for text, number in notes.items():
-            console.print(f"[{number}] {text}", soft_wrap=True)
+        print_table(_table(rows, titles, notes))
+        say_whole(*(f"[{number}] {text}" for text, number in notes.items()))
         name, newest = table()
-        console.print(
+        say(
             f"As known on {day}; prices of {when:%H:%M} UTC from {name}, newest entry {newest}. "
             f"{'' if sources else 'Where each cell comes from: --sources.'}",
         )
 
 
 def _table(rows: list[Row], titles: dict[str, str], notes: dict[str, int]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     from lichen.atlas.market.compare import marks
 
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="bold")
-    table.add_column("", min_width=16, ratio=2)
-    for title in titles.values():
-        table.add_column(title, ratio=3)
+    table = plain_table("", *titles.values())
     section = ""
     for row in rows:
         if row.section != section:
             table.add_row()
             table.add_row(Text(row.section.capitalize(), style="bold"))
             section = row.section
-        cells = (Text(cell.text + marks(cell, notes)) for cell in row.cells.values())
-        table.add_row(Text(row.label), *cells)
+        table.add_row(row.label, *(cell.text + marks(cell, notes) for cell in row.cells.values()))
     return table

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from lichen.cli import quantities
-from lichen.cli.options import AsOf
-from lichen.cli.tables import print_table
+from lichen.cli import options
+from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
+from lichen.errors import LichenError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from lichen.machine.devices import Machine
     from lichen.machine.fits import Fit
 
 
 def fits(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A model of the atlas, a config.json, or a folder with one."),
-    ],
+    model: options.SpecName,
     gpu: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,23 +30,22 @@ def fits(
         str | None,
         typer.Option(help="Storage of the weights: bf16, fp8, int4, q4, q6, ... [default: as published]"),
     ] = None,
-    context: Annotated[int, typer.Option(parser=quantities.count, help="Tokens of each sequence.")] = 8192,
-    batch: Annotated[int, typer.Option(parser=quantities.count, help="Sequences at once.")] = 1,
+    context: Annotated[int, typer.Option(parser=options.count, help="Tokens of each sequence.")] = 8192,
+    batch: Annotated[int, typer.Option(parser=options.count, help="Sequences at once.")] = 1,
     price_per_hour: Annotated[
         float | None,
         typer.Option(
             "--price-per-hour",
-            parser=quantities.dollars,
+            parser=options.dollars,
             metavar="USD",
             help="Rent of one device; adds what a million tokens costs.",
         ),
     ] = None,
-    as_of: AsOf = None,
+    as_of: options.AsOf = None,
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON, with sources.")] = False,
 ) -> None:
     """Does a model fit, what is left for its cache, and an estimate of its speed."""
     from lichen.atlas.catalogue.model import spec_of
-    from lichen.errors import LichenError
     from lichen.facts.record import parse_as_of
     from lichen.machine.devices import load, parse
     from lichen.machine.fits import ASSUMPTIONS
@@ -65,78 +60,56 @@ def fits(
     if as_json:
         content = {
             "model": model,
-            "as_of": str(day),
+            "as_of": day,
             "context": context,
             "batch": batch,
             "engram_bytes": spec.engram.table_bytes if spec.engram else None,
-            "machines": [_as_dict(machine, each) for machine, each in found],
+            "machines": [
+                {"machine": machine.name, **asdict(each), "left": each.left}
+                | {"device": machine.device.model_dump(), "usable": machine.usable.model_dump()}
+                for machine, each in found
+            ],
             "speeds_are": "estimates",
             "assumptions": ASSUMPTIONS,
         }
-        print(json.dumps(content, indent=2, default=str))
+        print_json(content)
         return
-    from rich.console import Console
-
     from lichen.atlas.market import words
 
-    console = Console(highlight=False)
     first = found[0][1]
-    console.print(
+    say(
         f"{model}: {words.gib(first.weight_bytes)} of weights ({first.quant}), "
         f"{words.gib(first.cache_bytes)} of cache for {batch:,} x {context:,} tokens",
         style="bold",
-        markup=False,
     )
-    print_table(console, _table(found, context, priced=price_per_hour is not None))
+    print_table(_table(found, context, priced=price_per_hour is not None))
     if spec.engram:
         tables = words.gib(spec.engram.table_bytes)
-        console.print(f"Beside it {tables} of n-gram tables, which engines keep outside the device.")
+        say(f"Beside it {tables} of n-gram tables, which engines keep outside the device.")
     bounds = "speeds are estimates" if price_per_hour is None else "speeds and costs are estimates"
-    console.print(f"\nThe {bounds}, bounds that nobody reaches:")
-    for text in ASSUMPTIONS:
-        console.print(f"- {text}", markup=False, soft_wrap=True)
-    console.print("Figures:")
-    for text in dict.fromkeys([*map(_figures, machines), *map(_share, machines)]):
-        console.print(f"- {text}", markup=False, soft_wrap=True)
-
-
-def _as_dict(machine: Machine, fit: Fit) -> dict[str, object]:
-    return {"machine": machine.name, **asdict(fit), "left": fit.left} | {
-        "device": machine.device.model_dump(mode="json"),
-        "usable": machine.usable.model_dump(mode="json"),
-    }
+    say(f"\nThe {bounds}, bounds that nobody reaches:")
+    say_whole(*(f"- {text}" for text in ASSUMPTIONS))
+    say("Figures:")
+    figures = dict.fromkeys([*map(_figures, machines), *map(_share, machines)])
+    say_whole(*(f"- {text}" for text in figures))
 
 
 def _table(found: list[tuple[Machine, Fit]], context: int, priced: bool) -> Table:
-    from rich.table import Table
+    from lichen.atlas.market.words import UNKNOWN
 
-    from lichen.atlas.market import words
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    table.add_column("fits")
-    headings = (
-        "usable GiB",
-        "for cache",
-        "longest context",
-        f"x {context:,}",
-        "decode tok/s",
-        "prefill tok/s",
-        *(("USD/M out", "USD/M in") if priced else ()),
-    )
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    amounts = ["usable GiB", "for cache", "longest context", f"x {context:,}"]
+    speeds = ["decode tok/s", "prefill tok/s", *(["USD/M out", "USD/M in"] if priced else [])]
+    table = plain_table("", "fits", *amounts, *speeds, whole=[""], right=[*amounts, *speeds])
     for machine, fit in found:
-        unknown = words.UNKNOWN if fit.fits else "-"
         rates = [fit.decode, fit.prefill, *((fit.decode_usd, fit.prefill_usd) if priced else ())]
         table.add_row(
             machine.name,
-            "[green]yes[/green]" if fit.fits else "[red]no[/red]",
+            Text("yes", "green") if fit.fits else Text("no", "red"),
             f"{fit.memory / 2**30:,.1f}",
             f"{fit.left / 2**30:,.1f}",
             f"{fit.longest_context:,}" if fit.longest_context else "-",
             f"{fit.most_sequences:,}" if fit.most_sequences else "-",
-            *(unknown if rate is None else _rough(rate) for rate in rates),
+            *("-" if not fit.fits else UNKNOWN if rate is None else _rough(rate) for rate in rates),
         )
     return table
 

@@ -55,20 +55,10 @@ def lichen_options(
     pass
 
 
-app.command()(account)
+for verb in (account, compare, price, fits, cost, lineage, advise, claims, train, study, export, sample):
+    app.command()(verb)
 app.add_typer(atlas)
-app.command()(compare)
-app.command()(price)
-app.command()(fits)
-app.command()(cost)
-app.command()(lineage)
-app.command()(advise)
-app.command()(claims)
 app.add_typer(data)
-app.command()(train)
-app.command()(study)
-app.command()(export)
-app.command()(sample)
 
 
 def main() -> None:

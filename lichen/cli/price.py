@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
-from lichen.cli import quantities
-from lichen.cli.tables import print_table
+from lichen.cli import options
+from lichen.cli.output import plain_table, print_json, print_table, say
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from rich.table import Table
-
     from lichen.atlas.catalogue.model import Model
-    from lichen.atlas.market.offers import Offer
-    from lichen.atlas.market.workloads import Workload
+    from lichen.atlas.market.workloads import Offer, Workload
 
 
 def price(
-    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models of `lichen atlas list`.")],
+    names: options.CatalogueNames,
     provider: Annotated[
         str | None, typer.Option(help="Who sells it, or `all`. [default: the first of the model's file]")
     ] = None,
@@ -34,17 +31,15 @@ def price(
     ] = None,
     input_tokens: Annotated[
         int | None,
-        typer.Option(
-            "--input", parser=quantities.count, help="Prompt tokens of a request: your own workload."
-        ),
+        typer.Option("--input", parser=options.count, help="Prompt tokens of a request: your own workload."),
     ] = None,
     output_tokens: Annotated[
-        int | None, typer.Option("--output", parser=quantities.count, help="Output tokens of a request.")
+        int | None, typer.Option("--output", parser=options.count, help="Output tokens of a request.")
     ] = None,
     cached: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of the prompt read from the cache.")
     ] = None,
-    requests: Annotated[float, typer.Option(parser=quantities.number, help="Requests a day.")] = 1000,
+    requests: Annotated[float, typer.Option(parser=options.number, help="Requests a day.")] = 1000,
     hours: Annotated[
         str | None,
         typer.Option(metavar="8-18,20", help="UTC hours over which they spread evenly. [default: now]"),
@@ -57,37 +52,33 @@ def price(
 ) -> None:
     """Prices with their dates and hours, the cost of a workload, and its ratio to another model's."""
     from lichen.atlas.catalogue.model import load
-    from lichen.atlas.market.offers import offers
     from lichen.atlas.market.prices import moment
-    from lichen.atlas.market.workloads import chosen, reference_model
+    from lichen.atlas.market.workloads import chosen, offers, reference_model
     from lichen.facts.record import parse_as_of
 
     day = parse_as_of(as_of)
     catalogue = load(as_of=day)
     when = moment(day, at)
     reference = reference_model(catalogue, against)
-    workloads = {
-        name: replace(item, requests_per_day=requests)
-        for name, item in chosen(workload, input_tokens, output_tokens, cached, hours).items()
-    }
+    workloads = chosen(workload, input_tokens, output_tokens, cached, hours, requests)
     found = [
         offer
         for name in dict.fromkeys(names)
         for offer in offers(catalogue.get(name), provider, workloads, reference, when)
     ]
     if as_json:
-        print(_json(found, workloads, when, reference))
+        print_json(_json(found, workloads, when, reference))
     else:
-        _show(found, workloads, when, reference)
+        _print(found, workloads, when, reference)
 
 
 def _json(
     offers: list[Offer], workloads: dict[str, Workload], when: datetime, reference: Model | None
-) -> str:
+) -> dict[str, Any]:
     from lichen.atlas.market.prices import table
 
     name, newest = table()
-    content = {
+    return {
         "at": when.isoformat(timespec="minutes"),
         "table": {"name": name, "newest_entry": newest},
         "against": reference and reference.name,
@@ -112,51 +103,49 @@ def _json(
             for offer in offers
         ],
     }
-    return json.dumps(content, indent=2, default=str)
 
 
-def _show(
+def _print(
     offers: list[Offer], workloads: dict[str, Workload], when: datetime, reference: Model | None
 ) -> None:
-    from rich.console import Console
-
     from lichen.atlas.market import words
     from lichen.atlas.market.prices import table
 
-    console = Console(highlight=False, markup=False)
-    console.print(f"USD per million tokens on {when:%Y-%m-%d}", style="bold")
-    print_table(console, _rates(offers, when))
+    say(f"USD per million tokens on {when:%Y-%m-%d}", style="bold")
+    print_table(_rates(offers, when))
     spread = any(workload.hours is not None for workload in workloads.values())
     moment = f"spread over the day {when:%Y-%m-%d}" if spread else f"at {when:%Y-%m-%d %H:%M} UTC"
     against = f", and against {reference.name}" if reference else ""
-    console.print(f"\nCost {moment}: of a request, of a day{against}", style="bold")
-    print_table(console, _costs(offers, workloads, bool(reference)))
+    say(f"\nCost {moment}: of a request, of a day{against}", style="bold")
+    costs = plain_table("", "", *workloads)
+    for offer in offers:
+        cells = []
+        for name, cost in offer.costs.items():
+            ratio = f"  {words.share(offer.ratios[name])}" if reference else ""
+            known = cost and f"{words.usd(cost.per_request)}  {words.usd(cost.per_day)}/day{ratio}"
+            cells.append(known or words.UNKNOWN)
+        costs.add_row(offer.model.name, offer.provider, *cells)
+    print_table(costs)
     for name, workload in workloads.items():
-        console.print(f"{name}: {words.workload(workload)}")
+        say(f"{name}: {words.workload(workload)}")
     unknown = list(dict.fromkeys(offer.model.name for offer in offers if not offer.prices))
     if unknown:
-        console.print(
+        say(
             f"UNKNOWN: no price on {when:%Y-%m-%d} for {', '.join(unknown)}. That is not free of charge.",
             style="bold red",
         )
     name, newest = table()
-    console.print(f"Prices: {name}, newest entry {newest}; `lichen atlas show MODEL` gives every source.")
+    say(f"Prices: {name}, newest entry {newest}; `lichen atlas show MODEL` gives every source.")
 
 
 def _rates(offers: list[Offer], when: datetime) -> Table:
-    from rich.table import Table
-
     from lichen.atlas.market import words
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "", "in", "out", "cached", "since"):
-        table.add_column(heading)
-    table.add_column("when")
+    table = plain_table("", "", "in", "out", "cached", "since", "when")
     for offer in offers:
         for index, price in enumerate(offer.prices):
             table.add_row(
-                "" if index else offer.model.name,
-                "" if index else offer.provider,
+                *(("", "") if index else (offer.model.name, offer.provider)),
                 f"{price.input:g}",
                 f"{price.output:g}",
                 "as in" if price.cache_read is None else f"{price.cache_read:g}",
@@ -165,22 +154,4 @@ def _rates(offers: list[Offer], when: datetime) -> Table:
             )
         if not offer.prices:
             table.add_row(offer.model.name, offer.provider, *[words.UNKNOWN] * 3)
-    return table
-
-
-def _costs(offers: list[Offer], workloads: dict[str, Workload], compared: bool) -> Table:
-    from rich.table import Table
-
-    from lichen.atlas.market import words
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "", *workloads):
-        table.add_column(heading)
-    for offer in offers:
-        cells = []
-        for name, cost in offer.costs.items():
-            ratio = f"  {words.share(offer.ratios[name])}" if compared else ""
-            known = cost and f"{words.usd(cost.per_request)}  {words.usd(cost.per_day)}/day{ratio}"
-            cells.append(known or words.UNKNOWN)
-        table.add_row(offer.model.name, offer.provider, *cells)
     return table

@@ -7,12 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from lichen.train.recipe import Recipe
 
 
 def train(
@@ -36,17 +33,20 @@ def train(
         from lichen.errors import LichenError
         from lichen.train.loop import train as train_run
         from lichen.train.progress import training_console
-        from lichen.train.recipe import read_recipe
+        from lichen.train.recipe import describe_keys, read_recipe
+        from lichen.train.resolve import model_spec, optimizer_recipe, planned_table
         from lichen.train.run import open_run, start_run
 
     if keys:
-        _print_keys()
+        for key, kind, default, meaning in describe_keys():
+            print(f"{key:24}{meaning} ({kind}{default and f', {default}'})")
         return
     if target is None:
         raise LichenError("name a recipe, such as recipes/demo.toml, or the folder of a run")
     changes = overrides or []
     if show_optimizer:
-        _print_optimizer(read_recipe(target / "recipe.toml" if target.is_dir() else target, changes))
+        recipe = read_recipe(target / "recipe.toml" if target.is_dir() else target, changes)
+        print(planned_table(model_spec(recipe), recipe).describe(optimizer_recipe(recipe)))
         return
     if not target.is_dir():
         run = start_run(read_recipe(target, changes), out or Path("runs") / target.stem)
@@ -71,17 +71,3 @@ def _ends_at_once() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _print_keys() -> None:
-    from lichen.train.recipe import describe_keys
-
-    for key, kind, default, meaning in describe_keys():
-        print(f"{key:24}{meaning} ({kind}{default and f', {default}'})")
-
-
-def _print_optimizer(recipe: Recipe) -> None:
-    """One line per parameter: what updates it, learning rate, weight decay and the matrices it holds."""
-    from lichen.train.resolve import model_spec, optimizer_recipe, planned_table
-
-    print(planned_table(model_spec(recipe), recipe).describe(optimizer_recipe(recipe)))

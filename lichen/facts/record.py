@@ -50,13 +50,20 @@ def _past(day: date) -> date:
 Past = Annotated[date, AfterValidator(_past)]  # a day on which something was said or done
 
 
-def known(field: Sequence[Fact[T]], as_of: date) -> Fact[T] | None:
-    """The fact to use on the day `as_of`: the latest one dated no later; None when nothing was known.
+def known(field: Sequence[Fact[T]], as_of: date | None = None) -> Fact[T] | None:
+    """The fact to use on the day `as_of` (None: on the day that `field` is of): the latest one dated no
+    later; None when nothing was known.
 
     A secondary source speaks only where there is no other; of several facts of one day the first counts.
     """
-    told = [fact for fact in field if fact.date <= as_of]
+    told = [fact for fact in field if as_of is None or fact.date <= as_of]
     return max(told, key=lambda fact: (not fact.secondary, fact.date), default=None)
+
+
+def known_value(field: Sequence[Fact[T]]) -> T | None:
+    """The value of the fact to use; None also where its source declines to say."""
+    fact = known(field)
+    return None if fact is None else fact.value
 
 
 def named(

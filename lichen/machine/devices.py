@@ -81,14 +81,15 @@ def parse(text: str, as_of: date | None = None) -> Machine:
     published after `as_of`.
     """
     name, colon, count = text.lower().partition(":")
-    if name in load() and name not in load(as_of):
-        raise LichenError(f"the figures of {name} are of {load()[name].date}, which is after {as_of}")
-    if name not in load():
-        hint = did_you_mean(name, load(), f"known are {', '.join(load())}", cutoff=0.5)
+    devices = load()
+    if name not in devices:
+        hint = did_you_mean(name, devices, f"known are {', '.join(devices)}", cutoff=0.5)
         raise LichenError(f"no device {name!r}; {hint}")
+    device = devices[name]
+    if as_of is not None and device.date > as_of:
+        raise LichenError(f"the figures of {name} are of {device.date}, which is after {as_of}")
     if colon and (not count.isdecimal() or int(count) < 1):
         raise LichenError(f"{text!r}: after the colon comes how many devices there are, like {name}:8")
-    device = load()[name]
     return Machine(text, device, int(count or 1), _read().usable[device.kind])
 
 

@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -59,27 +60,25 @@ def memory_rate(n_bytes: int, device: torch.device) -> float:
     Ask for as many bytes as the weights have: fewer may come from a cache that weights do not fit in.
     """
     numbers = torch.ones(n_bytes // 4, device=device)
-    best = float("inf")
-    start = time.perf_counter()
-    while time.perf_counter() - start < _SECONDS:
-        before = time.perf_counter()
-        numbers.sum()
-        _wait(device)
-        best = min(best, time.perf_counter() - before)
-    return numbers.nbytes / best
+    return numbers.nbytes / _seconds(numbers.sum, device, _SECONDS)
 
 
 def _product_seconds(n: int, dtype: torch.dtype, device: torch.device, repeat_for: float = 0.0) -> float:
-    """The shortest time of an (n, n) @ (n, n) product in at least one repetition and `repeat_for` seconds."""
+    """The shortest time of an (n, n) @ (n, n) product, as `_seconds`."""
     generator = torch.Generator(device).manual_seed(0)  # the program's own random numbers stay as they are
     left, right = (torch.randn(n, n, device=device, generator=generator).to(dtype) for _ in range(2))
     torch.mm(left, right)  # the first product pays for kernels and buffers
+    return _seconds(lambda: torch.mm(left, right), device, repeat_for)
+
+
+def _seconds(run: Callable[[], object], device: torch.device, repeat_for: float) -> float:
+    """The shortest time of `run` in at least one repetition and `repeat_for` seconds."""
     best = float("inf")
     start = time.perf_counter()
     while best == float("inf") or time.perf_counter() - start < repeat_for:
         _wait(device)
         before = time.perf_counter()
-        torch.mm(left, right)
+        run()
         _wait(device)
         best = min(best, time.perf_counter() - before)
     return best

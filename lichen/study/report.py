@@ -14,8 +14,8 @@ from typing import Any
 from lichen.files.atomic import write_text
 from lichen.study.plan import Point, Study
 from lichen.study.results import SPIKE, WINDOW, Curve, Result, best_labels, curve, result, tokens_to_reach
-from lichen.train.report.page import write_page
 from lichen.train.report.plots import chart, layer, number
+from lichen.train.report.write import write_html
 from lichen.train.run import Run
 
 COLOURS = [
@@ -37,7 +37,7 @@ def write_report(study: Study, runs: Sequence[tuple[Point, Run]], folder: Path) 
             for each, line in zip(results, curves, strict=True)
         ]
     write_text(folder / "results.csv", _csv(results))
-    write_page(
+    write_html(
         "lichen.study",
         folder,
         _charts(study, results, curves),

@@ -17,7 +17,7 @@ from lichen.train import state
 from lichen.train.evaluate import evaluate, samples
 from lichen.train.metrics import MetricsLog, StepMetrics
 from lichen.train.progress import Progress
-from lichen.train.report.page import write_report
+from lichen.train.report.write import write_report
 from lichen.train.run import Run, open_run
 from lichen.train.step import Diverged, Trainer
 from lichen.weights.checkpoints import newest_good, step_of

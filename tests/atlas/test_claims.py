@@ -8,9 +8,7 @@ import pytest
 from genai_prices import Usage, calc_price
 
 from lichen.atlas.catalogue.model import load as load_catalogue
-from lichen.atlas.claims.check import Checked, check
-from lichen.atlas.claims.file import load
-from lichen.atlas.claims.kinds import ClaimSet
+from lichen.atlas.claims.check import Checked, ClaimSet, check, load
 from lichen.errors import LichenError
 
 APRIL = datetime(2026, 4, 30, 12, tzinfo=UTC)

@@ -21,8 +21,8 @@ from lichen.atlas.lineage import risk
 from lichen.atlas.market import compare, prices, workloads
 from lichen.atlas.page import build
 from lichen.atlas.page.data import data
-from lichen.cli.atlas_page import build as write_page
-from lichen.cli.atlas_page import page_server
+from lichen.cli.atlas import build as write_page
+from lichen.cli.atlas import page_server
 from lichen.errors import LichenError
 from lichen.machine import devices, fits
 from tests.atlas.browser import CHROMIUM, Browser

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lichen.atlas.catalogue.model import load
-from lichen.atlas.market.offers import offers
 from lichen.atlas.market.prices import (
     Price,
     check_references,
@@ -23,7 +22,16 @@ from lichen.atlas.market.prices import (
     providers,
     table,
 )
-from lichen.atlas.market.workloads import STANDARD, Workload, chosen, cost, parse_hours, ratio, request_cost
+from lichen.atlas.market.workloads import (
+    STANDARD,
+    Workload,
+    chosen,
+    cost,
+    offers,
+    parse_hours,
+    ratio,
+    request_cost,
+)
 from lichen.errors import LichenError
 
 CATALOGUE = load()

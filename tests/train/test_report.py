@@ -15,8 +15,8 @@ import pytest
 from lichen.errors import LichenError
 from lichen.train.metrics import MetricsLog, Sample
 from lichen.train.report.draw import draw
-from lichen.train.report.page import write_report
 from lichen.train.report.plots import MAX_POINTS, plots, smoothed
+from lichen.train.report.write import write_report
 from lichen.train.run import start_run
 
 

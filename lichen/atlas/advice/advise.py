@@ -20,7 +20,7 @@ from lichen.atlas.advice.criteria import Answer, Criterion, answers, higher_is_b
 from lichen.atlas.advice.ranking import Place, Scale, rank
 from lichen.atlas.catalogue.model import Catalogue, Model
 from lichen.errors import LichenError
-from lichen.facts.record import Record, known
+from lichen.facts.record import Record, known, known_value
 from lichen.facts.yaml_file import field_error, parse, read_yaml
 from lichen.machine.devices import parse as parse_machine
 from lichen.machine.fits import check_quant
@@ -106,11 +106,15 @@ def advise(
     models = catalogue.models.values()
     if not models:
         raise LichenError(f"no model of the catalogue was out on {catalogue.as_of}")
-    all_cuts = cuts(wanted, chosen.require, rules.licenses, models, at)
+    all_cuts = list(cuts(wanted, chosen.require, rules.licenses, models, at))
     left, excluded = cut(models, all_cuts)
     if not left:
         raise LichenError(emptied(models, all_cuts))
-    told = _told(chosen, left, catalogue, wanted, at)
+
+    def ask(candidates: Sequence[Model]) -> Told:
+        return [(each, answers(each, candidates, catalogue, wanted, at)) for each in chosen.criteria]
+
+    told = ask(left)
     places = _places(told, catalogue)
     ranking = tuple(
         _recommendation(place, after, catalogue, told)
@@ -121,7 +125,7 @@ def advise(
     for dropped in all_cuts:
         more, _ = cut(models, [other for other in all_cuts if other is not dropped])
         if len(more) > len(left):
-            first = _places(_told(chosen, more, catalogue, wanted, at), catalogue)[0].name
+            first = _places(ask(more), catalogue)[0].name
             alternatives += [f"without {dropped.name!r}: {first}"] if first != leader else []
     for index, (criterion, _) in enumerate(told):
         first = _places([told[index], *told[:index], *told[index + 1 :]], catalogue)[0].name
@@ -129,42 +133,21 @@ def advise(
     return Advice(scenario, chosen.title, at, wanted, chosen.criteria, ranking, excluded, tuple(alternatives))
 
 
-Told = list[tuple[Criterion, dict[str, Answer]]]
-
-
-def _told(
-    scenario: Scenario, models: Sequence[Model], catalogue: Catalogue, wanted: Constraints, at: datetime
-) -> Told:
-    """Per criterion everyone's answer, by model name."""
-    return [(criterion, answers(criterion, models, catalogue, wanted, at)) for criterion in scenario.criteria]
+Told = list[tuple[Criterion, dict[str, Answer]]]  # per criterion everyone's answer, by model name
 
 
 def _places(told: Told, catalogue: Catalogue) -> list[Place]:
     """The order, the criteria asked as they come. Whom nothing tells apart: the newer first, then by name."""
-    scales = [
-        Scale(
-            {name: answer.value for name, answer in by_name.items()},
-            higher_is_better(criterion),
-            criterion.within,
-        )
-        for criterion, by_name in told
-    ]
+    scales = []
+    for criterion, by_model in told:
+        values = {name: answer.value for name, answer in by_model.items()}
+        scales.append(Scale(values, higher_is_better(criterion), criterion.within))
     by_name = sorted(told[0][1])
-    newest_first = sorted(by_name, key=lambda name: _released(catalogue, name), reverse=True)
-    return rank(newest_first, scales)
+    released = {name: known_value(catalogue.get(name).release) or date.min for name in by_name}
+    return rank(sorted(by_name, key=lambda name: released[name], reverse=True), scales)
 
 
-def _released(catalogue: Catalogue, name: str) -> date:
-    fact = known(catalogue.get(name).release, catalogue.as_of)
-    return date.min if fact is None or fact.value is None else fact.value
-
-
-def _recommendation(
-    place: Place,
-    after: Place | None,
-    catalogue: Catalogue,
-    told: Told,
-) -> Recommendation:
+def _recommendation(place: Place, after: Place | None, catalogue: Catalogue, told: Told) -> Recommendation:
     model = catalogue.get(place.name)
     own = tuple(by_name[place.name] for _, by_name in told)
     unknown = tuple(
@@ -180,6 +163,6 @@ def _recommendation(
         verb = "were known and" if other.value is None else "were"
         limit = worded(criterion, place.limit)
         would_change = f"{after.name} would draw level if its {criterion.label} {verb} {limit}"
-    successor = known(model.successor, catalogue.as_of)
+    successor = known(model.successor)
     notes = (f"superseded by {successor.value} ({successor.date})",) if successor and successor.value else ()
     return Recommendation(model.name, model.title, own, decided_by, would_change, unknown, notes)

@@ -6,10 +6,11 @@ What is unknown does not pass: a promise needs somebody who made it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from functools import cache
+from math import inf
 from typing import Literal
 
 from pydantic import Field
@@ -19,7 +20,7 @@ from lichen.atlas.catalogue.model import Model
 from lichen.atlas.market import words
 from lichen.atlas.market.workloads import MOST_REQUESTS, cheapest, over_the_day
 from lichen.errors import LichenError
-from lichen.facts.record import Record, known
+from lichen.facts.record import Record, known_value
 from lichen.machine.devices import parse
 from lichen.machine.fits import Fit, check_quant, fits
 
@@ -70,34 +71,31 @@ def cuts(
     licenses: Mapping[str, Sequence[str]],
     models: Iterable[Model],
     at: datetime,
-) -> list[Cut]:
+) -> Iterator[Cut]:
     """All that applies to a choice among `models`. `licenses`: words that stand for several licenses.
 
     Raises LichenError for hardware that cannot be read, and for a license that nobody has.
     """
-    day = at.date()
-    found = []
     if "open_weights" in require:
-        found.append(Cut("open weights", lambda model: _closed(model, day)))
+        yield Cut("open weights", _closed)
     if wanted.license:
         allowed = _allowed(wanted.license, licenses, models)
         name = f"license {' or '.join(wanted.license)}"
-        found.append(Cut(name, lambda model: _license(model, allowed, day)))
+        yield Cut(name, lambda model: _license(model, allowed))
     if (tokens := wanted.context) is not None:
-        found.append(Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens, day)))
+        yield Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens))
     stored = check_quant(wanted.quant) or "as released"
     if wanted.hardware is None and wanted.quant is not None:
         raise LichenError(f"weights as {stored} are stored on something: name the hardware too")
     if wanted.hardware is not None:
         parse(wanted.hardware)  # a device that nobody has is refused before any model is asked
         name = f"hardware {wanted.hardware}, weights {stored}"
-        found.append(Cut(name, lambda model: _too_big(model, wanted)))
+        yield Cut(name, lambda model: _too_big(model, wanted))
     if "price" in require:
-        found.append(Cut("a price", lambda model: _unsold(model, wanted, at)))
+        yield Cut("a price", lambda model: _dear(model, inf, wanted, at))
     if (budget := wanted.budget) is not None:
         name = f"budget of ${budget:,.2f} a month"
-        found.append(Cut(name, lambda model: _dear(model, budget, wanted, at)))
-    return found
+        yield Cut(name, lambda model: _dear(model, budget, wanted, at))
 
 
 def cut(models: Iterable[Model], all_cuts: Sequence[Cut]) -> tuple[list[Model], tuple[Excluded, ...]]:
@@ -134,11 +132,10 @@ def _some(items: Sequence[str], between: str) -> str:
     return between.join([*items[:FEW], *more])
 
 
-def _closed(model: Model, day: date) -> str | None:
-    fact = known(model.open_weights, day)
-    if fact is None or fact.value is None:
+def _closed(model: Model) -> str | None:
+    if (open_weights := known_value(model.open_weights)) is None:
         return "nobody says that its weights are published"
-    return None if fact.value else "its weights are not published"
+    return None if open_weights else "its weights are not published"
 
 
 def _allowed(
@@ -156,17 +153,15 @@ def _allowed(
     return {each.lower() for name in names for each in meant[name.lower()]}
 
 
-def _license(model: Model, allowed: set[str], day: date) -> str | None:
-    fact = known(model.license, day)
-    if fact is None or fact.value is None:
+def _license(model: Model, allowed: set[str]) -> str | None:
+    if (license := known_value(model.license)) is None:
         return "license unknown"
-    return None if fact.value.lower() in allowed else fact.value
+    return None if license.lower() in allowed else license
 
 
-def _short(model: Model, tokens: int, day: date) -> str | None:
-    facts = [known(model.context, day), known(model.api_context, day)]
-    most = max((fact.value for fact in facts if fact and fact.value), default=None)
-    if most is None:
+def _short(model: Model, tokens: int) -> str | None:
+    most = max(known_value(model.context) or 0, known_value(model.api_context) or 0)
+    if not most:
         return "context unknown"
     return None if most >= tokens else f"{most:,} tokens"
 
@@ -195,10 +190,6 @@ def _too_big(model: Model, wanted: Constraints) -> str | None:
     if fit is None:
         return "its config is not public"
     return None if fit.fits else words.needs(fit)
-
-
-def _unsold(model: Model, wanted: Constraints, at: datetime) -> str | None:
-    return None if cheapest(model, over_the_day(wanted.workload), at) else "nobody lists a price"
 
 
 def _dear(model: Model, budget: float, wanted: Constraints, at: datetime) -> str | None:

@@ -6,9 +6,9 @@ nobody has said: it is shown as unknown and never as zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from fnmatch import fnmatch
 from math import ceil, floor
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ from lichen.atlas.catalogue.scores import Benchmark, Margin, comparable, led
 from lichen.atlas.market.prices import price_of, providers
 from lichen.atlas.market.words import needs, obligation
 from lichen.atlas.market.workloads import cheapest, over_the_day
-from lichen.facts.record import Record, known
+from lichen.facts.record import Record, known, known_value
 
 
 class _Criterion(Record):
@@ -95,15 +95,15 @@ def answers(
     """The answer of each of `candidates`, by name."""
     if criterion.measure == "benchmarks":
         return _benchmarks(criterion, candidates)
-    if criterion.measure == "price":
-        return {model.name: _price(model, wanted.workload, at) for model in candidates}
-    if criterion.measure == "releases":
-        return {model.name: _releases(model, catalogue) for model in candidates}
     if criterion.measure == "hosts":
         return {model.name: _hosts(model, criterion.without, at) for model in candidates}
-    if criterion.measure == "speed":
-        return {model.name: _speed(model, wanted) for model in candidates}
-    return {model.name: _obligations(model, at.date()) for model in candidates}
+    answer: dict[str, Callable[[Model], Answer]] = {
+        "price": lambda model: _price(model, wanted.workload, at),
+        "releases": lambda model: _releases(model, catalogue),
+        "speed": lambda model: _speed(model, wanted),
+        "obligations": _obligations,
+    }
+    return {model.name: answer[criterion.measure](model) for model in candidates}
 
 
 def _benchmarks(criterion: Benchmarks, candidates: Sequence[Model]) -> dict[str, Answer]:
@@ -148,14 +148,12 @@ def _price(model: Model, workload: str, at: datetime) -> Answer:
     return Answer(value, f"${value:.3g} per million tokens at {found.provider}", tuple(rates))
 
 
-def _obligations(model: Model, day: date) -> Answer:
-    fact = known(model.obligations, day)
+def _obligations(model: Model) -> Answer:
+    fact = known(model.obligations)
     if fact is None or fact.value is None:
         return UNKNOWN
-    asked = [obligation(each) for each in fact.value]
-    return Answer(
-        float(len(asked)), _counted(len(asked), "obligation"), (*asked, f"{fact.source} ({fact.date})")
-    )
+    asked = map(obligation, fact.value)
+    return _number_of("obligation", len(fact.value), *asked, f"{fact.source} ({fact.date})")
 
 
 def _hosts(model: Model, without: Sequence[str], at: datetime) -> Answer:
@@ -164,27 +162,26 @@ def _hosts(model: Model, without: Sequence[str], at: datetime) -> Answer:
         for name in providers(model)
         if price_of(model, name, at) and not any(fnmatch(name, pattern) for pattern in without)
     ]
-    return Answer(float(len(hosts)), _counted(len(hosts), "host"), (", ".join(hosts),)) if hosts else UNKNOWN
+    return _number_of("host", len(hosts), ", ".join(hosts)) if hosts else UNKNOWN
 
 
 def _speed(model: Model, wanted: Constraints) -> Answer:
     fit = fit_of(model, wanted)
     if fit is None or fit.decode is None:
         return UNKNOWN
-    text = f"at best {fit.decode:,.0f} tokens a second"
-    return Answer(fit.decode, text, (f"{needs(fit)} of {wanted.hardware}",))
+    needed = f"{needs(fit)} of {wanted.hardware}"
+    return Answer(fit.decode, f"at best {fit.decode:,.0f} tokens a second", (needed,))
 
 
 def _releases(model: Model, catalogue: Catalogue) -> Answer:
     since = catalogue.as_of - timedelta(days=365)
-    dated = [
-        (fact.value, other.name)
+    recent = sorted(
+        (day, other.name)
         for other in catalogue.models.values()
-        if other.family == model.family and (fact := known(other.release, catalogue.as_of)) and fact.value
-    ]
-    recent = [f"{name} on {day}" for day, name in sorted(dated) if day > since]
-    return Answer(float(len(recent)), _counted(len(recent), "release"), tuple(recent))
+        if other.family == model.family and (day := known_value(other.release)) and day > since
+    )
+    return _number_of("release", len(recent), *(f"{name} on {day}" for day, name in recent))
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def _number_of(noun: str, count: int, *facts: str) -> Answer:
+    return Answer(float(count), f"{count} {noun}{'' if count == 1 else 's'}", facts)

@@ -26,27 +26,26 @@ class Scale:
     higher_is_better: bool
     within: Margin
 
-    def best(self, candidates: Sequence[str]) -> float | None:
+    def limit(self, candidates: Sequence[str]) -> float | None:
+        """The worst value that still counts as equal to the best of `candidates`; None if nobody is known."""
         told = [value for name in candidates if (value := self.values[name]) is not None]
-        return None if not told else max(told) if self.higher_is_better else min(told)
-
-    def limit(self, best: float) -> float:
-        """The worst value that still counts as equal to `best`."""
+        if not told:
+            return None
+        best = max(told) if self.higher_is_better else min(told)
         margin = self.within.around(best)
         return best - margin if self.higher_is_better else best + margin
 
     def remaining(self, candidates: Sequence[str]) -> list[str]:
         """Those of `candidates` who are as good as the best of them; all of them if nobody is known."""
-        best = self.best(candidates)
-        if best is None:
+        limit = self.limit(candidates)
+        if limit is None:
             return list(candidates)
-        limit = self.limit(best)
-        stay = []
-        for name in candidates:
-            value = self.values[name]
-            if value is not None and (value >= limit if self.higher_is_better else value <= limit):
-                stay.append(name)
-        return stay
+        return [
+            name
+            for name in candidates
+            if (value := self.values[name]) is not None
+            and (value >= limit if self.higher_is_better else value <= limit)
+        ]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,6 @@ def rank(candidates: Sequence[str], scales: Sequence[Scale]) -> list[Place]:
     for (name, rounds), (after, _) in pairwise(order):
         dropped = (index for index in range(len(scales)) if after not in rounds[index + 1])
         decided = next(dropped, None)
-        best = None if decided is None else scales[decided].best(rounds[decided])
-        limit = None if decided is None or best is None else scales[decided].limit(best)
+        limit = None if decided is None else scales[decided].limit(rounds[decided])
         places.append(Place(name, decided, limit))
     return places + [Place(name) for name, _ in order[-1:]]

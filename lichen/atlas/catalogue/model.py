@@ -14,7 +14,7 @@ What a model costs to hold and to run is not written down here: it is computed f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
@@ -24,16 +24,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lichen.arch.families import load_spec
+from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError
-from lichen.facts.record import Fact, Past, Record, known, named, today
-from lichen.facts.yaml_file import field_error, parse, read_yaml, replaced
+from lichen.facts.record import Fact, Past, Record, known_value, named, today
+from lichen.facts.yaml_file import Location, field_error, parse, read_yaml, replaced
 from lichen.files.atomic import write_text
 
 SHIPPED = Path(__file__).parent / "models"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"
 Count = Annotated[int, Field(gt=0)]
-FACTS = "tuple[lichen.facts.record.Fact["
 
 
 class Source(Record):
@@ -150,6 +150,11 @@ class Model(Record):
     price_refs: tuple[PriceRef, ...] = ()  # the one used by default first
     prices: tuple[EnteredPrice, ...] = ()
 
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The architecture; None where no config is public."""
+        return None if self.spec_name is None else load_spec(self.spec_name)
+
     def as_of(self, day: date) -> Model:
         """The model as it was known on `day`: what is dated later is dropped."""
         dated = {
@@ -161,9 +166,7 @@ class Model(Record):
 
 
 # The fields of a Model that hold facts, in the order in which they are shown.
-FACT_FIELDS = tuple(
-    name for name, field in Model.model_fields.items() if str(field.annotation).startswith(FACTS)
-)
+FACT_FIELDS = tuple(name for name, field in Model.model_fields.items() if "Fact[" in str(field.annotation))
 
 
 @dataclass(frozen=True)
@@ -194,9 +197,8 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
         if model.name in files:
             raise field_error(path, ["name"], f"{model.name!r} is already described by {files[model.name]}")
         files[model.name] = path
-        release = known(model.release, today())
-        if release and release.value and release.value > day:
-            later[model.name] = release.value
+        if (release := known_value(model.release)) and release > day:
+            later[model.name] = release
         else:
             models[model.name] = model.as_of(day)
     return Catalogue(dict(sorted(models.items())), day, later)
@@ -209,19 +211,20 @@ def _shipped() -> list[tuple[Path, Model]]:
 
 
 def spec_of(name: str, as_of: date | None = None) -> ModelSpec:
-    """The architecture of the catalogue's model `name`, or of whatever else `load_spec` knows by it.
+    """What a person means by `name`: a model of the catalogue, or whatever else `load_spec` knows by it.
 
     Raises LichenError for a model that came out after `as_of` (today), or whose config nobody published, and
     as `load_spec`.
     """
+    if as_of is None and name in named_models():
+        return load_spec(name)  # the catalogue would say the same, and need not be read
     found = load(as_of=as_of)
     if name not in found.models and name not in found.later:
         return load_spec(name, found.models)
     model = found.get(name)
-    if model.spec_name is not None:
-        return load_spec(model.spec_name)
-    weights = known(model.open_weights, found.as_of)
-    closed = weights is not None and weights.value is False
+    if (spec := model.spec) is not None:
+        return spec
+    closed = known_value(model.open_weights) is False
     why = "it is closed, its architecture not published" if closed else "no config of it is named"
     raise LichenError(f"what {name} holds and takes cannot be computed: {why}")
 
@@ -230,16 +233,20 @@ def read_model(path: Path) -> Model:
     """The model in the file `path`, checked. Raises LichenError naming file, line and field."""
     content = read_yaml(path)
     sources = _sources(content.pop("sources", None), path)
-    for location, item in _sourced(content):
-        name = item["source"]
+    facts: list[tuple[Location, dict[str, Any]]] = [
+        ([field, index], fact)
+        for field, items in content.items()
+        for index, fact in enumerate(items if isinstance(items, list) else ())
+        if isinstance(fact, dict) and "source" in fact
+    ]
+    for place, fact in facts:
+        name = fact["source"]
         if not isinstance(name, str) or name not in sources:
             names = ", ".join(sources)
-            raise field_error(
-                path, [*location, "source"], f"{name!r} is not among the file's sources ({names})"
-            )
-        if "date" in item:
-            raise field_error(path, [*location, "date"], "the date stands with the source, not with the fact")
-        item.update(source=sources[name].url, date=sources[name].date)
+            raise field_error(path, [*place, "source"], f"{name!r} is not among the file's sources ({names})")
+        if "date" in fact:
+            raise field_error(path, [*place, "date"], "the date stands with the source, not with the fact")
+        fact.update(source=sources[name].url, date=sources[name].date)
     model = parse(Model, content, path)
     if not model.release:
         raise field_error(path, ["release"], "missing: a model needs its release date and the source of it")
@@ -291,14 +298,6 @@ def _sources(content: Any, path: Path) -> dict[str, Source]:
 
 class _Sources(Record):
     sources: dict[str, Source]
-
-
-def _sourced(content: dict[str, Any]) -> Iterator[tuple[list[str | int], dict[str, Any]]]:
-    """The mappings with a source in the lists of a file, with their places."""
-    for name, items in content.items():
-        for index, item in enumerate(items if isinstance(items, list) else ()):
-            if isinstance(item, dict) and "source" in item:
-                yield [name, index], item
 
 
 def user_folder() -> Path:

@@ -130,14 +130,11 @@ def led(a: str, b: str, table: Table, even: Margin) -> tuple[int, int, int]:
 
     A lead that is not larger than `even` is none.
     """
-    ahead = behind = level = 0
-    for results in table.values():
-        if a in results and b in results:
-            ours, theirs = results[a], results[b]
-            if ours.low - theirs.high > even.around(theirs.high):
-                ahead += 1
-            elif theirs.low - ours.high > even.around(ours.high):
-                behind += 1
-            else:
-                level += 1
-    return ahead, behind, level
+
+    def leads(one: Result, other: Result) -> bool:
+        return one.low - other.high > even.around(other.high)
+
+    both = [(results[a], results[b]) for results in table.values() if a in results and b in results]
+    ahead = sum(leads(ours, theirs) for ours, theirs in both)
+    behind = sum(leads(theirs, ours) for ours, theirs in both)
+    return ahead, behind, len(both) - ahead - behind

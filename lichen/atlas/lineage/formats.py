@@ -34,17 +34,14 @@ def to_graphml(graph: Graph) -> str:
             about = {"id": f"{target}_{field}", "for": target, "attr.name": field, "attr.type": "string"}
             ElementTree.SubElement(root, "key", about)
     body = ElementTree.SubElement(root, "graph", id="lineage", edgedefault="directed")
-
-    def data(parent: ElementTree.Element, target: str, fields: tuple[str, ...], of: Any) -> None:
-        for field in fields:
-            if (value := getattr(of, field)) is not None:
-                ElementTree.SubElement(parent, "data", key=f"{target}_{field}").text = str(value)
-
-    for node in graph.nodes.values():
-        data(ElementTree.SubElement(body, "node", id=node.name), "node", NODE_FIELDS, node)
-    for edge in graph.edges:
-        element = ElementTree.SubElement(body, "edge", source=edge.ancestor, target=edge.descendant)
-        data(element, "edge", EDGE_FIELDS, edge)
+    nodes = (({"id": node.name}, node) for node in graph.nodes.values())
+    edges = (({"source": edge.ancestor, "target": edge.descendant}, edge) for edge in graph.edges)
+    for target, fields, items in (("node", NODE_FIELDS, nodes), ("edge", EDGE_FIELDS, edges)):
+        for attributes, item in items:
+            element = ElementTree.SubElement(body, target, attributes)
+            for field in fields:
+                if (value := getattr(item, field)) is not None:
+                    ElementTree.SubElement(element, "data", key=f"{target}_{field}").text = str(value)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
 

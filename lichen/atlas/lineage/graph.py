@@ -18,7 +18,7 @@ from lichen.arch.published import named_models
 from lichen.atlas.catalogue import model as catalogue
 from lichen.atlas.catalogue.model import Catalogue, Model, Source
 from lichen.errors import did_you_mean
-from lichen.facts.record import Record, known, named, today
+from lichen.facts.record import Record, known, known_value, named, today
 from lichen.facts.yaml_file import field_error, parse, read_yaml
 
 SHIPPED = Path(__file__).parent / "lineage.yaml"
@@ -82,11 +82,23 @@ class Reuse(Record):
     families: dict[str, Reusers]
 
 
+Kind = Literal["uses", "develops", "from"]
+
+
 class _File(Record):
     sources: dict[str, Source]
     reuse: Reuse
     techniques: dict[str, Technique]
     models: dict[str, Entry]
+
+    def taken(self) -> Iterator[tuple[str, str, Kind, dict[str, Grounds]]]:
+        """What each technique and model took: section, name and field of the file, and what these say."""
+        for name, technique in self.techniques.items():
+            yield "techniques", name, "develops", technique.develops
+        for name, entry in self.models.items():
+            yield "models", name, "from", entry.origins
+        for name, entry in self.models.items():
+            yield "models", name, "uses", entry.uses
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ class Edge:
 
     ancestor: str
     descendant: str
-    kind: Literal["uses", "develops", "from"]
+    kind: Kind
     evidence: Evidence
     source: str
     date: date
@@ -177,13 +189,10 @@ class Graph:
 
 
 def _reached(name: str, steps: set[tuple[str, str]]) -> set[str]:
-    found: set[str] = set()
-    waiting = [name]
-    while waiting:
-        here = waiting.pop()
-        new = {there for start, there in steps if start == here} - found
+    found, new = set[str](), {name}
+    while new:
+        new = {there for start, there in steps if start in new} - found
         found |= new
-        waiting.extend(new)
     return found - {name}
 
 
@@ -197,9 +206,9 @@ def load(as_of: date | None = None, path: Path = SHIPPED) -> Graph:
     content = parse(_File, read_yaml(path), path)
     _check_names(content, models, path)
     described = [
-        *(_node(name, "technique", each) for name, each in content.techniques.items()),
-        *(_node(name, "model", entry.node) for name, entry in content.models.items() if entry.node),
-        *(_catalogue_node(models.models[name], day) for name in content.models if name in models.models),
+        *(_node(name, "technique", each, None) for name, each in content.techniques.items()),
+        *(_node(name, "model", entry.node, True) for name, entry in content.models.items() if entry.node),
+        *(_catalogue_node(models.models[name]) for name in content.models if name in models.models),
     ]
     nodes = {
         node.name: node
@@ -209,14 +218,9 @@ def load(as_of: date | None = None, path: Path = SHIPPED) -> Graph:
     later = {node.name: node.date for node in described if node.date > day} | {
         name: release for name, release in models.later.items() if name in content.models
     }
-    told = [
-        *((name, "develops", each.develops) for name, each in content.techniques.items()),
-        *((name, "from", entry.origins) for name, entry in content.models.items()),
-        *((name, "uses", entry.uses) for name, entry in content.models.items()),
-    ]
     edges = [
         edge
-        for name, kind, grounds in told
+        for _, name, kind, grounds in content.taken()
         for ancestor, ground in grounds.items()
         if name in nodes and ancestor in nodes
         for edge in _edges(nodes[ancestor], nodes[name], kind, ground, content.sources)
@@ -224,48 +228,35 @@ def load(as_of: date | None = None, path: Path = SHIPPED) -> Graph:
     return Graph(day, nodes, tuple(edges), content.reuse, later)
 
 
-def _node(name: str, kind: Literal["technique", "model"], each: Described) -> Node:
+def _node(name: str, kind: Literal["technique", "model"], each: Described, open_weights: bool | None) -> Node:
     return Node(
-        name=name,
-        kind=kind,
-        title=each.title,
-        lab=each.lab,
-        country=each.country,
-        date=each.date,
-        license=each.license,
-        open_weights=True if kind == "model" else None,
-        source=each.source,
+        name, kind, each.title, each.lab, each.country, each.date, each.license, open_weights, each.source
     )
 
 
-def _catalogue_node(model: Model, day: date) -> Node:
-    release = known(model.release, day)
-    license = known(model.license, day)
-    weights = known(model.open_weights, day)
+def _catalogue_node(model: Model) -> Node:
+    release = known(model.release)
     assert release is not None  # the catalogue has no model without
     assert release.value is not None
-    return Node(
-        name=model.name,
-        kind="model",
+    described = Described(
         title=model.title,
         lab=model.lab,
         country=model.country,
         date=release.value,
-        license=None if license is None else license.value,
-        open_weights=None if weights is None else weights.value,
+        license=known_value(model.license),
         source=release.source,
     )
+    return _node(model.name, "model", described, known_value(model.open_weights))
 
 
 def _edges(
-    ancestor: Node, descendant: Node, kind: Any, grounds: Grounds, sources: dict[str, Source]
+    ancestor: Node, descendant: Node, kind: Kind, grounds: Grounds, sources: dict[str, Source]
 ) -> Iterator[Edge]:
     """One edge for each grade of evidence."""
     named = named_models().get(descendant.name)
+    config = f"{named.source}, {named.date}" if named else descendant.source
     told = {
-        "config": (f"{named.source}, {named.date}" if named else descendant.source)
-        if grounds.config
-        else None,
+        "config": config if grounds.config else None,
         "code": "transformers" if grounds.code else None,
         "report": grounds.report,
         "claim": grounds.claim,
@@ -288,22 +279,18 @@ def _edges(
 def _check_names(content: _File, models: Catalogue, path: Path) -> None:
     """Every name that is used is described. Raises LichenError for the first that is not."""
     catalogued = {*models.models, *models.later}
-    groups = [
-        *((["techniques", name, "develops"], each.develops) for name, each in content.techniques.items()),
-        *((["models", name, "uses"], entry.uses) for name, entry in content.models.items()),
-        *((["models", name, "from"], entry.origins) for name, entry in content.models.items()),
-    ]
     for name, entry in content.models.items():
         if entry.node is None and name not in catalogued:
             raise field_error(
                 path, ["models", name], f"{name!r} is not in the catalogue, so it needs a `node`"
             )
-    for place, grounds in groups:
-        known_names = content.models if place[-1] == "from" else content.techniques
+    for *place, kind, grounds in content.taken():
+        known_names = content.models if kind == "from" else content.techniques
         for ancestor, ground in grounds.items():
+            location = [*place, kind, ancestor]
             if ancestor not in known_names:
                 hint = did_you_mean(ancestor, known_names, "describe it too")
-                raise field_error(path, [*place, ancestor], f"{ancestor!r} is not described here; {hint}")
+                raise field_error(path, location, f"{ancestor!r} is not described here; {hint}")
             for source in (ground.report, ground.claim, "transformers" if ground.code else None):
                 if source is not None and source not in content.sources:
-                    raise field_error(path, [*place, ancestor], f"{source!r} is not among the file's sources")
+                    raise field_error(path, location, f"{source!r} is not among the file's sources")

@@ -6,7 +6,7 @@ They count the techniques and models that the graph has, which is a choice; they
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import combinations
@@ -14,7 +14,7 @@ from statistics import fmean
 
 from lichen.atlas.catalogue.model import Catalogue, Obligation
 from lichen.atlas.lineage.graph import Evidence, Graph, Node
-from lichen.facts.record import known
+from lichen.facts.record import known_value
 
 STATED: tuple[Evidence, ...] = ("config", "report")  # what makers say of their own models
 SINGLE_LAB = "Meta"
@@ -91,13 +91,20 @@ def measure(graph: Graph, catalogue: Catalogue, as_of: date) -> Risk:
     """All of it for the models with open weights that `graph` has on the day `as_of`."""
     models = {name: node for name, node in graph.models.items() if node.open_weights and node.date <= as_of}
     single = {name: node for name, node in models.items() if node.lab == SINGLE_LAB}
-    several = {name: node for name, node in models.items() if node.lab != SINGLE_LAB}
+    several = {name: node for name, node in models.items() if name not in single}
+    # the one on which most rest first, of equals the younger
+    roots = sorted(_roots(graph, models), key=lambda root: (root.share, models[root.name].date), reverse=True)
     return Risk(
         as_of=as_of,
         models=len(models),
-        roots=_roots(graph, models),
+        roots=tuple(roots),
         similarity=tuple(_similarity(graph, models, day) for day in _days(models, as_of)),
-        obligations=_obligations(catalogue, models, as_of),
+        # of the open models that the catalogue describes
+        obligations={
+            name: asked
+            for name in models
+            if name in catalogue.models and (asked := known_value(catalogue.models[name].obligations))
+        },
         exchange=(
             _exchange("multi-lab open exchange", graph, several, models),
             _exchange(f"single-lab open weights ({SINGLE_LAB})", graph, single, models),
@@ -116,9 +123,8 @@ def herfindahl(counts: Iterable[int]) -> float | None:
     return sum(count**2 for count in found) / sum(found) ** 2 if sum(found) else None
 
 
-def _roots(graph: Graph, models: dict[str, Node]) -> tuple[Root, ...]:
-    """Models that others come from, the one on which most rest first; of equals the younger."""
-    found = []
+def _roots(graph: Graph, models: dict[str, Node]) -> Iterator[Root]:
+    """Models that others come from."""
     for name, node in models.items():
         below = graph.descendants(name) & models.keys()
         if not below:
@@ -130,19 +136,16 @@ def _roots(graph: Graph, models: dict[str, Node]) -> tuple[Root, ...]:
             for each in dependents
             if graph.uses(each)
         ]
-        found.append(
-            Root(
-                name=name,
-                lab=node.lab,
-                country=node.country,
-                share=(1 + len(below)) / len(models),
-                stated=(1 + len(stated)) / len(models),
-                dependents=tuple(dependents),
-                labs=tuple(sorted({models[each].lab for each in dependents})),
-                own_techniques=fmean(shares) if shares else None,
-            )
+        yield Root(
+            name=name,
+            lab=node.lab,
+            country=node.country,
+            share=(1 + len(below)) / len(models),
+            stated=(1 + len(stated)) / len(models),
+            dependents=tuple(dependents),
+            labs=tuple(sorted({models[each].lab for each in dependents})),
+            own_techniques=fmean(shares) if shares else None,
         )
-    return tuple(sorted(found, key=lambda root: (root.share, models[root.name].date), reverse=True))
 
 
 def _days(models: dict[str, Node], as_of: date) -> list[date]:
@@ -185,16 +188,6 @@ def _similarity(graph: Graph, models: dict[str, Node], day: date) -> Similarity:
         by_lab=by(lambda node: node.lab),
         by_country=by(lambda node: node.country),
     )
-
-
-def _obligations(
-    catalogue: Catalogue, models: dict[str, Node], as_of: date
-) -> dict[str, tuple[Obligation, ...]]:
-    """What the licenses of the open models that the catalogue describes ask of their user."""
-    found = {
-        name: known(catalogue.models[name].obligations, as_of) for name in models if name in catalogue.models
-    }
-    return {name: fact.value for name, fact in found.items() if fact and fact.value}
 
 
 def _exchange(title: str, graph: Graph, group: dict[str, Node], models: dict[str, Node]) -> Exchange:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
 
 from lichen.arch.account import released_bytes, released_dtype
 from lichen.arch.cache import cache_bytes, native_layout
-from lichen.arch.families import load_spec
 from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
 from lichen.arch.weights import active_parameters, total_parameters
-from lichen.atlas.catalogue import describe
 from lichen.atlas.catalogue.model import Catalogue, Model
 from lichen.atlas.catalogue.scores import Score
 from lichen.atlas.market import words
@@ -40,6 +39,7 @@ FACTS = {
     "size": ("total_parameters", "active_parameters", "context", "api_context", "max_output"),
     "training": ("tokens_trained", "training_gpu_hours", "optimizer"),
 }
+PRICE_FIELDS = ("provider", "input", "output", "cache_read", "window", "above")  # for a program
 
 
 @dataclass(frozen=True)
@@ -68,125 +68,112 @@ def compare(
 
     `reference` None is GPT-5.5, if it was out. Raises LichenError for a reference that is not there.
     """
-    rows = _facts(models, "model", catalogue.as_of) + _facts(models, "size", catalogue.as_of)
-    rows += computed(models)
-    rows += _facts(models, "training", catalogue.as_of)
-    rows += _prices(models, reference_model(catalogue, reference), at)
-    return rows + _scores(models)
-
-
-# ------------------------------------------------------------------------------------------------- facts
-
-
-def _facts(models: Sequence[Model], section: str, as_of: date) -> list[Row]:
     return [
-        Row(section, words.label(field), {model.name: fact_cell(model, field, as_of) for model in models})
+        *_facts(models, "model"),
+        *_facts(models, "size"),
+        *computed(models),
+        *_facts(models, "training"),
+        *_prices(models, reference_model(catalogue, reference), at),
+        *_scores(models),
+    ]
+
+
+def _facts(models: Sequence[Model], section: str) -> list[Row]:
+    return [
+        Row(section, words.label(field), {model.name: fact_cell(model, field) for model in models})
         for field in FACTS[section]
     ]
 
 
-def fact_cell(model: Model, field: str, as_of: date, others: bool = True) -> Cell:
+def fact_cell(model: Model, field: str, others: bool = True) -> Cell:
     """What is known of `field`; with `others`, what else was or is told follows the value that counts."""
     facts: tuple[Fact[Any], ...] | str = getattr(model, field)
     if isinstance(facts, str):
         return Cell(facts, facts)
-    fact = known(facts, as_of)
+    fact = known(facts)
     if fact is None:
         return NOTHING
-    told = [other for other in facts if other.date <= as_of and other.value != fact.value] if others else []
+    told = [other for other in facts if others and other.value != fact.value]
     text = words.value(field, fact.value)
     for other in told:
         text += f"; {'elsewhere' if other.secondary else 'also'} {words.value(field, other.value)}"
     return Cell(text, fact.model_dump(mode="json")["value"], tuple(map(words.sources, (fact, *told))))
 
 
-# ---------------------------------------------------------------------------------- computed from configs
-
-
 def computed(models: Sequence[Model]) -> list[Row]:
     """What the models' configs say: sizes, parts, bytes; no row where none of them has a public config."""
-    specs = {model.name: load_spec(model.spec_name) for model in models if model.spec_name}
-    configs = named_models()
-    sources = {
-        model.name: f"computed from {config.source}, {config.date}"
-        if (config := configs.get(model.spec_name))
-        else f"computed from {model.spec_name}"
-        for model in models
-        if model.spec_name
-    }
+    specs = {model.name: spec for model in models if (spec := model.spec)}
+    if not specs:
+        return []
+    sources = {model.name: (f"computed from {_config(model)}",) for model in models}
 
-    def row(
-        label: str, compute: Callable[[ModelSpec], tuple[str, Any]], section: str = "architecture"
-    ) -> Row:
-        cells = {name: Cell(*compute(spec), (sources[name],)) for name, spec in specs.items()}
+    def row(label: str, cell: Callable[[ModelSpec], Cell], section: str = "architecture") -> Row:
+        cells = {name: replace(cell(spec), sources=sources[name]) for name, spec in specs.items()}
         return Row(section, label, {model.name: cells.get(model.name, NOTHING) for model in models})
 
-    rows = [
+    return [
         row("parameters, counted", lambda spec: _counted(total_parameters(spec)), "size"),
         row("active, counted", lambda spec: _counted(active_parameters(spec)), "size"),
-        row("layers", lambda spec: _number(len(spec.layers))),
-        row("hidden size", lambda spec: _number(spec.hidden_size)),
-        row("attention", lambda spec: _words(describe.attention(spec))),
-        row("feed-forward", lambda spec: _words(describe.feed_forward(spec))),
-        row("residual", lambda spec: _words(describe.residual(spec))),
-        row("vocabulary", lambda spec: _number(spec.vocab_size)),
-        row("multi-token prediction", lambda spec: _number(len(spec.mtp))),
+        row("layers", lambda spec: _plain(len(spec.layers))),
+        row("hidden size", lambda spec: _plain(spec.hidden_size)),
+        row("attention", lambda spec: _kinds(layer.attention for layer in spec.layers)),
+        row("feed-forward", lambda spec: _kinds(layer.feed_forward for layer in spec.layers)),
+        row("residual", lambda spec: _plain(spec.residual.words() if spec.residual else "sum")),
+        row("vocabulary", lambda spec: _plain(spec.vocab_size)),
+        row("multi-token prediction", lambda spec: _plain(len(spec.mtp))),
         row("weights as released", _released, "memory"),
+        *(
+            row(f"cache at {context:,} tokens", partial(_cache, context=context), "memory")
+            for context in CONTEXTS
+        ),
     ]
-    rows += [
-        row(f"cache at {context:,} tokens", partial(_cache, context=context), "memory")
-        for context in CONTEXTS
-    ]
-    return rows if specs else []
 
 
-def _counted(number: int) -> tuple[str, int]:
-    return words.count(number), number
+def _config(model: Model) -> str:
+    config = named_models().get(model.spec_name or "")
+    return f"{config.source}, {config.date}" if config else str(model.spec_name)
 
 
-def _number(number: int) -> tuple[str, int]:
-    return f"{number:,}", number
+def _counted(number: int) -> Cell:
+    return Cell(words.count(number), number)
 
 
-def _words(text: str) -> tuple[str, str]:
-    return text, text
+def _plain(value: int | str) -> Cell:
+    return Cell(value if isinstance(value, str) else f"{value:,}", value)
 
 
-def _released(spec: ModelSpec) -> tuple[str, Any]:
+def _kinds(parts: Iterable[Any]) -> Cell:
+    """How many layers have each kind of a part: `61 x MLA, 64 heads, latent 512 + 64`."""
+    found = Counter(part.words() for part in parts)
+    return _plain("; ".join(f"{count} x {kind}" for kind, count in found.items()))
+
+
+def _released(spec: ModelSpec) -> Cell:
     size, dtype = released_bytes(spec), released_dtype(spec)
     if size is None:
-        return "unknown", None
-    return f"{words.size(size)} ({dtype})", {"bytes": size, "dtype": dtype}
+        return NOTHING
+    return Cell(f"{words.size(size)} ({dtype})", {"bytes": size, "dtype": dtype})
 
 
-def _cache(spec: ModelSpec, context: int) -> tuple[str, Any]:
+def _cache(spec: ModelSpec, context: int) -> Cell:
     """Ideal and reserved bytes; nothing for a context that the model does not have."""
     if context > spec.max_position_embeddings:
-        return "beyond its context", None
+        return Cell("beyond its context")
     size, layout = cache_bytes(spec, context), native_layout(spec)
     text = f"{words.gib(size.ideal)}, reserved {words.gib(size.reserved)} ({layout})"
-    return text, {"ideal": size.ideal, "reserved": size.reserved, "layout": layout}
+    return Cell(text, {**asdict(size), "layout": layout})
 
 
-# ------------------------------------------------------------------------------------------------ prices
-
-
-def _prices(models: Sequence[Model], reference: Model | None, at: datetime) -> list[Row]:
+def _prices(models: Sequence[Model], reference: Model | None, at: datetime) -> Iterator[Row]:
     day = at.astimezone(UTC).date()
-    rows = [
-        Row("price", "USD per million tokens, in / out / cached", {m.name: _price(m, day) for m in models})
-    ]
+    prices = {model.name: _price(model, day) for model in models}
+    yield Row("price", "USD per million tokens, in / out / cached", prices)
     if reference is None:
-        return rows
+        return
     for name, workload in STANDARD.items():
         ratios = {model.name: ratio(model, reference, workload, at) for model in models}
-        cells = {
-            model: NOTHING if found is None else Cell(words.share(found), found)
-            for model, found in ratios.items()
-        }
-        label = f"{name}, against {reference.name}, {at.astimezone(UTC):%H:%M} UTC"
-        rows.append(Row("price", label, cells))
-    return rows
+        cells = {model: Cell(words.share(found), found) for model, found in ratios.items()}
+        yield Row("price", f"{name}, against {reference.name}, {at.astimezone(UTC):%H:%M} UTC", cells)
 
 
 def _price(model: Model, day: date) -> Cell:
@@ -196,47 +183,32 @@ def _price(model: Model, day: date) -> Cell:
     prices = prices_on(model, provider, day)
     return Cell(
         f"{provider}: " + "; ".join(map(words.rates, prices)),
-        [
-            {
-                "provider": p.provider,
-                "input": p.input,
-                "output": p.output,
-                "cache_read": p.cache_read,
-                "window": p.window,
-                "above": p.above,
-            }
-            for p in prices
-        ],
+        [{field: getattr(price, field) for field in PRICE_FIELDS} for price in prices],
         tuple(dict.fromkeys(f"{price.source}, {price.snapshot}" for price in prices)),
     )
 
 
-# ------------------------------------------------------------------------------------------------ scores
-
-
-def _scores(models: Sequence[Model]) -> list[Row]:
+def _scores(models: Sequence[Model]) -> Iterator[Row]:
     """A row per benchmark, version, variant and unit: only what stands in one row may be compared.
 
     The benchmarks that most of the models report come first.
     """
     found: dict[tuple[str, str, str], dict[str, list[Score]]] = {}
+    versioned, stated = set(), set()
     for model in models:
         for score in model.scores:
             key = (score.benchmark, score.test, score.unit)
             found.setdefault(key, {}).setdefault(model.name, []).append(score)
+            if score.version:
+                versioned.add(score.benchmark)
+                stated.add(key)
     spread: dict[str, int] = {}
-    versioned = set()
     for (benchmark, _, _), by_model in found.items():
         spread[benchmark] = max(spread.get(benchmark, 0), len(by_model))
-        if any(score.version for scores in by_model.values() for score in scores):
-            versioned.add(benchmark)
-    rows = []
-    for benchmark, test, unit in sorted(found, key=lambda key: (-spread[key[0]], key)):
-        by_model = found[benchmark, test, unit]
-        stated = any(score.version for scores in by_model.values() for score in scores)
-        label = test if stated or benchmark not in versioned else f"{test}, version not stated"
-        rows.append(Row("scores", label, {model.name: _score(model, by_model) for model in models}))
-    return rows
+    for key in sorted(found, key=lambda key: (-spread[key[0]], key)):
+        benchmark, test, _ = key
+        label = test if key in stated or benchmark not in versioned else f"{test}, version not stated"
+        yield Row("scores", label, {model.name: _score(model, found[key]) for model in models})
 
 
 def _score(model: Model, by_model: dict[str, list[Score]]) -> Cell:
@@ -248,9 +220,6 @@ def _score(model: Model, by_model: dict[str, list[Score]]) -> Cell:
         [score.model_dump(mode="json") for score in scores],
         tuple(map(words.sources, scores)),
     )
-
-
-# ------------------------------------------------------------------------------------------------- files
 
 
 def footnotes(rows: Iterable[Row]) -> dict[str, int]:

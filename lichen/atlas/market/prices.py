@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from lichen.atlas.catalogue.model import EnteredPrice, Model, PriceRef
 from lichen.errors import LichenError, did_you_mean
-from lichen.facts.record import known, today
+from lichen.facts.record import known_value, today
 
 if TYPE_CHECKING:
     from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, TieredPrices
@@ -89,10 +89,8 @@ def price_of(model: Model, provider: str | None, at: datetime, prompt_tokens: in
     `provider` None: the default one on that day. `prompt_tokens` picks the context tier.
     """
     provider = provider or default_provider(model, at.astimezone(UTC).date())
-    rows = [
-        price for price in history(model) if price.provider == provider and price.holds(at, prompt_tokens)
-    ]
-    return rows[-1] if rows else None
+    rows = (row for row in reversed(history(model)) if row.provider == provider)
+    return next((row for row in rows if row.holds(at, prompt_tokens)), None)
 
 
 def prices_on(model: Model, provider: str, day: date) -> list[Price]:
@@ -128,10 +126,8 @@ def check_references(model: Model) -> None:
 
 def history(model: Model) -> tuple[Price, ...]:
     """All known prices of `model`; of the rows that hold at a moment the last one counts."""
-    release = known(model.release, today())
-    if release is None or release.value is None:
-        return ()
-    return _history(model.price_refs, model.prices, release.value)
+    release = known_value(model.release)
+    return _history(model.price_refs, model.prices, release) if release else ()
 
 
 @cache
@@ -186,7 +182,7 @@ def _conditional(model: ModelInfo) -> list[ConditionalPrice]:
     return model.prices if isinstance(model.prices, list) else [ConditionalPrice(prices=model.prices)]
 
 
-def _listed(reference: PriceRef) -> Iterator[Price]:
+def _listed(reference: PriceRef) -> list[Price]:
     """The rows of genai-prices for one of its models; none where the installed release does not have it."""
     from genai_prices.types import TimeOfDateConstraint
 
@@ -220,7 +216,7 @@ def _listed(reference: PriceRef) -> Iterator[Price]:
                 price = replace(price, hours=rows[-1].hours + hours)
                 rows.pop()
             rows.append(price)
-    yield from rows
+    return rows
 
 
 def _tiers(prices: ModelPrice) -> Iterator[tuple[int, float, float, float | None]]:
@@ -246,20 +242,9 @@ def _rate(rate: Decimal | TieredPrices | None, start: int) -> float | None:
 
 
 def _entered(price: EnteredPrice) -> Price:
-    return Price(
-        price.provider,
-        price.input,
-        price.output,
-        price.cache_read,
-        price.source,
-        price.date,
-        since=price.since,
-        until=price.until,
-        hours=None
-        if price.hours is None
-        else tuple((time(start), time(end % 24)) for start, end in price.hours),
-        weekdays_only=price.peak_days == "weekdays",
-    )
+    same = price.model_dump(exclude={"currency", "date", "hours", "peak_days"})
+    hours = tuple((time(start), time(end % 24)) for start, end in price.hours) if price.hours else None
+    return Price(**same, snapshot=price.date, hours=hours, weekdays_only=price.peak_days == "weekdays")
 
 
 def _utc(moment: time) -> time:

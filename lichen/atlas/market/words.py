@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from lichen.machine.fits import Fit
 
 UNKNOWN = "unknown"
+LABELS = {
+    "api_context": "context of the API",
+    "training_gpu_hours": "training GPU hours",
+    "license_url": "license at",
+}
 COUNTS = ("total_parameters", "active_parameters", "tokens_trained", "training_gpu_hours")
 
 
 def label(field: str) -> str:
     """A field of the catalogue in words."""
-    names = {
-        "api_context": "context of the API",
-        "training_gpu_hours": "training GPU hours",
-        "license_url": "license at",
-    }
-    return names.get(field, field.replace("_", " "))
+    return LABELS.get(field, field.replace("_", " "))
 
 
 def value(field: str, content: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a pattern of use costs: so many tokens in and out, so much of it cached, at such hours.
+"""What a pattern of use costs, and at whom: so many tokens in and out, so much of it cached, at such hours.
 
 How much cheaper one model is than another has no single answer: it depends on the share of output, on cache
 discounts and, for some providers, on the hour. Hence three standard workloads.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 
 from lichen.atlas.catalogue.model import Catalogue, Model
-from lichen.atlas.market.prices import Price, default_provider, history, providers
+from lichen.atlas.market.prices import Price, default_provider, history, prices_on, providers
 from lichen.errors import LichenError
 
 MOST_REQUESTS = 1e12  # a day
@@ -53,22 +53,26 @@ def chosen(
     output_tokens: int | None,
     cached_share: float | None,
     hours: str | None,
+    requests_per_day: float = 1.0,
 ) -> dict[str, Workload]:
     """The workloads that a person asks for: one of their own, one standard one by `name`, or all of those.
 
     `hours` is a profile like `8-18,20` (UTC; 8-18 is ten hours). Raises LichenError for what cannot be read.
     """
-    own = (input_tokens, output_tokens, cached_share)
     spread = None if hours is None else parse_hours(hours)
-    if own == (None, None, None):
+    if input_tokens is None and output_tokens is None and cached_share is None:
         if name is not None and name not in STANDARD:
             raise LichenError(f"no workload {name!r}; there are {', '.join(STANDARD)}")
-        return {key: replace(STANDARD[key], hours=spread) for key in ([name] if name else STANDARD)}
-    if name is not None:
+        found = STANDARD if name is None else {name: STANDARD[name]}
+    elif name is not None:
         raise LichenError("--workload names a standard workload; --input and the others describe your own")
-    if not (input_tokens or output_tokens):
+    elif not (input_tokens or output_tokens):
         raise LichenError("a workload needs tokens: give --input or --output above 0")
-    return {"yours": Workload(input_tokens or 0, output_tokens or 0, cached_share or 0.0, hours=spread)}
+    else:
+        found = {"yours": Workload(input_tokens or 0, output_tokens or 0, cached_share or 0.0)}
+    return {
+        key: replace(item, requests_per_day=requests_per_day, hours=spread) for key, item in found.items()
+    }
 
 
 def parse_hours(text: str) -> tuple[int, ...]:
@@ -147,3 +151,47 @@ def ratio(
     if ours is None or theirs is None or theirs.per_request == 0:
         return None
     return ours.per_request / theirs.per_request
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One seller of one model; None where nobody is known to sell it. `prices`: all those of the day.
+
+    `costs` and `ratios` are per workload, by its name; a value of None is unknown.
+    """
+
+    model: Model
+    provider: str | None
+    prices: list[Price]
+    costs: dict[str, WorkloadCost | None]
+    ratios: dict[str, float | None]
+
+
+def offers(
+    model: Model, provider: str | None, workloads: dict[str, Workload], reference: Model | None, at: datetime
+) -> list[Offer]:
+    """The offers of `provider`, of the default one (None), or of `all` that sell the model at `at` (aware).
+
+    Raises LichenError for a provider that the model's file does not have.
+    """
+    day, sellers = at.astimezone(UTC).date(), [provider]
+    if provider == "all":
+        sellers = [name for name in providers(model) if prices_on(model, name, day)] or [None]
+    elif provider is None:
+        sellers = [default_provider(model, day)]
+    elif provider not in providers(model):
+        offered = ", ".join(providers(model)) or "none"
+        raise LichenError(f"no provider {provider!r} of {model.name}; known: {offered} (or `all`)")
+    return [
+        Offer(
+            model,
+            seller,
+            prices_on(model, seller, day) if seller else [],
+            {name: cost(model, item, seller, at) for name, item in workloads.items()},
+            {
+                name: ratio(model, reference, item, at, seller) if reference else None
+                for name, item in workloads.items()
+            },
+        )
+        for seller in sellers
+    ]

@@ -18,7 +18,6 @@ from lichen.atlas.advice import advise
 from lichen.atlas.advice.constraints import Constraints
 from lichen.atlas.catalogue.model import Catalogue, Model, load
 from lichen.atlas.claims import check as claims
-from lichen.atlas.claims import file as claims_file
 from lichen.atlas.lineage import graph as lineage
 from lichen.atlas.lineage import risk
 from lichen.atlas.lineage.formats import to_json
@@ -140,7 +139,7 @@ def _advice(catalogue: Catalogue, at: datetime) -> list[dict[str, Any]]:
 
 def _claims(catalogue: Catalogue) -> dict[str, Any]:
     """The shipped article's claims, judged on its own day and on the catalogue's."""
-    article = claims_file.load(load())
+    article = claims.load(load())
     days = sorted({min(article.date, catalogue.as_of), catalogue.as_of})
     then = [catalogue if day == catalogue.as_of else load(as_of=day) for day in days]
     checked = [claims.check(article, known, moment(known.as_of, None)) for known in then]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from lichen.cli.quantities import count, dollars, memory, number
+from lichen.cli.options import count, dollars, memory, number
 
 
 @pytest.mark.parametrize(

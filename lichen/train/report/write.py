@@ -26,7 +26,7 @@ Rows = list[tuple[str, str]]
 def write_report(run: Run) -> None:
     """Write report.html and plots/*.png of what metrics.jsonl says."""
     metrics = read_metrics(run.metrics)
-    write_page(
+    write_html(
         "lichen.train.report",
         run.folder,
         dict(plots(metrics, run.recipe.optimizer.qk_clip_tau or None)),
@@ -42,8 +42,8 @@ def write_report(run: Run) -> None:
     )
 
 
-def write_page(package: str, folder: Path, charts: Mapping[str, dict[str, Any]], **parts: object) -> None:
-    """Write plots/*.png of `charts`, and report.html: the report_page.html of `package`, they and `parts` in
+def write_html(package: str, folder: Path, charts: Mapping[str, dict[str, Any]], **parts: object) -> None:
+    """Write plots/*.png of `charts`, and report.html: the report_body.html of `package`, they and `parts` in
     their places, below the head that all reports have."""
     drawn = draw(list(charts.values()))
     for name, (_, png) in zip(charts, drawn, strict=True):
@@ -53,9 +53,9 @@ def write_page(package: str, folder: Path, charts: Mapping[str, dict[str, Any]],
         "name": escape(folder.resolve().name),
         "plots": "".join(f"<figure>{svg}</figure>" for svg, _ in drawn),
     }
-    texts = (files("lichen.train.report") / "report_head.html", files(package) / "report_page.html")
-    page = Template("".join(text.read_text(encoding="utf-8") for text in texts))
-    write_text(folder / "report.html", page.substitute(parts))
+    texts = (files("lichen.train.report") / "report_head.html", files(package) / "report_body.html")
+    report = Template("".join(text.read_text(encoding="utf-8") for text in texts))
+    write_text(folder / "report.html", report.substitute(parts))
 
 
 # ------------------------------------------------------------------------------------------ what is in it
