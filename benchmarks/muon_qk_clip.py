@@ -25,7 +25,7 @@ def step_of(quick: bool, rows: int, length: int, clips: bool) -> Step:
     model = Transformer(read_config(DeepseekV3Config(**config).to_dict()), matmul_dtype("cpu")).train()
     model.initialize(0)
     optimizer = Muon(parameter_table(model), recipes.muonclip)
-    objective = NextToken(max_logits=clips)
+    objective = NextToken(routing=True, max_logits=clips)
 
     def step(turn: int) -> float:
         generator = torch.Generator().manual_seed(turn)

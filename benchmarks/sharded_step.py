@@ -85,7 +85,7 @@ def train_step(model: Transformer, optimizer: Muon, generator: torch.Generator) 
     device = next(model.parameters()).device
     tokens = torch.randint(SPEC.vocab_size, (2, 128), generator=generator).to(device)
     optimizer.zero_grad()
-    loss: Tensor = NextToken()(model, tokens, tokens).loss
+    loss: Tensor = NextToken(routing=True)(model, tokens, tokens).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     start = now(device)

@@ -85,7 +85,7 @@ def ours(folder: Path, shape: Shape, dtype: torch.dtype) -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     replicas = Threads(model, shape.rows)
     normalizer = shape.rows * (shape.length - 1)
-    objective = NextToken()
+    objective = NextToken(routing=True)
 
     def differentiate(model: Transformer, tokens: torch.Tensor, targets: torch.Tensor) -> float:
         loss = objective(model, tokens, targets, normalizer=normalizer).loss

@@ -33,7 +33,8 @@ def logits_of(model: Transformer, tokens: Tensor, segment_ids: Tensor | None = N
 def loss_of(
     model: Transformer, *batch: Tensor | None, mtp_weight: float = 0.0, max_logits: bool = False, **more: Any
 ) -> LossOutput:
-    return NextToken(mtp_weight, max_logits)(model, *batch, **more)
+    """As in training where the model trains."""
+    return NextToken(mtp_weight, routing=model.training, max_logits=max_logits)(model, *batch, **more)
 
 
 @torch.no_grad()

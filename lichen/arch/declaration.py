@@ -98,6 +98,11 @@ class Entries:
     every: int = 1
     window: int | None = None
 
+    def __post_init__(self) -> None:
+        require(
+            (self.window or 0) % self.every == 0, f"window {self.window}: no whole blocks of {self.every}"
+        )
+
     def kept(self, context: int) -> int:
         """How many are kept of `context` tokens."""
         return (context if self.window is None else min(context, self.window)) // self.every

@@ -49,7 +49,7 @@ def account(
     """Count a model's parameters, FLOPs, cache, weights and optimizer state, without its weights."""
     from lichen.arch.account import account as account_of
     from lichen.arch.published import named_models
-    from lichen.atlas.catalogue.model import spec_of
+    from lichen.atlas.catalogue.spec import spec_of
 
     result = account_of(spec_of(model), context, batch, dtype, cache, memory)
     named = named_models().get(model)

@@ -29,7 +29,7 @@ def cost(
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON.")] = False,
 ) -> None:
     """Estimate the FLOPs, GPU hours and money of a training run, next to one whose hours are published."""
-    from lichen.atlas.catalogue.model import spec_of
+    from lichen.atlas.catalogue.spec import spec_of
     from lichen.atlas.market import words
     from lichen.facts.record import parse_as_of
     from lichen.machine.devices import parse

@@ -45,7 +45,7 @@ def fits(
     as_json: Annotated[bool, typer.Option("--json", help="Exact numbers as JSON, with sources.")] = False,
 ) -> None:
     """Does a model fit, what is left for its cache, and an estimate of its speed."""
-    from lichen.atlas.catalogue.model import spec_of
+    from lichen.atlas.catalogue.spec import spec_of
     from lichen.facts.record import parse_as_of
     from lichen.machine.devices import load, parse
     from lichen.machine.fits import ASSUMPTIONS

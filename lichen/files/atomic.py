@@ -8,14 +8,13 @@ holds for a folder as a whole.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from lichen.errors import LichenError
 
@@ -64,20 +63,19 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-
-
 @contextmanager
 def whole_folder(target: Path, set_aside: Path | None = None) -> Iterator[Path]:
     """A hidden folder beside `target` that takes its place once everything in it is on the disk.
 
     A folder that is there goes to `set_aside`, or goes. Raises LichenError when the disk is full or cannot be
-    written; then, and after any other error, nothing has changed.
+    written; then, and after any other error, nothing has changed. A kill between the two renames leaves the
+    former one beside its place; the next call puts it back before anything else.
     """
     building = target.with_name(f".{target.name}.building")
     previous = set_aside or target.with_name(f".{target.name}.previous")
     with disk_errors(target):
+        if set_aside is None and previous.exists() and not target.exists():
+            os.rename(previous, target)
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         try:
@@ -86,9 +84,14 @@ def whole_folder(target: Path, set_aside: Path | None = None) -> Iterator[Path]:
                 _sync(each)
             if set_aside is None:
                 shutil.rmtree(previous, ignore_errors=True)
-            if target.exists():
+            if had_one := target.exists():
                 os.rename(target, previous)
-            os.rename(building, target)
+            try:
+                os.rename(building, target)
+            except BaseException:
+                if had_one:
+                    os.rename(previous, target)
+                raise
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise

@@ -14,7 +14,7 @@ same declaration and are equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -30,7 +30,7 @@ from lichen.ops.sequences import Sequences
 
 
 @dataclass(frozen=True)
-class Stored:
+class Buffer:
     """Entries of one part that come at one rate, side by side in `data` (slots, room, widths)."""
 
     entries: tuple[Entries, ...]
@@ -41,15 +41,23 @@ class Stored:
         return self.entries[0].every
 
     @property
-    def window(self) -> int | None:
-        return self.entries[0].window
+    def is_whole(self) -> bool:
+        """Whether it has an entry of every token, at the token's position."""
+        return self.every == 1 and self.entries[0].window is None
 
     def places(self, start: int, end: int) -> list[int]:
         """Where the entries of tokens [start, end) lie in `data`, those that a window has lost left out."""
-        first, last = start // self.every, end // self.every
-        if self.window is None:
-            return list(range(first, last))
-        return [position % self.data.shape[1] for position in range(max(first, last - self.window), last)]
+        first, last, room = start // self.every, end // self.every, self.data.shape[1]
+        return [position % room for position in range(max(first, last - room), last)]
+
+    def part(self, names: Collection[str]) -> Buffer | None:
+        """These entries alone, in the same memory; None where they do not lie side by side here."""
+        at = [index for index, item in enumerate(self.entries) if item.name in names]
+        if len(at) < len(names) or at != list(range(at[0], at[-1] + 1)):
+            return None
+        before, here = self.entries[: at[0]], self.entries[at[0] : at[-1] + 1]
+        start, width = (sum(item.width for item in items) for items in (before, here))
+        return Buffer(here, self.data[..., start : start + width])
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,9 @@ class Contiguous:
         self.capacity = capacity
         self.lengths = [0] * slots
         self.device = torch.device(device or "cpu")
-        self._stored: list[list[Stored]] = []
+        self._buffers: list[list[Buffer]] = []
         self._states: list[list[Tensor]] = []
+        self._found: dict[tuple[int, int, tuple[str, ...]], Buffer] = {}
 
         def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)
@@ -86,8 +95,8 @@ class Contiguous:
             entries = [item for item in kept if isinstance(item, Entries)]
             rates = groupby(sorted(entries, key=_rate), _rate)
             together = [tuple(items) for _, items in rates]
-            self._stored.append(
-                [Stored(s, zeros(s[0].kept(capacity), sum(item.width for item in s))) for s in together]
+            self._buffers.append(
+                [Buffer(s, zeros(s[0].kept(capacity), sum(item.width for item in s))) for s in together]
             )
             states = [item for item in kept if isinstance(item, State)]
             wide = [bits(item.name, "bf16") == 32 for item in states]
@@ -100,17 +109,21 @@ class Contiguous:
 
     @property
     def nbytes(self) -> int:
-        stored = [stored.data for layer in self._stored for stored in layer]
-        return sum(
-            tensor.nbytes for tensor in [*stored, *(state for layer in self._states for state in layer)]
-        )
+        data = [buffer.data for layer in self._buffers for buffer in layer]
+        return sum(tensor.nbytes for tensor in [*data, *(state for layer in self._states for state in layer)])
 
     def take(self, new_tokens: Sequence[int], slots: Sequence[int] | None = None) -> Pass:
         """The pass over `new_tokens[i]` more tokens of the sequence in `slots[i]`; without slots, of all.
 
-        The tokens count as kept from now on. Raises LichenError if they do not fit; then nothing has changed.
+        The tokens count as kept from now on: free the slots of a pass that fails. Raises LichenError for
+        slots that are not there or named twice, and for tokens that do not fit; then nothing has changed.
         """
-        slots = range(len(self.lengths)) if slots is None else slots
+        every_slot = range(len(self.lengths))
+        slots = every_slot if slots is None else slots
+        if len(set(slots)) < len(slots) or not set(slots) <= set(every_slot):
+            raise LichenError(
+                f"slots are {list(slots)}: name each of 0 to {len(self.lengths) - 1} at most once"
+            )
         kept = [self.lengths[slot] for slot in slots]
         for before, new in zip(kept, new_tokens, strict=True):
             if before + new > self.capacity:
@@ -127,32 +140,40 @@ class Contiguous:
     def append(
         self, layer: int, sequences: Sequences, entries: Mapping[str, Tensor], every: int = 1
     ) -> Tensor:
-        """Store `entries`, (N, width) of every new token or of every block that the new tokens complete, all
-        that come at this rate; returns what is stored of the layer at this rate, (slots, room, widths)."""
-        stored = self._find(layer, every, set(entries))
-        joined = torch.cat([entries[item.name] for item in stored.entries], -1).to(stored.data.dtype)
-        if every == 1 and stored.window is None:
-            stored.data[sequences.slot_N, sequences.positions_N] = joined
-            return stored.data
+        """Store `entries`, (N, width) of every new token or of every block that the new tokens complete;
+        returns what is stored of them now, (slots, room, widths side by side). They lie side by side in the
+        part's declaration."""
+        buffer = self._find(layer, every, tuple(entries))
+        joined = torch.cat([entries[item.name] for item in buffer.entries], -1).to(buffer.data.dtype)
+        if buffer.is_whole:
+            buffer.data[sequences.slot_N, sequences.positions_N] = joined
+            return buffer.data
         for slot, end, new, theirs in self._by_sequence(sequences, every, joined):
-            places = stored.places(end - new, end)
-            stored.data[slot, places] = theirs[len(theirs) - len(places) :]
-        return stored.data
+            places = buffer.places(end - new, end)
+            buffer.data[slot, places] = theirs[len(theirs) - len(places) :]
+        return buffer.data
 
-    def read(self, layer: int, slot: int, *names: str, every: int = 1) -> Tensor:
-        """What is kept of a sequence at this rate, oldest first: (entries, widths side by side)."""
-        stored = self._find(layer, every, set(names))
-        return stored.data[slot, stored.places(0, self.lengths[slot])]
+    def read(
+        self, layer: int, slot: int, names: tuple[str, ...], every: int = 1, length: int | None = None
+    ) -> Tensor:
+        """What is kept of a sequence's first `length` tokens, by default of all of them, at this rate, oldest
+        first: (entries, widths side by side)."""
+        buffer = self._find(layer, every, names)
+        return buffer.data[slot, buffer.places(0, self.lengths[slot] if length is None else length)]
 
     def states(self, layer: int) -> list[Tensor]:
         """The layer's states in the order of their declaration, (slots, numbers), to be read and changed."""
         return self._states[layer]
 
-    def _find(self, layer: int, every: int, names: set[str]) -> Stored:
-        return next(
-            stored
-            for stored in self._stored[layer]
-            if stored.every == every and {item.name for item in stored.entries} == names
+    def _find(self, layer: int, every: int, names: tuple[str, ...]) -> Buffer:
+        """Where entries of these names are kept; asked for in every pass, so what is found is remembered."""
+        if found := self._found.get((layer, every, names)):
+            return found
+        for buffer in self._buffers[layer]:
+            if buffer.every == every and (part := buffer.part(names)):
+                return self._found.setdefault((layer, every, names), part)
+        raise ValueError(
+            f"layer {layer} declares no {' and '.join(names)} side by side, one for every {every} tokens"
         )
 
     @staticmethod
@@ -181,17 +202,17 @@ class Contiguous:
             part.copy_(saved)
 
     def free(self, slot: int) -> None:
-        """Forget the sequence in `slot`, whose place is then that of a new one."""
+        """Forget the sequence in `slot`, whose place is then that of a new one: zeros, since what attention
+        masks counts 0 times and must be a number."""
+        for part in self._parts(slot, self.lengths[slot]):
+            part.zero_()
         self.lengths[slot] = 0
-        for layer in self._states:
-            for state in layer:
-                state[slot].zero_()
 
     def _parts(self, slot: int, length: int) -> Iterator[Tensor]:
         """The memory in use by a sequence of `length` tokens, piece by piece."""
-        for layer in self._stored:
-            for stored in layer:
-                yield stored.data[slot, : stored.entries[0].kept(length)]
+        for layer in self._buffers:
+            for buffer in layer:
+                yield buffer.data[slot, : buffer.entries[0].kept(length)]
         for states in self._states:
             for state in states:
                 yield state[slot]

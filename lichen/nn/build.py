@@ -6,13 +6,14 @@ The spec describes more parts than have a module. What is not built here is refu
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from lichen.arch.parts.dense import SILU, Dense
+from lichen.arch.parts.dense import Dense
 from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.mla import MLA
 from lichen.arch.parts.moe import MoE
@@ -23,6 +24,10 @@ from lichen.nn.gqa import GQAttention
 from lichen.nn.mla import MLAttention
 from lichen.nn.moe import MoELayer
 from lichen.nn.residual import Sum
+
+# The fields that the modules compute with.
+OF_ROPE = ("theta", "interleaved", "scaling")
+OF_ROUTER = ("scoring_func", "selection_bias", "norm_topk_prob", "routed_scaling_factor", "aux_loss_alpha")
 
 
 class NotBuilt(LichenError):
@@ -37,14 +42,18 @@ def attention(part: Attention, model: ModelSpec, number: int) -> nn.Module:
     """The attention of layer `number`. Raises NotBuilt."""
     match part:
         case GQA():
-            _require_plain(part, window=None, output_gate=False, values_from_keys=False)
+            heads = "num_attention_heads", "num_key_value_heads", "head_dim"
+            _require_default(part, *heads, "rope", "attention_bias", "qk_norm")
             if part.rope is not None:
-                _require_plain(part.rope, partial_rotary_factor=1.0)
+                _require_default(part.rope, *OF_ROPE)
             return GQAttention(part, model.hidden_size, model.rms_norm_eps, number)
         case MLA():
-            _require_plain(part, indexer=None, output_gate=False)
+            ranks = "q_lora_rank", "kv_lora_rank"
+            widths = "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"
+            _require_default(part, "num_attention_heads", *ranks, *widths, "rope", "attention_bias")
             if part.rope is None:
                 raise NotBuilt("MLA without rope")
+            _require_default(part.rope, *OF_ROPE)
             return MLAttention(part, model.hidden_size, number)
         case _:
             raise NotBuilt(type(part).__name__)
@@ -54,12 +63,14 @@ def feed_forward(part: FeedForward, model: ModelSpec) -> nn.Module:
     """Raises NotBuilt."""
     match part:
         case Dense():
-            _require_plain(part, activation=SILU)
+            _require_default(part, "intermediate_size", "mlp_bias")
             return MLP(model.hidden_size, part.intermediate_size, part.mlp_bias)
         case MoE():
-            if part.router.hashed or part.router.scoring_func == "sqrtsoftplus":
+            if part.router.hashed or part.router.scoring_func not in ("sigmoid", "softmax"):
                 raise NotBuilt(f"the router ({'hashed' if part.router.hashed else part.router.scoring_func})")
-            _require_plain(part, latent_size=None, activation=SILU)
+            counts = "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group"
+            _require_default(part.router, *counts, *OF_ROUTER)
+            _require_default(part, "router", "moe_intermediate_size", "n_shared_experts")
             return MoELayer(part, model.hidden_size)
         case _:
             raise NotBuilt(type(part).__name__)
@@ -79,7 +90,7 @@ def require_modules(spec: ModelSpec) -> None:
         makers += [
             partial(attention, layer.attention, spec, 0),
             partial(feed_forward, layer.feed_forward, spec),
-            partial(_require_plain, layer, sandwich_norms=False),
+            partial(_require_default, layer, "attention", "feed_forward"),
         ]
     missing: dict[str, None] = {}
     with torch.device("meta"):
@@ -97,8 +108,9 @@ def require_modules(spec: ModelSpec) -> None:
         )
 
 
-def _require_plain(part: object, **plain: Any) -> None:
-    """Raise NotBuilt for fields of `part` with other values than these."""
-    others = [name for name, value in plain.items() if getattr(part, name) != value]
-    if others:
+def _require_default(part: Any, *computed: str) -> None:
+    """Raise NotBuilt where a field of `part` that is not named here, which no module reads, has another value
+    than its default."""
+    unread = [field for field in fields(part) if field.name not in computed]
+    if others := [field.name for field in unread if getattr(part, field.name) != field.default]:
         raise NotBuilt(*(f"{type(part).__name__} with {name}" for name in others))

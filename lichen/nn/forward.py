@@ -15,7 +15,15 @@ from lichen.ops.sequences import Sequences
 class Storage(Protocol):
     """What inference keeps of the tokens it has seen (`lichen.kv`)."""
 
-    def append(self, layer: int, sequences: Sequences, entries: Mapping[str, Tensor]) -> Tensor: ...
+    def append(
+        self, layer: int, sequences: Sequences, entries: Mapping[str, Tensor], every: int = 1
+    ) -> Tensor: ...
+
+    def read(
+        self, layer: int, slot: int, names: tuple[str, ...], every: int = 1, length: int | None = None
+    ) -> Tensor: ...
+
+    def states(self, layer: int) -> list[Tensor]: ...
 
 
 class Pass:
@@ -24,7 +32,7 @@ class Pass:
     sequences: which of them belong together. records: what was asked for by name, from every module that has
     it; a name that is not there costs nothing:
 
-    max_logits  the largest attention logit of each head over the list, (heads,) fp32
+    max_logits  the largest attention logit of each head over the list, (heads,) fp32; where nothing is kept
     routing     a router's spec, scores (N, E) fp32, differentiable, and chosen experts (N, k) int64
     """
 
@@ -42,10 +50,24 @@ class Pass:
             self._turns[rope, dim] = turns(rope, dim, self.sequences.positions_N)
         return self._turns[rope, dim]
 
-    def keep(self, layer: int, **entries: Tensor) -> Tensor | None:
-        """Store a part's entries (N, width), under the names that it declares, and return all that there are
-        so far, (slots, capacity, widths side by side). None where nothing is kept: the list is all."""
-        return self._storage.append(layer, self.sequences, entries) if self._storage else None
+    def keep(self, layer: int, every: int = 1, **entries: Tensor) -> Tensor | None:
+        """Store a part's entries under the names that it declares, (N, width) or one for every block of
+        `every` tokens that is whole now. Returns all that are kept now, (slots, room, widths side by side),
+        each at its position, or of a window at position modulo window; None where the list is all."""
+        return self._storage.append(layer, self.sequences, entries, every) if self._storage else None
+
+    def kept(self, layer: int, *names: str, every: int = 1) -> list[Tensor] | None:
+        """What was kept of each sequence before this pass, oldest first, (entries, widths side by side). Ask
+        before `keep` overwrites what new tokens of a window still attend to. None where nothing is kept."""
+        if self._storage is None or self.sequences.kept is None:
+            return None
+        slots = zip(self.sequences.slots, self.sequences.kept, strict=True)
+        return [self._storage.read(layer, slot, names, every, length) for slot, length in slots]
+
+    def states(self, layer: int) -> list[Tensor] | None:
+        """A part's states in the order of its declaration, (slots, numbers), to be read and changed; None
+        where nothing is kept: every sequence begins anew."""
+        return self._storage.states(layer) if self._storage else None
 
     def observes(self, name: str) -> bool:
         return name in self.records

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ import torch
 from tokenizers import Tokenizer
 
 from lichen.arch.families import load_spec
+from lichen.arch.families.fields import shown
 from lichen.arch.spec import ModelSpec
-from lichen.data.manifest import Manifest, read_record
+from lichen.data.manifest import TOKENIZER_FILE, Manifest, read_record
 from lichen.data.tokenizer import (
     end_ids,
     load_tokenizer,
@@ -22,14 +22,17 @@ from lichen.data.tokenizer import (
     vocabulary_size,
 )
 from lichen.errors import LichenError
+from lichen.files.json_file import read_json
 from lichen.files.sealed import find_damage
 from lichen.machine.precision import matmul_dtype
 from lichen.nn.transformer import Transformer
-from lichen.weights.checkpoints import Damage, is_checkpoint, newest_good
+from lichen.weights.checkpoints import Damage, is_checkpoint, newest_good, read_versioned
 from lichen.weights.load import load_model
 
 EXPORT_MARK = "lichen.json"
 """What an export says about itself; a folder from elsewhere has none."""
+DATA_FILE = "data.json"
+"""What a run says of the data that it began with."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,17 @@ def open_model(folder: Path, device: torch.device) -> Opened:
     _check_exported_tokenizer(weights)
     spec = load_spec(weights)
     dtype = torch.float32 if spec.dtype == "float32" else matmul_dtype(device)
-    run = weights.resolve().parent.parent.parent
-    if (weights / "tokenizer.json").is_file() or not is_run(run):
+    checkpoint = weights.resolve().parent
+    run = checkpoint.parent.parent
+    if (weights / TOKENIZER_FILE).is_file() or not is_run(run):
         tokenizer_path, ends = tokenizer_file(weights), _published_end_ids(weights, spec)
         tokenizer = load_tokenizer(tokenizer_path)
     else:  # a checkpoint of a version that kept the tokenizer beside its checkpoints only
+        manifest = run_manifest(run)
+        check_tokenizer(checkpoint, manifest)
         dtype, tokenizer_path = torch.float32, tokenizer_file(run)
         tokenizer = load_tokenizer(tokenizer_path)
-        ends = end_ids(special_ids(tokenizer, read_record(run / "data.json", Manifest).parameters.family))
+        ends = end_ids(special_ids(tokenizer, manifest.parameters.family))
     model = load_model(weights, dtype, device, param_dtype=dtype)
     if vocabulary_size(tokenizer) > model.spec.vocab_size:
         raise LichenError(
@@ -72,6 +78,33 @@ def open_model(folder: Path, device: torch.device) -> Opened:
 
 def is_run(folder: Path) -> bool:
     return (folder / "recipe.toml").is_file() and (folder / "run.json").is_file()
+
+
+def run_manifest(run: Path) -> Manifest:
+    """The manifest of the data that a run began with. Raises LichenError where it is missing or damaged, or
+    names another tokenizer than the run's."""
+    path = run / DATA_FILE
+    try:
+        manifest = read_record(path, Manifest)
+    except (OSError, LichenError) as error:
+        raise LichenError(
+            f"{path} is missing or damaged; copy the manifest.json of the run's data there"
+        ) from error
+    if tokenizer_hash(run) != manifest.tokenizer_hash:
+        raise LichenError(
+            f"{run / TOKENIZER_FILE} is not the tokenizer that the run began with; copy that of its data "
+            "there"
+        )
+    return manifest
+
+
+def check_tokenizer(checkpoint: Path, manifest: Manifest) -> None:
+    """Raise LichenError if `checkpoint` was trained with another tokenizer than its run, of which that is."""
+    if read_versioned(checkpoint / "state.json").get("tokenizer_hash") != manifest.tokenizer_hash:
+        ours = checkpoint.parent.parent / TOKENIZER_FILE
+        raise LichenError(
+            f"{checkpoint} was trained with another tokenizer than {ours}; it belongs to another run"
+        )
 
 
 def newest_checkpoint(run: Path) -> Path:
@@ -93,8 +126,10 @@ def _model_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise LichenError(f"there is no folder {folder}; name a run or a folder in the Hugging Face layout")
     if is_run(folder):
-        return newest_checkpoint(folder) / "model"
+        read_versioned(folder / "run.json")
+        folder = newest_checkpoint(folder)
     if is_checkpoint(folder):
+        read_versioned(folder / "state.json")
         if reason := find_damage(folder):
             raise LichenError(f"{Damage(folder, reason)}; name another checkpoint, or the run")
         return folder / "model"
@@ -108,12 +143,9 @@ def _check_exported_tokenizer(folder: Path) -> None:
     mark = folder / EXPORT_MARK
     if not mark.exists():
         return
-    try:
-        exported = json.loads(mark.read_bytes())["tokenizer_hash"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LichenError(
-            f"{mark} does not say which tokenizer the model has; export the run again"
-        ) from error
+    exported = read_json(mark).get("tokenizer_hash")
+    if exported is None:
+        raise LichenError(f"{mark} does not say which tokenizer the model has; export the run again")
     if tokenizer_hash(folder) != exported:
         raise LichenError(
             f"{folder / 'tokenizer.json'} is not the tokenizer that was exported with the model; export the "
@@ -124,12 +156,9 @@ def _check_exported_tokenizer(folder: Path) -> None:
 def _published_end_ids(folder: Path, spec: ModelSpec) -> list[int]:
     """What generation_config.json says, which may be more than config.json does."""
     file = folder / "generation_config.json"
-    try:
-        end = json.loads(file.read_bytes()).get("eos_token_id") if file.is_file() else None
-    except (ValueError, AttributeError) as error:
-        raise LichenError(f"{file} is damaged ({error}); copy or download it again") from error
+    end = read_json(file).get("eos_token_id") if file.exists() else None
     end = spec.eos_token_id if end is None else end
-    ids = [] if end is None else [end] if isinstance(end, int) else list(end)
-    if not all(isinstance(i, int) for i in ids):
-        raise LichenError(f"{file}: eos_token_id is {end!r}; it must be a token id or a list of them")
+    ids = [] if end is None else list(end) if isinstance(end, list | tuple) else [end]
+    if not all(type(i) is int and 0 <= i < spec.vocab_size for i in ids):
+        raise LichenError(f"{file}: eos_token_id is {shown(end)}; it must be a token id or a list of them")
     return ids

@@ -18,12 +18,12 @@ import torch
 
 import lichen
 from lichen.errors import LichenError
-from lichen.files.atomic import whole_folder, write_json, write_text
-from lichen.serve.open import EXPORT_MARK, newest_checkpoint
+from lichen.files.atomic import whole_folder, write_text
+from lichen.files.json_file import write_json
+from lichen.serve.open import EXPORT_MARK, check_tokenizer, newest_checkpoint
 from lichen.train.model_card import model_card
 from lichen.train.model_folder import write_model_folder
 from lichen.train.run import open_run
-from lichen.train.state import check_tokenizer
 from lichen.weights.checkpoints import step_of
 from lichen.weights.load import load_model
 
@@ -49,7 +49,7 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
     run = open_run(folder)
     _check_replaceable(out)
     checkpoint = newest_checkpoint(folder)
-    check_tokenizer(run, checkpoint)
+    check_tokenizer(checkpoint, run.manifest)
     step = step_of(checkpoint)
     with whole_folder(out.resolve()) as building:
         model = load_model(checkpoint / "model")

@@ -20,7 +20,8 @@ from lichen.arch.families import chat_template, for_export, write_config
 from lichen.arch.spec import ModelSpec
 from lichen.data.tokenizer import SpecialIds, end_ids, load_tokenizer, special_ids
 from lichen.errors import SpecError
-from lichen.files.atomic import write_json, write_text
+from lichen.files.atomic import write_text
+from lichen.files.json_file import write_json
 from lichen.nn.transformer import Transformer
 from lichen.train.run import Run
 from lichen.weights.save import save_weights

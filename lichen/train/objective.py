@@ -20,8 +20,8 @@ class LossOutput:
 
     cross_entropy and mtp are in nats per target, balance is the summed sequence-wise loss, all divided by
     the same normalizer as `loss`. routing: name of a router -> token copies per expert, without padding, (E,)
-    int64; empty unless the model trains. max_logits: name of an attention -> its largest logit per head,
-    (heads,) fp32; empty unless asked.
+    int64; max_logits: name of an attention -> its largest logit per head, (heads,) fp32. What was not asked
+    for is None or empty.
     """
 
     loss: Tensor
@@ -35,10 +35,11 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class NextToken:
-    """Next-token cross-entropy, plus `mtp_weight` times the mean multi-token-prediction loss, plus, while the
-    model trains, the routers' sequence-wise balance loss. `max_logits`: observe attention's largest ones."""
+    """Next-token cross-entropy, plus `mtp_weight` times the mean multi-token-prediction loss, plus, with
+    `routing`, the routers' sequence-wise balance loss. `routing` and `max_logits` are asked of the pass."""
 
     mtp_weight: float = 0.0
+    routing: bool = False
     max_logits: bool = False
 
     def __call__(
@@ -61,8 +62,7 @@ class NextToken:
         counted = targets != IGNORE
         n_targets = int(counted.sum())
         divisor = max(1, n_targets if normalizer is None else normalizer)
-        wanted = {"routing": model.training, "max_logits": self.max_logits}
-        observed = [name for name, asked in wanted.items() if asked]
+        observed = [name for name in ("routing", "max_logits") if getattr(self, name)]
         device = model.head_weight.device
         rows, length = tokens.shape
         at = Pass(Sequences.packed(rows, length, segment_ids, device=device), observe=observed)

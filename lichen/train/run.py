@@ -12,7 +12,6 @@ Only training itself reads the data again: what has been trained can be used and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,21 +22,17 @@ import lichen
 from lichen.arch.families import read_config, write_config
 from lichen.arch.families.fields import shown
 from lichen.arch.spec import ModelSpec
-from lichen.data.manifest import TOKENIZER_FILE, Manifest, read_record, write_record
-from lichen.data.tokenizer import tokenizer_hash
+from lichen.data.manifest import TOKENIZER_FILE, Manifest, write_record
 from lichen.errors import LichenError
-from lichen.files.atomic import atomic_write, disk_errors, write_json
+from lichen.files.atomic import atomic_write, disk_errors
+from lichen.files.json_file import read_json, write_json
 from lichen.files.lock import LOCK_FILE, locked
 from lichen.machine.precision import default_device
 from lichen.machine.rates import machine
-from lichen.serve.open import is_run
+from lichen.serve.open import DATA_FILE, is_run, run_manifest
 from lichen.train.recipe import Recipe, differences, is_fixed, read_recipe, write_recipe
 from lichen.train.resolve import resolve
-
-FORMAT_VERSION = 1
-"""Of run folders and their checkpoints; raised when an older Lichen could misread a newer run."""
-
-DATA_FILE = "data.json"
+from lichen.weights.checkpoints import FORMAT_VERSION, read_versioned
 
 
 @dataclass(frozen=True)
@@ -114,23 +109,11 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     """
     if not is_run(folder):
         raise LichenError(f"{folder} is not a run; it has no recipe.toml and run.json")
-    facts = _read_json(folder / "run.json")
-    version = facts.get("format_version")
-    if not isinstance(version, int):
-        raise LichenError(f"{folder / 'run.json'} is damaged: its format_version is {version!r}")
-    check_format_version(version, folder)
-    spec = read_config(_read_json(folder / "config.json"))
-    manifest = _read_manifest(folder)
+    facts = read_versioned(folder / "run.json")
+    spec = read_config(read_json(folder / "config.json"))
+    manifest = run_manifest(folder)
     recipe = _changed_recipe(folder, overrides) if overrides else read_recipe(folder / "recipe.toml")
     return Run(folder, recipe, spec, manifest, facts)
-
-
-def check_format_version(version: int, path: Path) -> None:
-    if version > FORMAT_VERSION:
-        raise LichenError(
-            f"{path} was written by a newer Lichen (run format {version}; this one reads up to "
-            f"{FORMAT_VERSION}); update Lichen to continue it"
-        )
 
 
 # ------------------------------------------------------------------------------------------------ details
@@ -179,32 +162,3 @@ def _same_run(run: Run, recipe: Recipe, spec: ModelSpec) -> Run:
             f"continue that run with: lichen train {run.folder}"
         )
     return run
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    """The manifest of the run's data. Raises LichenError if the run's tokenizer is not the one it names."""
-    path = folder / DATA_FILE
-    try:
-        manifest = read_record(path, Manifest)
-    except (OSError, LichenError) as error:
-        raise LichenError(
-            f"{path} is missing or damaged; copy the manifest.json of the run's data there"
-        ) from error
-    if tokenizer_hash(folder) != manifest.tokenizer_hash:
-        raise LichenError(
-            f"{folder / TOKENIZER_FILE} is not the tokenizer that the run began with; copy that of its data "
-            "there"
-        )
-    return manifest
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise LichenError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise LichenError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise LichenError(f"{path} is damaged: it holds no JSON object")
-    return values

@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lichen.errors import LichenError
 from lichen.files.atomic import write_text
+from lichen.serve.open import check_tokenizer
 from lichen.train.model_folder import write_model_folder
-from lichen.train.run import FORMAT_VERSION, Run, check_format_version
-from lichen.weights.checkpoints import save_checkpoint
+from lichen.weights.checkpoints import FORMAT_VERSION, read_versioned, save_checkpoint
 from lichen.weights.folder import Outgoing, write_file
 from lichen.weights.load import load_weights
 
@@ -48,9 +47,8 @@ def save(trainer: Trainer) -> Path:
 
 def restore(trainer: Trainer, checkpoint: Path) -> None:
     """Go on where the verified `checkpoint` was saved. Raises LichenError if it is not one of the run's."""
-    state = json.loads((checkpoint / "state.json").read_bytes())
-    check_format_version(state["format_version"], checkpoint)
-    check_tokenizer(trainer.run, checkpoint)
+    state = read_versioned(checkpoint / "state.json")
+    check_tokenizer(checkpoint, trainer.run.manifest)
     load_weights(trainer.model, checkpoint / "model")
     # Learning rates and the like come from the recipe; the checkpoint brings only what was learnt.
     groups = trainer.optimizer.state_dict()["param_groups"]
@@ -59,15 +57,6 @@ def restore(trainer: Trainer, checkpoint: Path) -> None:
     trainer.loader.restore(state["loader"])
     restore_rng(state["rng"])
     trainer.step = state["step"]
-
-
-def check_tokenizer(run: Run, checkpoint: Path) -> None:
-    """Raise LichenError if `checkpoint` was trained with another tokenizer than the run's."""
-    state = json.loads((checkpoint / "state.json").read_bytes())
-    if state["tokenizer_hash"] != run.manifest.tokenizer_hash:
-        raise LichenError(
-            f"{checkpoint} was trained with another tokenizer than {run.tokenizer}; it belongs to another run"
-        )
 
 
 # ------------------------------------------------------------------------------ random number generators

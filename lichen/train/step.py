@@ -68,7 +68,7 @@ class Trainer:
         self.optimizer = Muon(optimizer_table(self.model, recipe), self.rule)
         self.loader = self.loader_of("train", recipe.train.seed)
         mtp_weight = recipe.train.mtp_weight if run.spec.mtp else 0.0
-        self.objective = NextToken(mtp_weight, max_logits=True)
+        self.objective = NextToken(mtp_weight, routing=True, max_logits=True)
         self.flops_per_token = training_flops_per_token(run.spec, recipe.train.seq_len, mtp=mtp_weight > 0)
         if checkpoint is not None:
             state.restore(self, checkpoint)

@@ -17,10 +17,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lichen.errors import LichenError
 from lichen.files.atomic import whole_folder
+from lichen.files.json_file import read_json
 from lichen.files.sealed import find_damage, seal
+
+FORMAT_VERSION = 1
+"""Of run folders and their checkpoints; raised when an older Lichen could misread a newer run."""
 
 _NAME = re.compile(r"step-(\d{8,})")
 _UNFINISHED = (".*.building", ".saving-*")  # what a kill has left, of this version and of earlier ones
@@ -33,6 +38,20 @@ class Damage:
 
     def __str__(self) -> str:
         return f"checkpoint {self.path} is damaged: {self.reason}"
+
+
+def read_versioned(file: Path) -> dict[str, Any]:
+    """run.json of a run, or state.json of a checkpoint. Raises LichenError for that of a newer Lichen."""
+    values = read_json(file)
+    version = values.get("format_version")
+    if type(version) is not int:
+        raise LichenError(f"{file} is damaged: its format_version is {version!r}")
+    if version > FORMAT_VERSION:
+        raise LichenError(
+            f"{file.parent} was written by a newer Lichen (run format {version}; this one reads up to "
+            f"{FORMAT_VERSION}); update Lichen to continue it"
+        )
+    return values
 
 
 def step_of(path: Path) -> int:

@@ -55,8 +55,9 @@ def load_model(
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and not roles[name].fp32:
             parameter.data = parameter.data.to(param_dtype)
+    _check(model, folder, stored)
     model.to_empty(device=device)
-    _load(model, folder, stored)
+    _fill(model, stored)
     return model
 
 
@@ -70,7 +71,9 @@ def load_weights(model: Transformer, folder: Path | str) -> None:
     Raises LichenError naming file, tensor, expected and found. Except for a tied head or a file that
     becomes unreadable midway, an error leaves the model as it was.
     """
-    _load(model, Path(folder), _by_names_in_memory(Path(folder), model.spec))
+    stored = _by_names_in_memory(Path(folder), model.spec)
+    _check(model, Path(folder), stored)
+    _fill(model, stored)
 
 
 def _by_names_in_memory(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor]:
@@ -79,16 +82,19 @@ def _by_names_in_memory(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor
     return {names.in_memory(key): tensor for key, tensor in read_headers(folder).items()}
 
 
-def _load(model: Transformer, folder: Path, stored: dict[str, StoredTensor]) -> None:
+def _check(model: Transformer, folder: Path, stored: dict[str, StoredTensor]) -> None:
+    """Compare the headers with the model, which may have no memory yet."""
     targets = checkpoint_tensors(model, stacked=stored)
     scales = {name: stored[name + fp8.SUFFIX] for name in targets if name + fp8.SUFFIX in stored}
-    copies = {name: original for name, original in shared_copies(model.spec).items() if name in stored}
-
-    known = {*targets, *copies, *(name + fp8.SUFFIX for name in scales)}
+    known = {*targets, *shared_copies(model.spec), *(name + fp8.SUFFIX for name in scales)}
     _check_names(folder, model.spec, targets, stored, known)
     for name, target in targets.items():
         _check_tensor(name, tuple(target.shape), stored[name], scales.get(name))
 
+
+def _fill(model: Transformer, stored: dict[str, StoredTensor]) -> None:
+    targets = checkpoint_tensors(model, stacked=stored)
+    scales = {name: stored[name + fp8.SUFFIX] for name in targets if name + fp8.SUFFIX in stored}
     by_file: dict[Path, list[str]] = defaultdict(list)
     for name in targets:
         by_file[stored[name].file].append(name)
@@ -101,8 +107,9 @@ def _load(model: Transformer, folder: Path, stored: dict[str, StoredTensor]) -> 
                     fp8.unpack(value, scale_values[name], out=targets[name])
                 else:
                     targets[name].copy_(value)
-    for name, original in copies.items():
-        _check_copy(name, stored[name], original, targets[original])
+    for name, original in shared_copies(model.spec).items():
+        if name in stored:
+            _check_copy(name, stored[name], original, targets[original])
 
 
 def _check_names(

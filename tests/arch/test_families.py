@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig, DeepseekV3Config, Kimi_K25Config, LlamaConfig
+from transformers import AutoConfig, DeepseekV3Config, Kimi_K25Config, LlamaConfig, Qwen3MoeConfig
 
 from lichen.arch.families import for_export, load_spec, read_config, write_config
 from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.engram import Engram
 from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.moe import MoE
 from lichen.arch.parts.rope import Rope, Yarn
@@ -372,6 +373,8 @@ def test_a_family_writes_only_what_its_config_can_say() -> None:
         (replace(load_spec("deepseek-v3.2"), family="deepseek_v3"), "attention is plain MLA"),
         (replace(deepseek, family="deepseek_v32"), "MLA with an indexer"),
         (load_spec("deepseek-v4-pro"), 'family is "deepseek_v4"; configs can be written of'),
+        (replace(llama, engram=Engram((8,), 4, 2)), "llama: there are no engram tables"),
+        (replace(deepseek, engram=Engram((8,), 4, 2)), "deepseek_v3: there are no engram tables"),
         (replace(llama, layers=(replace(llama.layers[0], sandwich_norms=True),) * 2), "plain residuals"),
         (
             replace(llama, layers=(LayerSpec(GQA(32, 8, 128, Rope(1e4, False), window=9), Dense(5)),)),
@@ -386,6 +389,12 @@ def test_a_family_writes_only_what_its_config_can_say() -> None:
     for spec, words in refused:
         with pytest.raises(SpecError, match=words):
             write_config(spec)
+
+
+def test_a_family_with_experts_has_some() -> None:
+    config = Qwen3MoeConfig(num_hidden_layers=2, decoder_sparse_step=3).to_dict()
+    with pytest.raises(SpecError, match="decoder_sparse_step is 3; no layer would have experts"):
+        read_config(config)
 
 
 def test_an_export_that_transformers_would_misread_is_refused() -> None:

@@ -16,8 +16,10 @@ from lichen.arch import families, parts
 ROOT = Path(lichen.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-# Where parts become modules, and where a config's parts are told apart.
+# Where parts become modules.
 MAY_ASK_FOR_CLASSES = (ROOT / "arch/parts", ROOT / "nn/build.py")
+# Where a config's parts are told apart, which says what a config cannot express.
+MAY_SORT_BY_KIND = ROOT / "arch/families"
 # How RoPE is scaled is no part of its own: it is told apart where it is read, written and computed.
 MAY_ASK_HOW_ROPE_IS_SCALED = (ROOT / "arch/families", ROOT / "ops/rope.py")
 
@@ -47,14 +49,24 @@ def family_names() -> dict[str, Path]:
 
 
 def names_in(node: ast.AST) -> set[str]:
-    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+    inner = list(ast.walk(node))
+    names = {each.id for each in inner if isinstance(each, ast.Name)}
+    return names | {each.attr for each in inner if isinstance(each, ast.Attribute)}
+
+
+def is_call(node: ast.AST, *functions: str) -> bool:
+    return isinstance(node, ast.Call) and getattr(node.func, "id", None) in functions
 
 
 def asked_for(tree: ast.AST) -> Iterator[str]:
-    """What `isinstance` and class patterns ask for."""
+    """What `isinstance`, `of_kind`, a comparison with `type(...)` and class patterns ask for."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", None) in ("isinstance", "issubclass"):
+        if isinstance(node, ast.Call) and is_call(node, "isinstance", "issubclass", "of_kind"):
             yield from names_in(node.args[1])
+        elif isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if any(is_call(side, "type") for side in sides):
+                yield from (name for side in sides for name in names_in(side))
         elif isinstance(node, ast.MatchClass):
             yield from names_in(node.cls)
 
@@ -81,7 +93,32 @@ def test_nobody_asks_which_part_it_is(file: Path) -> None:
         return
     scaled = any(file.is_relative_to(place) for place in MAY_ASK_HOW_ROPE_IS_SCALED)
     allowed = {"Yarn", "Llama3Scaling"} if scaled else set()
-    assert not part_names() & set(asked_for(ast.parse(file.read_text()))) - allowed
+    tree = ast.parse(file.read_text())
+    if file.is_relative_to(MAY_SORT_BY_KIND):
+        allowed |= {
+            name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and is_call(node, "of_kind")
+            for name in names_in(node.args[1])
+        }
+    assert not part_names() & set(asked_for(tree)) - allowed
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(x, GQA)",
+        "isinstance(x, gqa.GQA)",
+        "isinstance(x, (int, GQA))",
+        "issubclass(x, GQA)",
+        "type(x) is GQA",
+        "GQA == type(x)",
+        "of_kind(x, GQA)",
+        "match x:\n    case gqa.GQA(): pass",
+    ],
+)
+def test_every_way_of_asking_is_noticed(code: str) -> None:
+    assert "GQA" in set(asked_for(ast.parse(code)))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

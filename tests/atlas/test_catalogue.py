@@ -15,7 +15,8 @@ from pydantic import Field
 from lichen.arch.families import load_spec
 from lichen.arch.published import named_models
 from lichen.arch.weights import active_parameters, total_parameters
-from lichen.atlas.catalogue.model import FACT_FIELDS, SHIPPED, add, load, read_model, spec_of, user_folder
+from lichen.atlas.catalogue.model import FACT_FIELDS, SHIPPED, add, load, read_model, user_folder
+from lichen.atlas.catalogue.spec import spec_of
 from lichen.atlas.market.prices import check_references
 from lichen.errors import LichenError
 from lichen.facts.record import Fact, Record, known, parse_as_of, today

@@ -131,6 +131,11 @@ def content(slot: int, numbers: range, width: int) -> Tensor:
     return torch.tensor([[1000.0 * slot + number] for number in numbers]).reshape(-1, 1) + column
 
 
+def of_window(slot: int, length: int) -> Tensor:
+    last = range(max(0, length - WINDOW), length)
+    return torch.cat([content(slot, last, 3), content(slot, last, 2)], 1)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(steps=st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=6))
 def test_every_kind_gives_back_what_it_should_hold(steps: list[list[int]]) -> None:
@@ -141,30 +146,34 @@ def test_every_kind_gives_back_what_it_should_hold(steps: list[list[int]]) -> No
         slots = [slot for slot in (2, 0, 1) if step[slot]]
         if not slots:
             continue
-        sequences = storage.take([step[slot] for slot in slots], slots).sequences
+        at = storage.take([step[slot] for slot in slots], slots)
         tokens = {slot: range(before[slot], before[slot] + step[slot]) for slot in slots}
         blocks = {slot: range(before[slot] // EVERY, (before[slot] + step[slot]) // EVERY) for slot in slots}
 
         def of(numbers: dict[int, range], width: int) -> Tensor:
             return torch.cat([content(slot, numbers[slot], width) for slot in slots])  # noqa: B023
 
-        storage.append(0, sequences, {"latent": of(tokens, 2)})
-        storage.append(0, sequences, {"key_value": of(tokens, 3), "rope_key": of(tokens, 2)})
-        of_blocks = {"key_value": of(blocks, 3), "index_key": of(blocks, 1)}
-        storage.append(0, sequences, of_blocks, every=EVERY)
-        recurrent, pending = storage.states(0)
+        at.keep(0, latent=of(tokens, 2))
+        windows = at.kept(0, "key_value", "rope_key")
+        assert windows is not None
+        for slot, window in zip(slots, windows, strict=True):  # what the first new token still sees
+            assert torch.equal(window, of_window(slot, before[slot]))
+        at.keep(0, key_value=of(tokens, 3), rope_key=of(tokens, 2))
+        at.keep(0, every=EVERY, key_value=of(blocks, 3))
+        at.keep(0, every=EVERY, index_key=of(blocks, 1))  # what lies side by side may come apart
+        states = at.states(0)
+        assert states is not None
+        recurrent, pending = states
         for slot in slots:
             recurrent[slot] += step[slot]
             pending[slot] = slot
 
     def check(slot: int, length: int) -> None:
-        last = range(max(0, length - WINDOW), length)
-        windowed = torch.cat([content(slot, last, 3), content(slot, last, 2)], 1)
         whole = range(length // EVERY)
         blocked = torch.cat([content(slot, whole, 3), content(slot, whole, 1)], 1)
-        assert torch.equal(storage.read(0, slot, "latent"), content(slot, range(length), 2))
-        assert torch.equal(storage.read(0, slot, "key_value", "rope_key"), windowed)
-        assert torch.equal(storage.read(0, slot, "key_value", "index_key", every=EVERY), blocked)
+        assert torch.equal(storage.read(0, slot, ("latent",)), content(slot, range(length), 2))
+        assert torch.equal(storage.read(0, slot, ("key_value", "rope_key")), of_window(slot, length))
+        assert torch.equal(storage.read(0, slot, ("key_value", "index_key"), every=EVERY), blocked)
         assert torch.equal(storage.states(0)[0][slot], torch.full((6,), float(length)))
 
     lengths = [sum(step[slot] for step in steps) for slot in range(3)]
@@ -176,6 +185,37 @@ def test_every_kind_gives_back_what_it_should_hold(steps: list[list[int]]) -> No
     storage.restore(1, saved)
     for slot, length in enumerate(lengths):
         check(slot, length)
+
+
+def test_what_a_part_did_not_declare_is_not_kept() -> None:
+    at = Contiguous(KINDS, slots=1, capacity=60).take([2])
+    for names, every in ((("value",), 1), (("latent",), EVERY), (("latent", "key_value"), 1)):
+        with pytest.raises(ValueError, match=f"layer 0 declares no {' and '.join(names)} side by side"):
+            at.keep(0, every=every, **dict.fromkeys(names, torch.zeros(2, 3)))
+
+
+def test_slots_are_there_and_named_once() -> None:
+    storage = Contiguous(LLAMA, slots=2, capacity=8)
+    for slots in ([0, 0], [-1, 0], [1, 2]):
+        with pytest.raises(LichenError, match="name each of 0 to 1 at most once"):
+            storage.take([5, 5], slots)
+    assert storage.lengths == [0, 0]
+
+
+@pytest.mark.parametrize("spec", [DEEPSEEK, LLAMA], ids=["deepseek", "llama"])
+def test_what_a_freed_sequence_left_reaches_no_other(spec: ModelSpec) -> None:
+    """Masked entries count 0 times, and 0 times NaN would be NaN."""
+    model, tokens = make_model(spec), random_tokens(2, 8)
+    storage = Contiguous(spec, slots=2, capacity=8)
+    read(model, tokens[:, :6], storage)
+    for part in storage._parts(1, 6):
+        part.fill_(torch.nan)
+    storage.free(1)
+    with torch.no_grad():
+        model(tokens[1, :2], storage.take([2], [1]))
+        last = model.logits(model(torch.stack([tokens[0, 6], tokens[1, 2]]), storage.take([1, 1])))
+    expected = [logits_of(model, tokens[:1, :7])[0, -1], logits_of(model, tokens[1:, :3])[0, -1]]
+    torch.testing.assert_close(last, torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_a_ring_holds_its_window_and_no_more() -> None:

@@ -9,7 +9,9 @@ import pytest
 from lichen.arch.families import load_spec
 from lichen.arch.parts.dense import Activation
 from lichen.arch.parts.engram import Engram
+from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.hyper_connections import HyperConnections
+from lichen.arch.parts.moe import Router
 from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.errors import LichenError
@@ -68,10 +70,37 @@ class Unknown:
     """A part that nobody has described or built."""
 
 
+@dataclass(frozen=True)
+class Sinks(GQA):
+    """A field that was added to a part, and to no module."""
+
+    sinks: bool = False
+
+
+@dataclass(frozen=True)
+class Noisy(Router):
+    noise: float = 0.0
+
+
+def with_sinks(sinks: bool) -> ModelSpec:
+    attention = LLAMA.layers[0].attention
+    assert isinstance(attention, GQA)
+    return replace(LLAMA, layers=(replace(LLAMA.layers[0], attention=Sinks(**vars(attention), sinks=sinks)),))
+
+
+def test_a_field_that_no_module_reads_is_refused_unless_it_changes_nothing() -> None:
+    require_modules(with_sinks(False))
+    with pytest.raises(LichenError, match=r"not implemented with weights: Sinks with sinks$"):
+        require_modules(with_sinks(True))
+    with pytest.raises(LichenError, match=r"not implemented with weights: Noisy with noise$"):
+        require_modules(with_router(DEEPSEEK, Noisy(**vars(ROUTER), noise=0.1)))
+
+
 @pytest.mark.parametrize(
     "spec",
     [
         changed(DEEPSEEK, output_gate=True),
+        changed(DEEPSEEK, rope=Rope(10000.0, True, partial_rotary_factor=0.5)),
         changed(LLAMA, window=8),
         changed(LLAMA, rope=Rope(10000.0, False, partial_rotary_factor=0.4)),
         changed(LLAMA, output_gate=True),

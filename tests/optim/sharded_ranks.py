@@ -237,7 +237,7 @@ def model_case() -> list[str]:
     ours, reference = sharded_model(), model_of()
     optimizer, plain_optimizer = Muon(parameter_table(ours), recipe), Muon(parameter_table(reference), recipe)
     tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(dist.get_rank()))
-    output = NextToken(max_logits=True)(ours, tokens, tokens)
+    output = NextToken(routing=True, max_logits=True)(ours, tokens, tokens)
     output.loss.backward()
     for mine, theirs in zip(ours.parameters(), reference.parameters(), strict=True):
         theirs.grad = mine.grad.full_tensor()
@@ -302,7 +302,7 @@ def rank_0_state_case() -> list[str]:
     ours, again = sharded_model(), sharded_model()
     optimizer, other = (Muon(parameter_table(model), RECIPE) for model in (ours, again))
     tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(dist.get_rank()))
-    NextToken()(ours, tokens, tokens).loss.backward()
+    NextToken(routing=True)(ours, tokens, tokens).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
     giving = StateDictOptions(full_state_dict=True, cpu_offload=True)

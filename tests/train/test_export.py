@@ -297,10 +297,8 @@ def test_a_checkpoint_is_such_a_folder_too(runs, exports, family):
     assert {path.name for path in (checkpoint / "model").iterdir()} == names
 
 
-@pytest.mark.parametrize("family", MODELS)
-def test_a_checkpoint_that_keeps_no_tokenizer_is_opened_and_exported(runs, exports, family, tmp_path):
-    """As earlier versions wrote them: config.json of the run and weights alone."""
-    run = shutil.copytree(runs[family].folder, tmp_path / "run")
+def as_earlier_versions_wrote_it(run):
+    """Its newest checkpoint holds config.json of the run and weights alone; returns its model folder."""
     model = run / "checkpoints" / "step-00000002" / "model"
     for path in model.iterdir():
         if path.name != "model.safetensors":
@@ -308,6 +306,70 @@ def test_a_checkpoint_that_keeps_no_tokenizer_is_opened_and_exported(runs, expor
     shutil.copyfile(run / "config.json", model / "config.json")
     (model.parent / "manifest.json").unlink()
     seal(model.parent)
+    return model
+
+
+def rewrite(file, **values):
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), **values}))
+
+
+def test_a_tokenizer_that_an_earlier_version_kept_in_the_run_is_checked(run, runs):
+    model = as_earlier_versions_wrote_it(run.folder)
+    rewrite(model.parent / "state.json", tokenizer_hash="another")
+    (model.parent / "manifest.json").unlink()
+    seal(model.parent)
+    with pytest.raises(
+        LichenError, match=r"step-00000002 was trained with another tokenizer than .*tokenizer"
+    ):
+        open_model(model, CPU)
+    shutil.copyfile(runs["llama"].tokenizer, run.tokenizer)
+    for path in (run.folder, model.parent, model):
+        with pytest.raises(LichenError, match="not the tokenizer that the run began with"):
+            open_model(path, CPU)
+    (run.folder / "data.json").unlink()
+    with pytest.raises(LichenError, match=r"data\.json is missing or damaged; copy the manifest"):
+        open_model(run.folder, CPU)
+
+
+def test_what_a_newer_version_wrote_is_not_opened(run):
+    checkpoint = run.checkpoints / "step-00000002"
+    rewrite(run.folder / "run.json", format_version=2)
+    with pytest.raises(LichenError, match="newer Lichen"):
+        open_model(run.folder, CPU)
+    (run.folder / "run.json").write_text("null")
+    with pytest.raises(LichenError, match=r"run\.json is damaged"):
+        open_model(run.folder, CPU)
+    rewrite(checkpoint / "state.json", format_version=2)
+    with pytest.raises(LichenError, match="newer Lichen"):
+        open_model(checkpoint, CPU)
+
+
+@pytest.mark.parametrize("end", [1.5, -5, 10**30, True, [7, "x"], {}])
+def test_an_end_that_is_no_token_is_refused(exports, tmp_path, end):
+    out = shutil.copytree(exports["llama"], tmp_path / "out")
+    rewrite(out / "generation_config.json", eos_token_id=end)
+    with pytest.raises(LichenError, match=r"generation_config\.json: eos_token_id is .*a token id or a list"):
+        open_model(out, CPU)
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "lichen.json"])
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, None], ids=["empty", "list", "deep", "folder"])
+def test_a_damaged_file_is_named(exports, tmp_path, file, content):
+    out = shutil.copytree(exports["llama"], tmp_path / "out")
+    (out / file).unlink()
+    if content is None:
+        (out / file).mkdir()
+    else:
+        (out / file).write_text(content)
+    with pytest.raises(LichenError, match=rf"{file}"):
+        open_model(out, CPU)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_checkpoint_that_keeps_no_tokenizer_is_opened_and_exported(runs, exports, family, tmp_path):
+    """As earlier versions wrote them."""
+    run = shutil.copytree(runs[family].folder, tmp_path / "run")
+    model = as_earlier_versions_wrote_it(run)
     exported = open_model(exports[family], CPU)
     for path in (run, model.parent, model):
         opened = open_model(path, CPU)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DeepseekV3Config, DeepseekV3Model
 
 from lichen.arch.families import write_config
-from lichen.arch.spec import ModelSpec
+from lichen.arch.spec import LayerSpec, ModelSpec
 from lichen.nn.forward import Pass
 from lichen.nn.router import TopK
 from lichen.nn.transformer import Transformer
@@ -54,6 +54,18 @@ def test_cross_entropy_is_that_of_the_logits(spec: ModelSpec) -> None:
     assert output.n_targets == int((targets != -100).sum())
     assert output.mtp is None
     assert (output.loss.shape, output.loss.dtype) == ((), torch.float32)
+
+
+@pytest.mark.parametrize("attention", [DEEPSEEK, LLAMA], ids=["latent", "grouped"])
+def test_a_pass_that_nobody_observes_waits_for_no_number(attention: ModelSpec) -> None:
+    """Tensors without content can be computed with, and asked for no value."""
+    layer = LayerSpec(attention.layers[0].attention, LLAMA.layers[0].feed_forward)
+    with torch.device("meta"):
+        model = Transformer(replace(LLAMA, layers=(layer, layer)))
+        at = Pass(Sequences.packed(2, 24, device="meta"))
+        hidden = model(torch.zeros(48, dtype=torch.int64), at)
+    assert hidden.shape == (48, LLAMA.hidden_size)
+    assert at.records == {}
 
 
 def test_nothing_to_predict_is_no_loss() -> None:

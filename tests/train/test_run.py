@@ -11,7 +11,8 @@ from lichen.errors import LichenError
 from lichen.files.lock import locked
 from lichen.train.metrics import MetricsLog, StepMetrics
 from lichen.train.recipe import Recipe, read_recipe
-from lichen.train.run import FORMAT_VERSION, Run, is_run, open_run, start_run
+from lichen.train.run import Run, is_run, open_run, start_run
+from lichen.weights.checkpoints import FORMAT_VERSION
 
 
 @pytest.fixture

@@ -74,7 +74,10 @@ def read_activation(fields: Fields, name: str = "silu", **numbers: float | None)
 
 
 def write_decoder(spec: ModelSpec, architecture: str) -> dict[str, Any]:
-    """The fields of `read_decoder`, over the metadata that the config came with."""
+    """The fields of `read_decoder`, over the metadata that the config came with. Raises SpecError for tables
+    of n-grams, which no config that is written has."""
+    if spec.engram is not None:
+        raise SpecError(f"{spec.family}: there are no engram tables; this model has {spec.engram}")
     eos = spec.eos_token_id
     return {
         **copy.deepcopy(spec.metadata),

@@ -24,7 +24,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lichen.arch.families import load_spec
-from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError
 from lichen.facts.record import Fact, Past, Record, known_value, named, today
@@ -208,25 +207,6 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
 def _shipped() -> list[tuple[Path, Model]]:
     """The files that come with Lichen, which are read once however many days are asked about."""
     return [(path, read_model(path)) for path in sorted(SHIPPED.glob("*.yaml"))]
-
-
-def spec_of(name: str, as_of: date | None = None) -> ModelSpec:
-    """What a person means by `name`: a model of the catalogue, or whatever else `load_spec` knows by it.
-
-    Raises LichenError for a model that came out after `as_of` (today), or whose config nobody published, and
-    as `load_spec`.
-    """
-    if as_of is None and name in named_models():
-        return load_spec(name)  # the catalogue would say the same, and need not be read
-    found = load(as_of=as_of)
-    if name not in found.models and name not in found.later:
-        return load_spec(name, found.models)
-    model = found.get(name)
-    if (spec := model.spec) is not None:
-        return spec
-    closed = known_value(model.open_weights) is False
-    why = "it is closed, its architecture not published" if closed else "no config of it is named"
-    raise LichenError(f"what {name} holds and takes cannot be computed: {why}")
 
 
 def read_model(path: Path) -> Model:

@@ -30,6 +30,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     step = fields.integer("decoder_sparse_step", 1, least=1)
     dense_only = fields.integer_list("mlp_only_layers") if fields.get("mlp_only_layers") is not None else []
     has_experts = [(n + 1) % step == 0 and n not in dense_only for n in range(n_layers)]
+    if not any(has_experts):
+        fields.refuse("decoder_sparse_step", "no layer would have experts; some layer must")
     # A field is read only where a layer uses it.
     dense = None if all(has_experts) else Dense(fields.integer("intermediate_size"), activation=activation)
     experts = _read_experts(fields, activation)
