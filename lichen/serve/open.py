@@ -10,7 +10,6 @@ import torch
 from tokenizers import Tokenizer
 
 from lichen.arch.families import load_spec
-from lichen.arch.families.fields import shown
 from lichen.arch.spec import ModelSpec
 from lichen.data.manifest import TOKENIZER_FILE, Manifest, read_record
 from lichen.data.tokenizer import (
@@ -160,5 +159,5 @@ def _published_end_ids(folder: Path, spec: ModelSpec) -> list[int]:
     end = spec.eos_token_id if end is None else end
     ids = [] if end is None else list(end) if isinstance(end, list | tuple) else [end]
     if not all(type(i) is int and 0 <= i < spec.vocab_size for i in ids):
-        raise LichenError(f"{file}: eos_token_id is {shown(end)}; it must be a token id or a list of them")
+        raise LichenError(f"{file}: eos_token_id is {end!r}; it must be a token id or a list of them")
     return ids
