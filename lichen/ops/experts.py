@@ -54,7 +54,7 @@ class Groups:
         copies = experts_Nk.flatten()
         self.counts_E = torch.bincount(copies, minlength=n_experts)
         size_E = (self.counts_E + (ROWS - 1)) // ROWS * ROWS
-        largest = int(size_E.max())
+        largest = int(size_E.max()) if equal_groups else 0  # another device is not waited for
         self.equal = equal_groups and largest * n_experts <= MAX_PADDING * copies.numel() + ROWS * n_experts
         if self.equal:
             size_E = size_E.new_full((n_experts,), largest)
