@@ -1,7 +1,5 @@
 """The exceptions that are meant for the person at the keyboard."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection
 

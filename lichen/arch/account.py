@@ -3,8 +3,6 @@
 What it is made of: `lichen.arch.weights` (parameters and their bytes), `flops`, `cache`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

@@ -16,8 +16,6 @@ The layers of multi-token prediction are left out. Nothing here asks whether the
 context: `longest_context` does.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ seen; `reads(decode)` what a token multiplies besides weights; `words()` what a 
 `lichen.arch.account` and the modules beside it add up the answers and know no part by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod

@@ -5,8 +5,6 @@ and values, the indexer's scores, recurrent states. Norms, softmax, rotary embed
 convolutions and the embedding lookup are not counted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

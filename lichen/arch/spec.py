@@ -8,8 +8,6 @@
 Names are those of the Hugging Face `config.json`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol

@@ -9,8 +9,6 @@ Conventions
 - Bytes are those of the numbers themselves, without file headers and allocator overhead.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`lichen cost`: what it takes to train a model once."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`lichen export`: a run as a folder that other programs load."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

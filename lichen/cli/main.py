@@ -4,8 +4,6 @@ Verb modules import what they need inside their functions, so `lichen --help` an
 load torch.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

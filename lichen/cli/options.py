@@ -6,8 +6,6 @@ another text. Typer passes defaults through it too, which are numbers already. W
 or too large is for those to say who use it.
 """
 
-from __future__ import annotations
-
 import re
 from decimal import Decimal
 from typing import Annotated

@@ -1,7 +1,5 @@
 """How commands print: lines, tables that suit a terminal, a pipe or a narrow window, and JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection
 from typing import Any

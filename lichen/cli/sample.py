@@ -1,7 +1,5 @@
 """`lichen sample`: continue a text, as it is drawn."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

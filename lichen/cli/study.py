@@ -1,7 +1,5 @@
 """`lichen study`: many runs of one recipe with fields varied, and what they show."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

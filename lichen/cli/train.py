@@ -1,7 +1,5 @@
 """`lichen train`: begin a run from a recipe, or continue one."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections.abc import Iterator

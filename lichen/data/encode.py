@@ -4,8 +4,6 @@ Each finished shard leaves a record with the position of the next. A later run k
 and writes the rest, byte for byte what one uninterrupted run writes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

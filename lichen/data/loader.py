@@ -6,8 +6,6 @@ whole split are shuffled anew in each epoch; each window of consecutive pieces i
 order is stored: the position is (epoch, window, row), the same for all ranks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Two pure functions under the loader: a shuffle without a stored order, and packing with little padding."""
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ The plan is written before any work. A second run with the same plan goes on whe
 run with another plan is refused, naming what differs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Sources -> tokenizer -> token shards -> manifest; what is done is kept when a run is killed."""
 
-from __future__ import annotations
-
 import heapq
 import os
 from collections.abc import Iterator, Sequence

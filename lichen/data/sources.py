@@ -5,8 +5,6 @@ Reading has two steps. `read_records` walks a file in order and bounded memory, 
 text says why.
 """
 
-from __future__ import annotations
-
 import glob
 import gzip
 import io

@@ -1,7 +1,5 @@
 """The sources as a stream of work, spread over threads: pieces of bounded size, each with its place."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import deque

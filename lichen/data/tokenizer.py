@@ -5,8 +5,6 @@ Ours are lossless: each of the 256 bytes has a token, nothing is normalised, and
 text that was encoded. The special tokens of the family lie above the BPE part of the vocabulary.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A sourced field is a tuple of facts. An empty one means that nothing is known; s
 changed, or that sources disagree: all are kept and shown.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Annotated, Generic, TypeVar

@@ -5,8 +5,6 @@ reader sees the old content or the new, never a part. A full disk leaves the old
 holds for a folder as a whole.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A folder whose manifest.json vouches for every file in it, by size and SHA-256."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

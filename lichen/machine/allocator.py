@@ -5,8 +5,6 @@ them to the system in between, and the first touch of every page then costs a fa
 a small model, 5 % of its time (docs/log.md). On a GPU PyTorch's own allocator already keeps them.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

@@ -1,7 +1,5 @@
 """Accelerators as their makers describe them, and machines of several of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import date
 from functools import cache

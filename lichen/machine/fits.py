@@ -5,8 +5,6 @@ per step at the full bandwidth, every FLOP is done at the full rate, and several
 evenly without talking to each other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Where to compute, and in which number format."""
 
-from __future__ import annotations
-
 import os
 from functools import cache
 

@@ -1,7 +1,5 @@
 """What this machine is, and what it can do at most: the rates of its matrix multiplier and its memory."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

@@ -5,8 +5,6 @@ the matrix products, as `lichen.arch.flops` counts them, forward and backward wi
 layers are left out, as in the utilisation that DeepSeek publishes (arXiv 2505.09343, table 4).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

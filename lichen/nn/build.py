@@ -3,8 +3,6 @@
 The spec describes more parts than have a module. What is not built here is refused by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial

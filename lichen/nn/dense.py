@@ -1,7 +1,5 @@
 """The dense feed-forward part: SwiGLU."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from lichen.nn.forward import Pass

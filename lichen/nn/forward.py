@@ -1,7 +1,5 @@
 """What a pass tells the modules that it goes through, and what it takes back from them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """Grouped-query attention (arXiv 2305.13245): rotary queries and keys, with or without norms of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import Tensor, nn

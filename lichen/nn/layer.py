@@ -1,7 +1,5 @@
 """One decoder layer: attention and feed-forward, each behind a norm and around a residual."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from lichen.arch.spec import LayerSpec, ModelSpec

@@ -1,7 +1,5 @@
 """Layers whose fp32 master weight is cast where it is used, and normalisation."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

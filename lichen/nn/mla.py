@@ -8,8 +8,6 @@
 What is kept of a token is c and the rotated key: kv_lora_rank + qk_rope_head_dim numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

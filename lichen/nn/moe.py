@@ -1,7 +1,5 @@
 """Mixture of experts (DeepSeekMoE, arXiv 2401.06066): y = sum of weight_i * expert_i(x) + shared(x)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

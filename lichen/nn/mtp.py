@@ -6,8 +6,6 @@
 Embedding and head are the trunk's own. The trunk's h_t is taken after its final norm.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

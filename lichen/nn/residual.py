@@ -1,7 +1,5 @@
 """How sub-layers, functions of a normed input, are joined."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from lichen.nn.forward import Pass

@@ -5,8 +5,6 @@ fused, heads lie side by side. Muon orthogonalises matrices, so it has to be tol
 parameter holds. Every part states it as a `Role`, once, beside the parameter it creates.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -9,8 +9,6 @@ moves by a fixed rate against each expert's load (`update_selection_bias`), whic
 without a loss term that pulls on the model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

@@ -5,8 +5,6 @@ are stacked (`lichen.nn.moe.Experts`). Parameters are fp32 masters; the pass com
 and casts each weight where it is used. Norms, softmax and router compute in fp32.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -16,8 +16,6 @@ Shapes: N tokens, B rows of T of them, H query heads, K key heads, G = H/K query
 D query and key width, V value width. Tensors carry them as suffixes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -7,8 +7,6 @@ states and of the head. The backward pass only scales what is already there. Pro
 the fp32 passes over the logits want few, so that these stay in the processor's cache.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -13,8 +13,6 @@ are several times faster than the advanced indexing that computes the same.
 Shapes: N tokens, k experts per token, E experts, H hidden, I expert width, P padded rows.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -11,8 +11,6 @@ training everything is expanded; for new tokens after stored ones the cheaper fo
 Shapes as in `lichen.ops.attention`; L latent width, R rotated width, C = D - R content width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ operand, which here is all of W; written the other way round, y^T = W x^T, it re
 AMX with 2 to 64 rows: 1.5 times as fast and more (docs/log.md).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -8,8 +8,6 @@ The fast form keeps one number per row, the reciprocal root mean square r, and u
     dx = r * (g*w - x * r^2 * mean(g*w * x)),    dw = sum over rows of g * x * r
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

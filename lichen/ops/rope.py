@@ -5,8 +5,6 @@ Published checkpoints pair channels in two ways: neighbours (0,1), (2,3), ... or
 (0, D/2), (1, D/2+1), ... The turn keeps the layout it finds.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """SwiGLU's nonlinearity, silu(gate) * up (arXiv 2002.05202), without computing silu twice."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Roles of the parameters of a model that does not state them: by module type, name and shape."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

@@ -5,8 +5,6 @@ through Newton-Schulz as one batch (`lichen.optim.rules`). A sharded parameter (
 matrices has them computed by owners (`lichen.optim.owners`).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any

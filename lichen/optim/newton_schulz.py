@@ -13,8 +13,6 @@ A matrix much longer than wide spends its time in the two products with X. Gram 
 every such step, so R is computed anew from X after a few: `TOGETHER`.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from importlib.util import find_spec
 from math import inf

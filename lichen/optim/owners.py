@@ -24,8 +24,6 @@ With one CPU thread a process the result has the bits of a single process's step
 split the sums of a product otherwise for another batch, and an owner's batches are others (docs/sharded.md).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ query and key weights multiplied so that its logits shrink by gamma = tau / S. O
 step's own forward and backward pass, are untouched.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

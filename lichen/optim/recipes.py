@@ -3,8 +3,6 @@
 A recipe is data. Change a field with `dataclasses.replace(muonclip, lr=3e-4)`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 

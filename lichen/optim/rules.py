@@ -12,8 +12,6 @@ are divided by their length in turn, as Sinkhorn's algorithm does, until every t
 far as any other and no channel moves much more than the rest.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 

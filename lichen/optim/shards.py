@@ -1,7 +1,5 @@
 """What one rank holds of a sharded parameter (a DTensor: FSDP2, tensor parallelism)."""
 
-from __future__ import annotations
-
 from functools import cache
 from itertools import product
 from typing import NamedTuple

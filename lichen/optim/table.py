@@ -4,8 +4,6 @@ Models of Lichen state it themselves (`parameter_roles`); for any other `torch.n
 inferred (`lichen.optim.infer`). Print a table before trusting it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase

@@ -5,8 +5,6 @@ token and end in another. Both are held back until it is certain what they are. 
 whatever pieces, is the text of all the tokens together, cut before the first stop string.
 """
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Iterable, Iterator
 

@@ -1,7 +1,5 @@
 """Continue a prompt: one pass over the prompt, then one token at a time from the cache."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """Opening a model for use: a run, a checkpoint, an export, or any folder in the Hugging Face layout."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from pathlib import Path

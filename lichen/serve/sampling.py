@@ -3,8 +3,6 @@
 Shape suffixes: B sequences, V vocabulary, K candidates that may be drawn.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """A study in one TOML file: a base recipe, arms that change fields of it, values to try and seeds."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

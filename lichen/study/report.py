@@ -1,7 +1,5 @@
 """The report of a study: results.csv, plots/*.png, and one report.html that needs nothing else."""
 
-from __future__ import annotations
-
 import csv
 import io
 import statistics

@@ -1,7 +1,5 @@
 """What the runs of a study have come to, as rows: of one run, and of one label over its seeds."""
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Collection, Sequence

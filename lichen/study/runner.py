@@ -6,8 +6,6 @@
 What one run does wrong stays in its process. A study that was killed goes on where its runs stand.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -5,8 +5,6 @@ within one sequence. Padding counts in neither: its tokens are all alike and wou
 crowded.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """How good a model is while it trains: its loss on held-out text, and what it writes."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -8,8 +8,6 @@ It holds what `lichen.train.model_folder` writes, and
 The folder is there as a whole or not at all.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run from where it stands to its end, or to the moment someone stops it."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The README.md of an exported model: what it is, how it was made, how to run it, what not to expect."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 

@@ -6,8 +6,6 @@ tokenizer.json, tokenizer_config.json         its tokens
 chat_template.jinja                           how its tokens write a conversation
 """
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a training pass minimises: next-token cross-entropy, multi-token prediction, balance of experts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

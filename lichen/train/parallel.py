@@ -6,8 +6,6 @@ batch are shared once: every thread takes its own from the first layer to the gr
 model that has the same weights, and the gradients are added at the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from copy import deepcopy

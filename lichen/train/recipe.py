@@ -5,8 +5,6 @@ overrides against them, `lichen train --keys` prints them, and the resolved reci
 written by `write_recipe`.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import tomllib

@@ -1,7 +1,5 @@
 """From a recipe to a plan: which model, which data, what updates which parameter, and whether they fit."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -10,8 +10,6 @@ RUN/lock            who trains, see `lichen.files.lock`
 Only training itself reads the data again: what has been trained can be used and exported without them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -7,8 +7,6 @@ gradient is clipped, checked and applied; heads with too large logits are clippe
 biases move by the loads of the whole step.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import replace

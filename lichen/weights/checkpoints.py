@@ -10,8 +10,6 @@ A kill or a full disk at any moment leaves the earlier ones as they were. Whoeve
 first.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Callable

@@ -5,8 +5,6 @@ lies in which shard. A safetensors file is the length of a JSON header (8 bytes,
 (name -> dtype, shape, byte range) and the tensors' bytes; reading one cannot run code.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Mapping

@@ -1,8 +1,6 @@
 """DeepSeek-V3's FP8 blocks (arXiv 2412.19437, section 3.3.2): a matrix in E4M3, and an fp32 scale for every
 block of 128 x 128 in `<name>_scale_inv` beside it."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from lichen.errors import LichenError

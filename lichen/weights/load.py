@@ -4,8 +4,6 @@ Loading copies into views of the model's own memory (`lichen.weights.names`), on
 never holds a second model. Headers are compared with the model before the first weight is read.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable

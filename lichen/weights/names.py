@@ -11,8 +11,6 @@ layer in memory and one set of matrices per expert on disk.
 What a family's checkpoints name otherwise, its folder says (`lichen.arch.families.tensors`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from torch import Tensor

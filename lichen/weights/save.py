@@ -1,7 +1,5 @@
 """A model's weights as a folder of safetensors in the Hugging Face layout."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

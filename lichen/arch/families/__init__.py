@@ -8,8 +8,6 @@ tokens.py     TOKENS: special tokens
 chat.jinja    how they write a conversation
 """
 
-from __future__ import annotations
-
 import json
 import pkgutil
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,6 @@
 """What every family's `config.json` says in the same words: widths, tokens, storage, activation, attention;
 and the text tower of a model that also sees, `text_config` beside `vision_config`."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ has, and transformers 5's `rope_parameters`, which holds both. The first is writ
 and llama.cpp all read it.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

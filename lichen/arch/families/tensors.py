@@ -4,8 +4,6 @@ In memory names are those of a text-only checkpoint of the family in the Hugging
 experts of a layer are one stack, where a checkpoint may have a matrix for each (`lichen.weights.names`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase

@@ -3,8 +3,6 @@
 Tokens of other modalities and unused reserved slots are left out everywhere.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """The parts that models are made of, one file each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """Residuals that attend to earlier blocks of layers (Kimi K3, arXiv 2607.24653)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

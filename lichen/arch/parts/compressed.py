@@ -1,7 +1,5 @@
 """DeepSeek-V4's attention (arXiv 2606.19348, section 2.3): a window, and entries for blocks of tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

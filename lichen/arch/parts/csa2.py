@@ -1,7 +1,5 @@
 """DeepSeek-V4.1's attention (its technical report, 2026): compressed entries that layers share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Linear attention with a gated delta rule: a state of fixed size in place of a cache."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

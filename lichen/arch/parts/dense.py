@@ -1,7 +1,5 @@
 """The dense feed-forward part, and the function between its two layers: down(f(gate) * up)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 

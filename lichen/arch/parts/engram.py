@@ -1,7 +1,5 @@
 """N-gram memory (DeepSeek-V4.1, its technical report, 2026)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import ceil
 

@@ -1,7 +1,5 @@
 """Grouped-query attention (arXiv 2305.13245)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

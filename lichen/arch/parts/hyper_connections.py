@@ -1,7 +1,5 @@
 """Manifold-constrained hyper-connections (mHC, arXiv 2512.24880)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from lichen.arch.declaration import Weight, require_positive, tensors

@@ -1,7 +1,5 @@
 """DeepSeek's lightning indexer (DeepSeek-V3.2, arXiv 2512.02556, section 2.1)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from lichen.arch.declaration import Weight, require_positive, tensors

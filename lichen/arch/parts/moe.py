@@ -1,7 +1,5 @@
 """Fine-grained experts with shared ones (DeepSeekMoE, arXiv 2401.06066), and their router."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Rotary position embedding (arXiv 2104.09864) and its extensions to longer contexts, in numbers."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Published models that ship with the package: their configs, with source and date."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cache

@@ -5,8 +5,6 @@ The rules are data (advice.yaml, or a file of the user's own), the ranking has n
 it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime

@@ -4,8 +4,6 @@ A criterion is a row of a rules file; `answers` gives each candidate its value. 
 nobody has said: it is shown as unknown and never as zero.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta

@@ -9,8 +9,6 @@ A candidate with an unknown value stays only where nobody's value is known. Unkn
 recommendation needs a reason, and there is none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

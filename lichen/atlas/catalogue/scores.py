@@ -8,8 +8,6 @@ Where two reporters give one model different results, neither is believed over t
 interval, and it leads another model only if the whole of it does.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From what a person calls a model to its spec."""
 
-from __future__ import annotations
-
 from datetime import date
 
 from lichen.arch.families import load_spec

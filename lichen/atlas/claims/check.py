@@ -9,8 +9,6 @@ and a `check`. Evidence comes in four kinds, in the order of what they are worth
     nothing   nobody says; where was looked is part of the claim
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path

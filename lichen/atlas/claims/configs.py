@@ -1,7 +1,5 @@
 """Claims about what models are built of, hold and take: from their configs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Literal

@@ -1,7 +1,5 @@
 """The lineage graph for other programs: JSON, GraphML, Mermaid."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from typing import Any

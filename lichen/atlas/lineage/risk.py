@@ -3,8 +3,6 @@
 They count the techniques and models that the graph has, which is a choice; they rank risks, no more.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Models side by side: one row per question, one cell per model, each cell with what it rests on."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

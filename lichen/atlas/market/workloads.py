@@ -4,8 +4,6 @@ How much cheaper one model is than another has no single answer: it depends on t
 discounts and, for some providers, on the hour. Hence three standard workloads.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 

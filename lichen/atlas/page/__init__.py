@@ -4,8 +4,6 @@ Markup, style and scripts are the files of this folder, put into the template as
 Content-Security-Policy admits exactly those, by their hashes, and no connection of any kind.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

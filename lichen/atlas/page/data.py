@@ -4,8 +4,6 @@ The page itself computes what its controls change: a workload's cost from the ra
 from bytes of weights and cache.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, is_dataclass
 from datetime import date, datetime
 from typing import Any

@@ -3,8 +3,6 @@
 Which price holds when is decided here; the page only weighs the rates by its reader's numbers of tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from itertools import pairwise

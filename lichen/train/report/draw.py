@@ -1,8 +1,6 @@
 """Vega-Lite charts to SVG and PNG, in a process of their own: where memory is short, the library that draws
 ends its process instead of raising, and must not take a finished training with it."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -1,7 +1,5 @@
 """The curves of a run as Vega-Lite charts."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The report of a run: one HTML file that needs nothing else, and its figures as PNG files beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape

@@ -4,8 +4,6 @@ Layer N has experts when `N >= first_k_dense_replace` and `N` is a multiple of `
 multi-token-prediction layers are numbered on from the last and follow the same rule.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

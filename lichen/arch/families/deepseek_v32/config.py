@@ -1,7 +1,5 @@
 """DeepSeek-V3.2 (arXiv 2512.02556): DeepSeek-V3 that attends only to the keys that an indexer chooses."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@
 0 is the sliding window alone, 4 is CSA and 128 is HCA. The first `num_hash_layers` layers route by token id.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal

@@ -5,8 +5,6 @@
 `candidate_source_layer_id` on, among its candidates only. The drafting layers (DSpark) are not counted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Gemma 4, dense: sliding-window layers, and global ones whose values come from the keys' projection."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

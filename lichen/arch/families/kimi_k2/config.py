@@ -1,7 +1,5 @@
 """Kimi K2 (arXiv 2507.20534), computed as DeepSeek-V3 is, with tokens of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

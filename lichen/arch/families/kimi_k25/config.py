@@ -4,8 +4,6 @@ The text tower is what Lichen computes. The vision tower's fields travel through
 says in words that the tower itself is not carried.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import replace

@@ -5,8 +5,6 @@ latent width of their own, and residuals that attend to earlier blocks of layers
 fields is without these parts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

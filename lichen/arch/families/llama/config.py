@@ -1,7 +1,5 @@
 """Llama 2 and 3 (arXiv 2302.13971, 2407.21783): grouped-query attention and SwiGLU in every layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,8 +1,6 @@
 """Llama 4: attention in chunks of tokens, and over all of them in every fourth layer, which has no RoPE;
 one expert per token and a shared one, in every layer (Scout) or every second one (Maverick)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Qwen3, dense (arXiv 2505.09388): grouped-query attention with norms on queries and keys."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Qwen3.5 and Qwen3.6, dense: three layers of Gated DeltaNet for one of gated full attention."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

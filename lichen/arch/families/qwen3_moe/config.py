@@ -3,8 +3,6 @@
 Layer N has experts where N + 1 is a multiple of `decoder_sparse_step`, unless `mlp_only_layers` names it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
