@@ -38,7 +38,7 @@ def prepare(
         Path | None, typer.Option(help="Use this tokenizer.json, or the one in this folder.")
     ] = None,
     family: Annotated[
-        str | None, typer.Option(help="Whose special tokens.", show_default="Kimi K2's")
+        str | None, typer.Option(help="Whose special tokens.", show_default="those of the demo's model")
     ] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.05,
     field: Annotated[str, typer.Option(help="JSON field or Parquet column that holds the text.")] = "text",

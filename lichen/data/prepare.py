@@ -63,10 +63,10 @@ def prepare(
     `sources`: files, folders and glob patterns of text, JSONL or Parquet (`field` holds the text), plain,
     .gz or .zst; none means the modules of Python's standard library. The tokenizer is the given one, or
     byte-level BPE of `vocab_size` (8192) trained on at most `sample_bytes` of the training split, with the
-    special tokens of `family`, Kimi K2's if none is named. About `validation_fraction` of the documents,
-    chosen by the hash of their text, are held out. Memory: the sample, one shard, and for each of `workers`
-    threads (all cores) a few MiB, up to 200 MiB while it encodes a document of 1 MiB; besides a few hundred
-    bytes per source file.
+    special tokens of `family`, by default the first of `token_families()`. About `validation_fraction` of
+    the documents, chosen by the hash of their text, are held out. Memory: the sample, one shard, and for each
+    of `workers` threads (all cores) a few MiB, up to 200 MiB while it encodes a document of 1 MiB; besides a
+    few hundred bytes per source file.
 
     Raises LichenError if there is no readable text, the vocabulary is larger than the text supports, `out`
     holds something else, a source changed since `out` was begun, or the tokenizer does not fit the family.
