@@ -140,7 +140,7 @@ def _price(model: Model, workload: str, at: datetime) -> Answer:
     rates = [
         f"{price.provider}: {price.input:g} in, {price.output:g} out, "
         f"{'no cache discount' if price.cache_read is None else f'{price.cache_read:g} cached'}"
-        f"{f', {price.window}' if price.window else ''} ({price.source}, {price.snapshot})"
+        f"{f', {price.window}' if price.window else ''} ({price.told_by})"
         for price in found.prices
     ]
     return Answer(value, f"${value:.3g} per million tokens at {found.provider}", tuple(rates))

@@ -182,7 +182,7 @@ def _price(model: Model, day: date) -> Cell:
     return Cell(
         f"{provider}: " + "; ".join(map(words.rates, prices)),
         [{field: getattr(price, field) for field in PRICE_FIELDS} for price in prices],
-        tuple(dict.fromkeys(f"{price.source}, {price.snapshot}" for price in prices)),
+        tuple(dict.fromkeys(price.told_by for price in prices)),
     )
 
 

@@ -8,7 +8,7 @@ for one thing: an hourly price that follows a dated one holds from that date on,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -65,6 +65,15 @@ class Price:
         )
 
     @property
+    def cached(self) -> float:
+        """What a million tokens from the cache cost: as fresh ones where no rate of their own is listed."""
+        return self.input if self.cache_read is None else self.cache_read
+
+    @property
+    def told_by(self) -> str:
+        return f"{self.source}, {self.snapshot}"
+
+    @property
     def window(self) -> str:
         """When in the day it holds, in words; empty for all day."""
         if self.hours is None:
@@ -83,14 +92,18 @@ def within(moment: time, span: tuple[time, time]) -> bool:
     return start <= moment < end if start <= end else moment >= start or moment < end
 
 
+def in_force(rows: Sequence[Price], at: datetime, prompt_tokens: int = 0) -> Price | None:
+    """Which of a provider's `rows` counts at `at` (aware) for such a prompt; None where none holds."""
+    return next((row for row in reversed(rows) if row.holds(at, prompt_tokens)), None)
+
+
 def price_of(model: Model, provider: str | None, at: datetime, prompt_tokens: int = 0) -> Price | None:
     """The price of `model` at `at` (aware), None where it is unknown or the model was not out.
 
     `provider` None: the default one on that day. `prompt_tokens` picks the context tier.
     """
     provider = provider or default_provider(model, at.astimezone(UTC).date())
-    rows = (row for row in reversed(history(model)) if row.provider == provider)
-    return next((row for row in rows if row.holds(at, prompt_tokens)), None)
+    return in_force([row for row in history(model) if row.provider == provider], at, prompt_tokens)
 
 
 def prices_on(model: Model, provider: str, day: date) -> list[Price]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 
 from lichen.atlas.catalogue.model import Catalogue, Model
-from lichen.atlas.market.prices import Price, default_provider, history, prices_on, providers
+from lichen.atlas.market.prices import Price, default_provider, history, in_force, prices_on, providers
 from lichen.errors import LichenError
 
 MOST_REQUESTS = 1e12  # a day
@@ -105,12 +105,10 @@ def cost(model: Model, workload: Workload, provider: str | None, at: datetime) -
     moments = [at]
     if workload.hours is not None and any(price.hours for price in offered):
         moments = [datetime.combine(day, time(hour), UTC) for hour in workload.hours]
-    in_force = [
-        [price for price in offered if price.holds(moment, workload.input_tokens)] for moment in moments
-    ]
-    if provider is None or not all(in_force):
+    prices = [in_force(offered, moment, workload.input_tokens) for moment in moments]
+    found = [price for price in prices if price]
+    if provider is None or len(found) < len(moments):
         return None
-    found = [prices[-1] for prices in in_force]  # as price_of, for many moments of one day
     per_request = sum(request_cost(price, workload) for price in found) / len(found)
     return WorkloadCost(
         per_request, per_request * workload.requests_per_day, provider, tuple(dict.fromkeys(found))
@@ -129,11 +127,10 @@ def over_the_day(workload: str, requests_per_day: float = 1.0) -> Workload:
 
 
 def request_cost(price: Price, workload: Workload) -> float:
-    """USD for one request at `price`; cached tokens without a rate of their own are charged as input."""
+    """USD for one request at `price`."""
     cached = workload.input_tokens * workload.cached_share
-    cache_rate = price.input if price.cache_read is None else price.cache_read
     fresh = workload.input_tokens - cached
-    return (fresh * price.input + cached * cache_rate + workload.output_tokens * price.output) / 1e6
+    return (fresh * price.input + cached * price.cached + workload.output_tokens * price.output) / 1e6
 
 
 def reference_model(catalogue: Catalogue, name: str | None) -> Model | None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from lichen.atlas.catalogue.model import Model
-from lichen.atlas.market.prices import Price, history, price_of
+from lichen.atlas.market.prices import Price, history, in_force
 
 KINDS = ("input", "output", "cache_read")
 
@@ -26,17 +26,15 @@ def offers(model: Model, day: date) -> list[dict[str, Any]]:
         today = [price for price in rows if price.holds_on(day)]
         tiers = []
         for start in sorted({0} | {price.above + 1 for price in today if price.above}):
-            in_force = [price_of(model, provider, hour, start) for hour in _hours(day)]
-            tiers.append(
-                {"from": start, "hours": [rows.index(price) if price else None for price in in_force]}
-            )
+            held = [in_force(rows, hour, start) for hour in _hours(day)]
+            tiers.append({"from": start, "hours": [rows.index(price) if price else None for price in held]})
         found.append(
             {
                 "provider": provider,
                 "rows": [_row(price) for price in rows],
                 "tiers": tiers,
                 "hourly": any(price.hours for price in today),
-                "sources": "; ".join(dict.fromkeys(map(_source, today))),
+                "sources": "; ".join(dict.fromkeys(price.told_by for price in today)),
                 "bands": _bands(rows, day),
             }
         )
@@ -44,16 +42,15 @@ def offers(model: Model, day: date) -> list[dict[str, Any]]:
 
 
 def _row(price: Price) -> dict[str, Any]:
-    """`cached`: what tokens from the cache cost, as fresh ones where no rate for them is listed."""
     return {
         "since": price.since,
         "until": price.until,
         "input": price.input,
         "output": price.output,
         "cache_read": price.cache_read,
-        "cached": price.input if price.cache_read is None else price.cache_read,
+        "cached": price.cached,
         "holds": _holds(price),
-        "source": _source(price),
+        "source": price.told_by,
     }
 
 
@@ -64,13 +61,12 @@ def _bands(rows: list[Price], day: date) -> list[dict[str, Any]]:
     changes = {change for price in rows for change in (price.since, price.until) if change and change < day}
     working = [replace(price, weekdays_only=False) for price in rows]
     for since, until in pairwise([*sorted(changes), day]):
-        held = [[price for price in working if price.holds(hour)] for hour in _hours(since)]
-        in_force = [prices[-1] for prices in held if prices]
+        held = [price for hour in _hours(since) if (price := in_force(working, hour))]
         band: dict[str, Any] = {"since": since, "until": until}
         for kind in KINDS:
-            rates = [rate for price in in_force if (rate := getattr(price, kind))]
+            rates = [rate for price in held if (rate := getattr(price, kind))]
             band[kind] = [min(rates), max(rates)] if rates else None
-        if in_force:
+        if held:
             bands.append(band)
     return bands
 
@@ -80,10 +76,6 @@ def _holds(price: Price) -> str:
     days = ["Mon–Fri"] if price.weekdays_only else []
     above = [f"prompts above {price.above:,}"] if price.above else []
     return ", ".join((spans or ["all day"]) + days + above)
-
-
-def _source(price: Price) -> str:
-    return f"{price.source}, {price.snapshot}"
 
 
 def _hour(moment: time) -> float:
