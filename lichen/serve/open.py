@@ -124,7 +124,9 @@ def _model_folder(folder: Path) -> Path:
         raise LichenError(f"there is no folder {folder}; name a run or a folder in the Hugging Face layout")
     if is_run(folder):
         read_versioned(folder / "run.json")
-        folder = newest_checkpoint(folder)
+        checkpoint = newest_checkpoint(folder)  # whose hashes hold
+        read_versioned(checkpoint / "state.json")
+        return checkpoint / "model"
     if is_checkpoint(folder):
         read_versioned(folder / "state.json")
         if reason := find_damage(folder):
@@ -145,7 +147,7 @@ def _check_exported_tokenizer(folder: Path) -> None:
         raise LichenError(f"{mark} does not say which tokenizer the model has; export the run again")
     if tokenizer_hash(folder) != exported:
         raise LichenError(
-            f"{folder / 'tokenizer.json'} is not the tokenizer that was exported with the model; export the "
+            f"{folder / TOKENIZER_FILE} is not the tokenizer that was exported with the model; export the "
             "run again"
         )
 
