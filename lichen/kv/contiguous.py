@@ -98,12 +98,11 @@ class Contiguous:
             self._buffers.append(
                 [Buffer(s, zeros(s[0].kept(capacity), sum(item.width for item in s))) for s in together]
             )
-            states = [item for item in kept if isinstance(item, State)]
-            wide = [bits(item.name, "bf16") == 32 for item in states]
             self._states.append(
                 [
-                    zeros(item.numbers, dtype=torch.float32 if fp32 else dtype)
-                    for item, fp32 in zip(states, wide, strict=True)
+                    zeros(item.numbers, dtype=torch.float32 if bits(item.name, "bf16") == 32 else dtype)
+                    for item in kept
+                    if isinstance(item, State)
                 ]
             )
 

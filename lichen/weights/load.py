@@ -80,10 +80,17 @@ def _by_names_in_memory(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor
     return {names.in_memory(key): tensor for key, tensor in read_headers(folder).items()}
 
 
+def _wanted(
+    model: Transformer, stored: dict[str, StoredTensor]
+) -> tuple[dict[str, Tensor], dict[str, StoredTensor]]:
+    """The model's own memory by the names of tensors, and the scales of those that are stored with some."""
+    targets = checkpoint_tensors(model, stacked=stored)
+    return targets, {name: stored[name + fp8.SUFFIX] for name in targets if name + fp8.SUFFIX in stored}
+
+
 def _check(model: Transformer, folder: Path, stored: dict[str, StoredTensor]) -> None:
     """Compare the headers with the model, which may have no memory yet."""
-    targets = checkpoint_tensors(model, stacked=stored)
-    scales = {name: stored[name + fp8.SUFFIX] for name in targets if name + fp8.SUFFIX in stored}
+    targets, scales = _wanted(model, stored)
     known = {*targets, *shared_copies(model.spec), *(name + fp8.SUFFIX for name in scales)}
     _check_names(folder, model.spec, targets, stored, known)
     for name, target in targets.items():
@@ -91,8 +98,7 @@ def _check(model: Transformer, folder: Path, stored: dict[str, StoredTensor]) ->
 
 
 def _fill(model: Transformer, stored: dict[str, StoredTensor]) -> None:
-    targets = checkpoint_tensors(model, stacked=stored)
-    scales = {name: stored[name + fp8.SUFFIX] for name in targets if name + fp8.SUFFIX in stored}
+    targets, scales = _wanted(model, stored)
     by_file: dict[Path, list[str]] = defaultdict(list)
     for name in targets:
         by_file[stored[name].file].append(name)
