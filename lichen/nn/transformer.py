@@ -16,6 +16,11 @@ from lichen.nn.linear import Embedding, Linear, RMSNorm
 from lichen.nn.mtp import MTPLayer
 from lichen.nn.roles import Role
 from lichen.ops.linear import linear
+from lichen.ops.native import few
+
+
+FEW_OF = {torch.float32: 64, torch.bfloat16: 16}
+"""Tokens up to which a pass of inference on a CPU computes in fp32, by what longer ones compute in."""
 
 
 class Trunk(nn.Module):
@@ -54,11 +59,12 @@ class Transformer(nn.Module):
         return self.model.norm(x_NH)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return self.model.embed_tokens(tokens, self.compute_dtype)
+        dtype = torch.float32 if few(tokens, torch.float32) and len(tokens) <= FEW_OF[self.compute_dtype] else self.compute_dtype
+        return self.model.embed_tokens(tokens, dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., hidden_size) -> (..., vocab_size) fp32."""
-        return linear(hidden, self.head_weight.to(hidden.dtype)).float()
+        return linear(hidden, self.head_weight).float()
 
     @property
     def head_weight(self) -> Tensor:

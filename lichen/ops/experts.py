@@ -20,7 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.ops.linear import linear
+from lichen.ops.native import Kernel, few
+from lichen.ops.packed import Weight, dense, kernel_arguments
 from lichen.ops.swiglu import silu_mul, silu_mul_backward
+
+_experts = Kernel("experts", "14q")
 
 ROWS = 32  # group sizes are multiples of this
 MAX_PADDING = 1.75  # padded rows per real one that equal groups may cost; both measured in docs/log.md
@@ -163,13 +167,20 @@ def _for_few(
 
 
 def routed_experts(
-    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
+    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Weight, down_EHI: Weight
 ) -> Tensor:
     """What `experts_reference` computes, fast: (N, H) in x's dtype.
 
     x (N, H) in the compute dtype, experts (N, k) int64, weights (N, k) fp32, gate_up (E, 2I, H) with the
     gate's rows first, down (E, H, I).
     """
+    if few(x_NH):
+        out = torch.empty_like(x_NH)
+        sizes = *x_NH.shape, experts_Nk, weights_Nk, experts_Nk.shape[1]
+        matrices = *kernel_arguments(gate_up_E2IH), *kernel_arguments(down_EHI)
+        _experts(x_NH, *sizes, *matrices, down_EHI.shape[2], out)
+        return out
+    gate_up_E2IH, down_EHI = dense(gate_up_E2IH, x_NH.dtype), dense(down_EHI, x_NH.dtype)
     on_cpu = x_NH.device.type == "cpu"
     if on_cpu and len(x_NH) <= FEW_TOKENS and not torch.is_grad_enabled():
         return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)

@@ -26,12 +26,26 @@ from torch import Tensor
 
 SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.uint8: 4}
-"""How kernels call the formats of numbers; of uint8, two numbers of four bits in a byte."""
+
+
+FEW = 64
+"""Tokens of a pass that the kernels of a decoding step serve."""
+
+
+def few(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the kernels of a decoding step serve x (tokens, ...), or what of `dtype` will be made of it: a few
+    tokens of inference in fp32, on a CPU."""
+    return (
+        (dtype or x.dtype) == torch.float32
+        and x.shape[0] <= FEW
+        and not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and library() is not None
+    )
 
 
 class Kernel:
-    """A kernel by name; `layout` has a letter for each argument: q whole number or tensor, d real."""
+    """A kernel by name; `layout`, as in `struct`: q for a whole number or a tensor, d for a real number."""
 
     def __init__(self, name: str, layout: str) -> None:
         self._name, self._pack = name, Struct(layout).pack

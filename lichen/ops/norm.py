@@ -14,6 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lichen.ops.native import Kernel, few
+
+_rms_norm = Kernel("rms_norm", "6qd")
+
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) of any float dtype, weight (D,) -> (..., D) in x's dtype, computed in fp32."""
@@ -47,6 +51,10 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) of any float dtype, weight (D,) -> (..., D) in x's dtype, computed in fp32."""
+    if few(x) and weight.dtype == torch.float32:
+        rows, y = x.flatten(0, -2), torch.empty(x.shape)
+        _rms_norm(rows, rows.stride(0), weight, y, *rows.shape, eps)
+        return y
     if not torch.is_grad_enabled():
         return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
     return _RMSNorm.apply(x, weight, eps)

@@ -6,14 +6,20 @@ Published checkpoints pair channels in two ways: neighbours (0,1), (2,3), ... or
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lichen.arch.parts.rope import Llama3Scaling, Rope, Yarn
+from lichen.ops.native import Kernel, few
+
+_turns = Kernel("turns", "5qd")
+_rope = Kernel("rope", "9q")
 
 
+@cache
 def frequencies(rope: Rope, dim: int) -> Tensor:
     """Angle per position, in radians, of each of the dim/2 channel pairs: (dim/2,) fp32."""
     inverse = 1.0 / (rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim))
@@ -51,6 +57,10 @@ def _llama3(inverse: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 def turns(rope: Rope, dim: int, positions: Tensor) -> Tensor:
     """cos + i sin of every pair's angle at `positions` (...): (..., dim/2) complex64, scaled as YaRN asks."""
+    if positions.device.type == "cpu" and positions.ndim == 1 and few(inverse := frequencies(rope, dim)):
+        out = torch.empty(len(positions), dim // 2, dtype=torch.complex64)
+        _turns(positions, inverse, out, len(positions), dim // 2, rope.attention_factor)
+        return out
     angles = positions[..., None].float() * frequencies(rope, dim).to(positions.device)
     return torch.polar(torch.full_like(angles, rope.attention_factor), angles)
 
@@ -80,6 +90,11 @@ class _ApplyRope(torch.autograd.Function):
 
 def apply_rope(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
     """Turn x (..., D) by `turn` (broadcastable to (..., D/2), complex64); x's dtype and layout stay."""
+    if few(x) and x.ndim < 4:
+        out = torch.empty(x.shape)
+        heads, by_head = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
+        _rope(x, x.stride(0), by_head, turn, out, len(x), heads, turn.shape[-1], interleaved)
+        return out
     if not torch.is_grad_enabled():
         return _rotate(x, turn, interleaved)
     return _ApplyRope.apply(x, turn, interleaved)

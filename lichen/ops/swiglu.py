@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lichen.ops.native import Kernel, few
+
+_silu_mul = Kernel("silu_mul", "4q")
+
 
 class _SiluMul(torch.autograd.Function):
     @staticmethod
@@ -36,4 +40,8 @@ def silu_mul_backward(
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, both (..., I)."""
+    if few(gate):
+        out = torch.empty_like(gate)
+        _silu_mul(gate, up, out, gate.numel())
+        return out
     return _SiluMul.apply(gate, up)
