@@ -20,9 +20,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
@@ -52,10 +54,59 @@ class Kernel:
         self._function: Callable[[bytes], None] | None = None
 
     def __call__(self, *arguments: Tensor | int | float) -> None:
-        block = self._pack(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
+        block = self._pack(*[x.data_ptr() if isinstance(x, Tensor) else x for x in arguments])
         if self._function is None:
             self._function = getattr(library(), self._name)
         self._function(block)
+        if _recording:
+            _recording[-1].calls.append((self._function, block))
+
+
+class NotRecorded(Exception):
+    """An operation that is no kernel computed something; `args` name it."""
+
+
+class Recording(TorchDispatchMode):
+    """The kernels that were called within a `with`, to be called again with the same memory.
+
+    What they read from memory, such as tokens and positions, may have changed by then. Raises NotRecorded where
+    PyTorch's own operators compute something, which would not be repeated.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, bytes]] = []
+        self._made: list[Any] = []  # whose memory the calls use
+        self._list: ctypes.Array | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not (func.is_view or func.overloadpacket in _ALLOCATE):
+            raise NotRecorded(str(func))
+        made = func(*args, **(kwargs or {}))
+        self._made.append(made)
+        return made
+
+    def __enter__(self) -> "Recording":
+        _recording.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _recording.pop()
+        super().__exit__(*error)
+
+    def play(self) -> None:
+        """Call them all again."""
+        if self._list is None:
+            self._list = (ctypes.c_void_p * (2 * len(self.calls)))()
+            for i, (function, block) in enumerate(self.calls):
+                self._list[2 * i] = ctypes.cast(function, ctypes.c_void_p).value
+                self._list[2 * i + 1] = ctypes.cast(ctypes.c_char_p(block), ctypes.c_void_p).value
+        _play(ctypes.addressof(self._list), len(self.calls))
+
+
+_play = Kernel("play", "2q")
+_recording: list[Recording] = []
+_ALLOCATE = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty}
 
 
 @functools.cache

@@ -345,3 +345,10 @@ extern "C" void unpack(const Argument* a) {
         else write(at<bf16>(a[7]));
     });
 }
+
+// Other kernels, one after another: pairs of a kernel and its arguments.
+extern "C" void play(const Argument* a) {
+    const Argument* call = at<Argument>(a[0]);
+    for (int64_t i = 0; i < a[1].whole; i++, call += 2)
+        ((void (*)(const Argument*))call[0].pointer)(at<Argument>(call[1]));
+}
