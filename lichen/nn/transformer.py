@@ -18,9 +18,8 @@ from lichen.nn.roles import Role
 from lichen.ops.linear import linear
 from lichen.ops.native import few
 
-
-FEW_OF = {torch.float32: 64, torch.bfloat16: 16}
-"""Tokens up to which a pass of inference on a CPU computes in fp32, by what longer ones compute in."""
+FEW_IN_FP32 = {torch.float32: 64, torch.bfloat16: 16}
+"""Tokens of a pass of inference that kernels on a CPU compute, in fp32, by what longer passes compute in."""
 
 
 class Trunk(nn.Module):
@@ -59,7 +58,8 @@ class Transformer(nn.Module):
         return self.model.norm(x_NH)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        dtype = torch.float32 if few(tokens, torch.float32) and len(tokens) <= FEW_OF[self.compute_dtype] else self.compute_dtype
+        in_fp32 = len(tokens) <= FEW_IN_FP32.get(self.compute_dtype, 0) and few(tokens, torch.float32)
+        dtype = torch.float32 if in_fp32 else self.compute_dtype
         return self.model.embed_tokens(tokens, dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:

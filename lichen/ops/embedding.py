@@ -14,6 +14,6 @@ def embedding(tokens: Tensor, table_VH: Tensor, dtype: torch.dtype) -> Tensor:
     """tokens (...) int64, table (V, H) -> (..., H) of this type."""
     if tokens.ndim == 1 and few(tokens, dtype):
         out = torch.empty(len(tokens), table_VH.shape[1])
-        _embed(tokens, len(tokens), CODES[table_VH.dtype], table_VH, *table_VH.shape, out)
+        _embed(tokens.contiguous(), len(tokens), CODES[table_VH.dtype], table_VH, *table_VH.shape, out)
         return out
     return F.embedding(tokens, table_VH).to(dtype)

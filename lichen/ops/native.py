@@ -35,8 +35,8 @@ FEW = 64
 
 
 def few(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether the kernels of a decoding step serve x (tokens, ...), or what of `dtype` will be made of it: a few
-    tokens of inference in fp32, on a CPU."""
+    """Whether the kernels of a decoding step serve x (tokens, ...), or what of `dtype` will be made of it: a
+    few tokens of inference in fp32, on a CPU."""
     return (
         (dtype or x.dtype) == torch.float32
         and x.shape[0] <= FEW
@@ -69,8 +69,8 @@ class NotRecorded(Exception):
 class Recording(TorchDispatchMode):
     """The kernels that were called within a `with`, to be called again with the same memory.
 
-    What they read from memory, such as tokens and positions, may have changed by then. Raises NotRecorded where
-    PyTorch's own operators compute something, which would not be repeated.
+    What they read from memory, such as tokens and positions, may have changed by then. Raises NotRecorded
+    where PyTorch's own operators compute something, which would not be repeated.
     """
 
     def __init__(self) -> None:
@@ -115,8 +115,8 @@ def library() -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         warnings.warn(
-            "there is no C++ compiler, so decoding takes PyTorch's operators, which are several times as slow; "
-            "install one (Debian and Ubuntu: apt-get install g++; macOS: xcode-select --install)",
+            "there is no C++ compiler, so PyTorch's operators do what our own kernels would do several times as "
+            "fast; install one (Debian and Ubuntu: apt-get install g++; macOS: xcode-select --install)",
             stacklevel=2,
         )
         return None
@@ -126,8 +126,8 @@ def library() -> ctypes.CDLL | None:
         told = getattr(error, "stderr", None)
         reason = told.decode(errors="replace").strip() if told else error
         warnings.warn(
-            f"the kernels could not be compiled with {compiler}, so decoding takes PyTorch's operators, which "
-            f"are several times as slow: {reason}",
+            f"the kernels could not be compiled with {compiler}, so PyTorch's operators, which are several "
+            f"times as slow, take their place: {reason}",
             stacklevel=2,
         )
         return None
@@ -140,15 +140,16 @@ def _load(compiler: str) -> ctypes.CDLL:
     ).stdout  # the compiler's version and the processor's instructions, among others
     sources = sorted(SOURCES.iterdir())
     content = b"".join(source.read_bytes() for source in sources)
-    name = f"kernels-{hashlib.sha256(b' '.join([content, macros, *map(str.encode, flags)])).hexdigest()[:16]}.so"
-    path = _cache() / name
+    identity = hashlib.sha256(b" ".join([content, macros, *map(str.encode, flags)])).hexdigest()
+    path = _cache() / f"kernels-{identity[:16]}.so"
     if not path.exists():
         print("compiling the kernels for this processor (once)", file=sys.stderr)
-        handle, building = tempfile.mkstemp(prefix=name, dir=path.parent)
+        handle, building = tempfile.mkstemp(prefix=path.name, dir=path.parent)
         os.close(handle)
         try:
             units = [str(source) for source in sources if source.suffix == ".cpp"]
-            subprocess.run([compiler, *flags, *units, "-o", building], capture_output=True, check=True, timeout=600)
+            command = [compiler, *flags, *units, "-o", building]
+            subprocess.run(command, capture_output=True, check=True, timeout=600)
             os.replace(building, path)
         finally:
             Path(building).unlink(missing_ok=True)

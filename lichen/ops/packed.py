@@ -1,13 +1,13 @@
 """Weights as the kernels of a decoding step read them fastest: in 16, 8 or 4 bits, in the order of reading.
 
-Rows are taken 8 at a time, and of each 32 numbers at a time, a group: the first groups of the 8 rows lie one after
-another, then their second groups, and so on. So what is multiplied together lies together, and all is read in order.
-In 8 and 4 bits a group has a scale in fp16:
+Rows are taken 8 at a time, and of each 32 numbers at a time, a group: the first groups of the 8 rows lie one
+after another, then their second groups, and so on. So what is multiplied together lies together, and all is
+read in order. In 8 and 4 bits a group has a scale in fp16:
 
     w = scale * q,    q from -127 to 127, or from -8 to 7
 
-rounded to nearest; of 4 bits the scale is the one of several that leaves the smallest squared error. Activations
-stay fp32 (`lichen.ops.linear`), so what is lost is lost here alone.
+rounded to nearest; of 4 bits the scale is the one of several that leaves the smallest squared error.
+Activations stay fp32 (`lichen.ops.linear`), so what is lost is lost here alone.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,12 @@ _unpack = Kernel("unpack", "8q")
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight (..., N, K). data (..., N / 8, K / 32, 8, 32) in bf16, fp16 or int8, or (..., 16) in uint8, whose byte
-    i holds number i in its low half and number i + 16 in its high one, both plus 8. scales, of int8 and uint8,
-    (..., N / 8, K / 32, 8) fp16."""
+    """A weight (..., N, K).
+
+    data (..., N / 8, K / 32, 8, 32) in bf16, fp16 or int8, or (..., 16) in uint8, whose byte i holds number i
+    in its low half and number i + 16 in its high one, both plus 8. scales, of int8 and uint8,
+    (..., N / 8, K / 32, 8) fp16.
+    """
 
     data: Tensor
     scales: Tensor | None = None
@@ -49,7 +52,7 @@ class Packed:
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def dense(self, dtype: torch.dtype, begin: int = 0, end: int | None = None) -> Tensor:
-        """The weight's rows [begin, end), multiples of 8, of a stack all of all its matrices; fp32 or bf16."""
+        """Rows [begin, end), multiples of 8, of the weight in fp32 or bf16; of a stack, all of it."""
         *stack, rows, width = self.shape
         if stack:
             begin, end = 0, stack[0] * rows

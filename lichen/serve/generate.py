@@ -9,6 +9,7 @@ from lichen.errors import LichenError
 from lichen.kv.contiguous import Contiguous
 from lichen.nn.transformer import Transformer
 from lichen.serve.sampling import SamplingParams, sample
+from lichen.serve.step import Step
 
 # A long prompt enters the cache in pieces, so that attention scores take bounded memory.
 PREFILL_CHUNK = 2048
@@ -39,13 +40,14 @@ def generate(
 
     for chunk in torch.tensor(prompt_ids, device=device).split(PREFILL_CHUNK):
         logits = _next_logits(model, chunk, storage)
+    step = Step(model, storage, [0])
     for position in range(len(prompt_ids), capacity):
         next_token = sample(logits, params, generator)
         if (token := int(next_token)) in eos_ids:
             return
         yield token
         if position + 1 < capacity:
-            logits = _next_logits(model, next_token, storage)
+            logits = step(next_token)
 
 
 @torch.no_grad()

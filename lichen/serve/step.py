@@ -1,8 +1,8 @@
 """The next token of each of some sequences, again and again: a step of decoding.
 
-A step's shape never changes: one token of every sequence, entries at their positions in storage that stays where
-it is. So on a CPU the calls of the kernels are recorded during the first step, and later steps repeat them with
-other tokens and positions, without PyTorch and Python in between.
+A step's shape never changes: one token of every sequence, entries at their positions in storage that stays
+where it is. So on a CPU the calls of the kernels are recorded during the first step, and later steps repeat
+them with other tokens and positions, without PyTorch and Python in between.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,13 @@ class Step:
         self._tokens_B, self._positions_B = torch.zeros(2, len(slots), dtype=torch.int64)
         self._slot_B = torch.tensor(self._slots)
         self._recording: Recording | None = None
+        self._logits_BV = torch.empty(0)
         self._records = storage.device.type == "cpu"
 
     @torch.no_grad()
     def __call__(self, tokens_B: Tensor) -> Tensor:
-        """The logits (B, vocab_size) fp32 after the next token of each sequence; they hold until the next step.
+        """The logits (B, vocab_size) fp32 after the next token of each sequence; they hold until the next
+        step.
 
         Raises LichenError where a sequence's storage is full.
         """
