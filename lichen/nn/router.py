@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lichen.arch.parts.moe import Router
 from lichen.nn.forward import Pass
 from lichen.nn.roles import Role
+from lichen.ops.chosen import chosen
 
 
 class TopK(nn.Module):
@@ -40,7 +41,7 @@ class TopK(nn.Module):
         sigmoid = self.spec.scoring_func == "sigmoid"
         scores_NE = logits_NE.sigmoid() if sigmoid else logits_NE.softmax(-1)
         experts_Nk = self.choose(scores_NE.detach())
-        weights_Nk = scores_NE.gather(1, experts_Nk)
+        weights_Nk = chosen(scores_NE, experts_Nk)
         if self.spec.norm_topk_prob:
             weights_Nk = weights_Nk / (weights_Nk.sum(-1, keepdim=True) + 1e-20)
         at.record("routing", self, (self.spec, scores_NE, experts_Nk))
