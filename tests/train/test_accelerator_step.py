@@ -6,9 +6,14 @@ them for a number fails. The second on a CPU that is taken for an accelerator.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
@@ -176,3 +181,22 @@ def losses_as_the_kernel(logits_NV: Tensor, targets_N: Tensor, replace_by_grad: 
     if replace_by_grad:
         logits_NV.copy_((log_p.exp() - target) * counted.unsqueeze(1))
     return losses
+
+
+@pytest.mark.skipif(
+    find_spec("triton") is None,
+    reason="the kernels need Triton, which comes with PyTorch for CUDA, or by itself: pip install triton",
+)
+def test_steps_by_kernels_are_those_of_a_cpu() -> None:
+    """All of a GPU's own kernels, in Triton's interpreter, in whole steps of small models."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("step_interpreted.py")],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    apart = json.loads(done.stdout)
+    assert len(apart) == 8
+    assert max(apart.values()) < 2e-5, apart
