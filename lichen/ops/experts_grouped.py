@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lichen.machine.accelerator import runs_triton
 from lichen.ops.swiglu import silu_mul_rows, silu_mul_rows_backward
 
 ROWS = 16
+FEW_COPIES = 64  # at inference: with more, some of which share an expert, grouped products read less
 
 
 class Rows:
@@ -89,5 +91,22 @@ def grouped_experts(
     x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
 ) -> Tensor:
     """`lichen.ops.experts.routed_experts` on an accelerator: (N, H) in x's dtype."""
+    if not torch.is_grad_enabled() and experts_Nk.numel() <= FEW_COPIES:
+        return _gathered(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     rows = Rows(experts_Nk, len(down_EHI))
     return _GroupedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, rows)
+
+
+def _gathered(
+    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
+) -> Tensor:
+    """Inference with a few tokens: each copy by the matrices of its expert, without a row of padding."""
+    if runs_triton(x_NH.device.type) and gate_up_E2IH.is_contiguous() and down_EHI.is_contiguous():
+        from lichen.ops import experts_few_triton
+
+        return experts_few_triton.gathered_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
+    dtype, experts = x_NH.dtype, experts_Nk.flatten()
+    x_C1H = x_NH.repeat_interleave(experts_Nk.shape[1], 0).unsqueeze(1)
+    h = torch.bmm(x_C1H, gate_up_E2IH.index_select(0, experts).to(dtype).transpose(1, 2))
+    y = torch.bmm(silu_mul_rows(h.squeeze(1)).unsqueeze(1), down_EHI.index_select(0, experts).to(dtype).mT)
+    return (y.view(*experts_Nk.shape, -1) * weights_Nk.to(dtype).unsqueeze(-1)).sum(1)

@@ -6,6 +6,7 @@ Published checkpoints pair channels in two ways: neighbours (0,1), (2,3), ... or
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,9 +51,14 @@ def _llama3(inverse: Tensor, scaling: Llama3Scaling) -> Tensor:
     return inverse * fast + inverse / scaling.factor * (1 - fast)
 
 
+@cache
+def _frequencies_on(device: torch.device, rope: Rope, dim: int) -> Tensor:
+    return upload(frequencies(rope, dim), device)
+
+
 def turns(rope: Rope, dim: int, positions: Tensor) -> Tensor:
     """cos + i sin of every pair's angle at `positions` (...): (..., dim/2) complex64, scaled as YaRN asks."""
-    angles = positions[..., None].float() * upload(frequencies(rope, dim), positions.device)
+    angles = positions[..., None].float() * _frequencies_on(positions.device, rope, dim)
     return torch.polar(torch.full_like(angles, rope.attention_factor), angles)
 
 

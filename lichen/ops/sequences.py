@@ -198,3 +198,20 @@ class Sequences:
             level = len(set(kept)) == 1
             batches.append(Batch(tokens, slots, (rows, new), max(kept) + new, level, positions_BT))
         return batches
+
+
+class Decoding(Sequences):
+    """One new token of every sequence in storage, all in order, at positions that only the device knows.
+
+    Every pass over such a list has one shape, whatever the positions: attention reads the first `reach`
+    places of every sequence and masks what is later than its token, and nothing waits for the device. So a
+    pass can be captured as a graph and played again with other positions.
+    """
+
+    def __init__(self, positions_B: Tensor, reach: int) -> None:
+        rows = len(positions_B)
+        super().__init__([1] * rows, [0] * rows, range(rows), device=positions_B.device)
+        self.positions_N = positions_B
+        self.slot_N = torch.arange(rows, device=positions_B.device)
+        everything = slice(0, rows)
+        self.batches = [Batch(everything, everything, (rows, 1), reach, False, positions_B.unsqueeze(1))]
