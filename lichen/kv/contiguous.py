@@ -28,7 +28,7 @@ from lichen.errors import LichenError
 from lichen.nn.forward import Pass
 from lichen.ops.native import Kernel, few
 from lichen.ops.packed import CODES
-from lichen.ops.sequences import Sequences
+from lichen.ops.sequences import Decoding, Sequences
 
 _keep = Kernel("keep", "10q")
 
@@ -137,6 +137,16 @@ class Contiguous:
         for slot, new in zip(slots, new_tokens, strict=True):
             self.lengths[slot] += new
         return Pass(Sequences(new_tokens, kept, slots, device=self.device), self)
+
+    def take_one_each(self, positions_B: Tensor, reach: int) -> Pass:
+        """The pass over one more token of every sequence, at `positions` (slots,) on the device, all of them
+        before `reach`. Who plays it counts `lengths` himself.
+
+        Raises LichenError for a model that keeps something else than entries of every token.
+        """
+        if not all(buffer.is_whole for layer in self._buffers for buffer in layer) or any(self._states):
+            raise LichenError("a step of static shape is made only for attention to every token")
+        return Pass(Decoding(positions_B, reach), self)
 
     # ---------------------------------------------------------------------------------- what a part keeps
 
