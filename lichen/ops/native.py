@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lichen.machine.accelerator import is_accelerator
+
 SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 
@@ -41,7 +43,7 @@ def few(x: Tensor, dtype: torch.dtype | None = None) -> bool:
         (dtype or x.dtype) == torch.float32
         and x.shape[0] <= FEW
         and not torch.is_grad_enabled()
-        and x.device.type == "cpu"
+        and not is_accelerator(x.device)
         and library() is not None
     )
 
@@ -115,8 +117,8 @@ def library() -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         warnings.warn(
-            "there is no C++ compiler, so PyTorch's operators do what our own kernels would do several times as "
-            "fast; install one (Debian and Ubuntu: apt-get install g++; macOS: xcode-select --install)",
+            "there is no C++ compiler, so PyTorch's operators do what kernels of our own would do several "
+            "times as fast; install one (Debian and Ubuntu: apt-get install g++; macOS: xcode-select --install)",
             stacklevel=2,
         )
         return None

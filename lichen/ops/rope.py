@@ -64,14 +64,8 @@ def turns(rope: Rope, dim: int, positions: Tensor) -> Tensor:
     """cos + i sin of every pair's angle at `positions` (...): (..., dim/2) complex64, scaled as YaRN asks."""
     if positions.ndim == 1 and few(positions, torch.float32):
         out = torch.empty(len(positions), dim // 2, dtype=torch.complex64)
-        _turns(
-            positions,
-            _frequencies_on(positions.device, rope, dim),
-            out,
-            len(positions),
-            dim // 2,
-            rope.attention_factor,
-        )
+        inverse = _frequencies_on(positions.device, rope, dim)
+        _turns(positions, inverse, out, len(positions), dim // 2, rope.attention_factor)
         return out
     angles = positions[..., None].float() * _frequencies_on(positions.device, rope, dim)
     return torch.polar(torch.full_like(angles, rope.attention_factor), angles)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lichen.kv.contiguous import Contiguous
 from lichen.machine.accelerator import Download, is_accelerator
+from lichen.nn.forward import Pass
 from lichen.nn.transformer import Transformer
 from lichen.ops.native import NotRecorded, Recording
 from lichen.serve.sampling import SamplingParams, draw
@@ -41,10 +42,10 @@ class Decoder:
         self._positions_B = torch.zeros_like(self.next_B)
         self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
         self._recorded: tuple[Recording, Tensor] | None = None
-        self._records = storage.device.type == "cpu"
+        self._records = not is_accelerator(storage.device)
 
     def enter(self, logits_BV: Tensor) -> None:
-        """Draw what follows the sequences now in storage, all of them, after whose last tokens `logits` are."""
+        """Draw what follows all the sequences now in storage, after whose last tokens `logits` are."""
         self.next_B.copy_(draw(logits_BV, self._params, self._generator))
         self._positions_B.copy_(torch.tensor(self.storage.lengths))
 
@@ -87,10 +88,10 @@ class Decoder:
 
     def _play(self, reach: int) -> None:
         # A token that could not be drawn is read as one; whoever reads it in the end raises the alarm.
-        self._advance(self._logits(self.next_B.clamp(min=0), reach))
-
-    def _logits(self, tokens_B: Tensor, reach: int) -> Tensor:
         at = self.storage.take_one_each(self._positions_B, reach)
+        self._advance(self._logits(self.next_B.clamp(min=0), at))
+
+    def _logits(self, tokens_B: Tensor, at: Pass) -> Tensor:
         return self.model.logits(self.model(tokens_B, at))
 
     def _advance(self, logits_BV: Tensor) -> None:
@@ -103,12 +104,13 @@ class Decoder:
             recording, logits_BV = self._recorded
             recording.play()
             return logits_BV
+        at = self.storage.take_one_each(self._positions_B, reach)
         try:
             with Recording() as recording:
-                logits_BV = self._logits(self.next_B, reach)
+                logits_BV = self._logits(self.next_B, at)
         except NotRecorded:  # a part has operations without a kernel, or there are no kernels
             self._records = False
-            return self._logits(self.next_B.clamp(min=0), reach)
+            return self._logits(self.next_B.clamp(min=0), at)
         self._recorded = recording, logits_BV
         return logits_BV
 
