@@ -1,13 +1,17 @@
 """In which format to keep weights for inference, and in which to compute: `lichen sample --weights`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from lichen.errors import LichenError
 from lichen.machine.precision import matmul_dtype
+from lichen.nn.transformer import Transformer
 from lichen.ops.native import library
+from lichen.weights.load import load_model
+from lichen.weights.pack import pack_weights
 
 Weights = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"]
 PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,3 +58,11 @@ def formats_for(weights: Weights, stored: str | None, device: torch.device) -> F
         else f"weights in {weights} need a C++ compiler, which there is not; install one (Debian and Ubuntu: "
         "apt-get install g++; macOS: xcode-select --install), or take fp32"
     )
+
+
+def load_in(formats: Formats, folder: Path, device: torch.device) -> Transformer:
+    """The model in `folder` (Hugging Face layout), for inference."""
+    model = load_model(folder, formats.compute, device, param_dtype=formats.load)
+    if formats.pack is not None:
+        pack_weights(model, formats.pack)
+    return model.eval()

@@ -22,10 +22,8 @@ from lichen.errors import LichenError
 from lichen.files.json_file import read_json
 from lichen.files.sealed import find_damage
 from lichen.nn.transformer import Transformer
-from lichen.serve.formats import Weights, formats_for
+from lichen.serve.formats import Weights, formats_for, load_in
 from lichen.weights.checkpoints import Damage, is_checkpoint, newest_good, read_versioned
-from lichen.weights.load import load_model
-from lichen.weights.pack import pack_weights
 
 EXPORT_MARK = "lichen.json"
 """What an export says about itself; a folder from elsewhere has none."""
@@ -65,10 +63,7 @@ def open_model(folder: Path, device: torch.device, weights: Weights = "auto") ->
         stored, tokenizer_path = "float32", tokenizer_file(run)
         tokenizer = load_tokenizer(tokenizer_path)
         ends = end_ids(special_ids(tokenizer, manifest.parameters.family))
-    formats = formats_for(weights, stored, device)
-    model = load_model(model_folder, formats.compute, device, param_dtype=formats.load)
-    if formats.pack is not None:
-        pack_weights(model, formats.pack)
+    model = load_in(formats_for(weights, stored, device), model_folder, device)
     if vocabulary_size(tokenizer) > model.spec.vocab_size:
         raise LichenError(
             f"{tokenizer_path} has {vocabulary_size(tokenizer):,} tokens and the model in {model_folder} a "

@@ -8,13 +8,16 @@ from lichen.nn.moe import Experts
 from lichen.nn.transformer import Transformer
 from lichen.ops.packed import can_pack, pack
 
+SMALLEST = 1 << 15
+"""Numbers of a matrix from which on fewer bits than 16 save time (docs/log.md)."""
+
 
 @torch.no_grad()
 def pack_weights(model: Transformer, dtype: torch.dtype) -> None:
     """Keep the matrices of `model` that only multiply, experts and head among them, as `lichen.ops.packed`
-    does, in bf16, fp16, int8 or four bits (torch.uint8). The embedding, and matrices that are no whole groups
-    or that something else reads too, become 16 bits wide; norms and routers stay fp32, and so does what has
-    numbers beyond the range of fp16.
+    does, in bf16, fp16, int8 or four bits (torch.uint8). Small ones take 16 bits at least, and so do the
+    embedding, matrices that are no whole groups, and what something else reads too; norms and routers stay
+    fp32, and so does what has numbers beyond the range of fp16.
 
     One matrix at a time, so no second model is ever held. The model can then be used, not trained.
     """
@@ -34,8 +37,9 @@ def pack_weights(model: Transformer, dtype: torch.dtype) -> None:
             if isinstance(module, Embedding) or (isinstance(module, Linear) and not module.packs):
                 setattr(module, name, _frozen(weight.to(half)))
             elif can_pack(weight):
+                small = weight.shape[-2] * weight.shape[-1] < SMALLEST
                 delattr(module, name)
-                setattr(module, name, pack(weight, dtype))
+                setattr(module, name, pack(weight, half if small else dtype))
             else:
                 setattr(module, name, _frozen(weight.to(half)))
 

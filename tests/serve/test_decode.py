@@ -81,7 +81,7 @@ def test_sequences_of_different_lengths_together(
     oracle: Oracle,
     as_accelerator: None,
     monkeypatch,
-    few: int,  # noqa: F811
+    few: int,
 ) -> None:
     """Each text is what transformers writes of it alone; the logits of every step are those of one pass."""
     monkeypatch.setattr("lichen.ops.experts_grouped.FEW_COPIES", few)
