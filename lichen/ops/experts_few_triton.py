@@ -42,7 +42,16 @@ def gathered_experts(
 
 @triton.jit
 def _gate_up(  # type: ignore[no-untyped-def]
-    x, experts, weights, gate_up, a, hidden, width, CHOSEN: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr
+    x,
+    experts,
+    weights,
+    gate_up,
+    a,
+    hidden,
+    width,
+    CHOSEN: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
 ):
     copy = tl.program_id(0).to(tl.int64)
     expert = tl.load(experts + copy)

@@ -41,7 +41,7 @@ class Decoder:
         self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
 
     def enter(self, logits_BV: Tensor) -> None:
-        """Draw what follows the sequences now in storage, all of them, after whose last tokens `logits` are."""
+        """Draw what follows the sequences now in storage, after whose last tokens `logits` are."""
         self.next_B.copy_(draw(logits_BV, self._params, self._generator))
         self._positions_B.copy_(torch.tensor(self.storage.lengths))
 

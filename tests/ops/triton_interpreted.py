@@ -26,7 +26,9 @@ from lichen.ops import attention_triton, cross_entropy, norm, rope, swiglu  # no
 Function = Callable[..., Tensor]
 
 
-def errors(ours: Function, theirs: Function, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> float:
+def errors(
+    ours: Function, theirs: Function, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype]
+) -> float:
     """The largest relative error of the value and of every gradient, of inputs rounded to their formats."""
     found = []
     rounded = [x.to(dtype) for x, dtype in zip(inputs, dtypes, strict=True)]
@@ -130,7 +132,10 @@ def main() -> None:
         )
         for width in (24, 1500):
             found[f"swiglu {width}, {name}"] = errors(
-                swiglu.silu_mul, lambda g, u: F.silu(g) * u, [randn(9, width), randn(9, width, seed=1)], [dtype] * 2
+                swiglu.silu_mul,
+                lambda g, u: F.silu(g) * u,
+                [randn(9, width), randn(9, width, seed=1)],
+                [dtype] * 2,
             )
             found[f"weighted swiglu {width}, {name}"] = weighted(width, dtype)
         for interleaved in (False, True):

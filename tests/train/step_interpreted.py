@@ -29,9 +29,16 @@ MOE = MoE(Router(8, 2, aux_loss_alpha=0.05), moe_intermediate_size=8, n_shared_e
 LATENT = MLA(2, 12, 8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, rope=ROPE)
 SPECS = {
     "deepseek": ModelSpec(
-        "deepseek_v3", 40, 16, (LayerSpec(LATENT, Dense(24)), LayerSpec(LATENT, MOE)), 64, mtp=(LayerSpec(LATENT, MOE),)
+        "deepseek_v3",
+        40,
+        16,
+        (LayerSpec(LATENT, Dense(24)), LayerSpec(LATENT, MOE)),
+        64,
+        mtp=(LayerSpec(LATENT, MOE),),
     ),
-    "qwen3": ModelSpec("qwen3", 40, 16, (LayerSpec(GQA(4, 2, 6, Rope(10000.0, False), qk_norm=True), Dense(24)),) * 2, 64),
+    "qwen3": ModelSpec(
+        "qwen3", 40, 16, (LayerSpec(GQA(4, 2, 6, Rope(10000.0, False), qk_norm=True), Dense(24)),) * 2, 64
+    ),
 }
 
 
@@ -77,7 +84,8 @@ def main() -> None:
         for kind, ours in result(spec, recipe).items():
             assert ours.keys() == theirs[kind].keys()
             found[f"{name}, {recipe.name}, {kind}"] = max(
-                float((ours[key] - theirs[kind][key]).norm() / theirs[kind][key].norm().clamp(min=1e-9)) for key in ours
+                float((ours[key] - theirs[kind][key]).norm() / theirs[kind][key].norm().clamp(min=1e-9))
+                for key in ours
             )
     print(json.dumps(found))
 

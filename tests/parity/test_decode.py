@@ -17,7 +17,8 @@ from lichen.serve.generate import generate
 from lichen.serve.sampling import SamplingParams
 from lichen.weights.load import load_model
 from tests.conftest import read
-from tests.parity.conftest import VOCAB_SIZE, Oracle, oracle  # noqa: F401
+
+from .conftest import VOCAB_SIZE, Oracle
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
 
@@ -29,7 +30,7 @@ def as_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(oracle: Oracle) -> Transformer:  # noqa: F811
+def model(oracle: Oracle) -> Transformer:
     return load_model(oracle.folder)
 
 
@@ -48,7 +49,11 @@ def test_greedy_text_is_that_of_the_ordinary_pass(model: Transformer, request: p
 
 @pytest.mark.parametrize("few", [0, 64], ids=["grouped products", "gathered experts"])
 def test_sequences_of_different_lengths_together(
-    model: Transformer, oracle: Oracle, as_accelerator: None, monkeypatch, few: int  # noqa: F811
+    model: Transformer,
+    oracle: Oracle,
+    as_accelerator: None,
+    monkeypatch,
+    few: int,
 ) -> None:
     """Each text is what transformers writes of it alone; the logits of every step are those of one pass."""
     monkeypatch.setattr("lichen.ops.experts_grouped.FEW_COPIES", few)
@@ -74,7 +79,9 @@ def test_sequences_of_different_lengths_together(
         assert (ours - expected[:-1]).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_a_seed_draws_what_the_ordinary_pass_draws(model: Transformer, request: pytest.FixtureRequest) -> None:
+def test_a_seed_draws_what_the_ordinary_pass_draws(
+    model: Transformer, request: pytest.FixtureRequest
+) -> None:
     params = SamplingParams(temperature=0.7, top_k=50, top_p=0.95, seed=3, max_tokens=12)
     ordinary = list(generate(model, [5, 6, 7], params, eos_ids=()))
     request.getfixturevalue("as_accelerator")
