@@ -159,7 +159,8 @@ def routed_experts(
     x (N, H) in the compute dtype, experts (N, k) int64, weights (N, k) fp32, gate_up (E, 2I, H) with the
     gate's rows first, down (E, H, I).
     """
-    if is_accelerator(x_NH.device):
+    aligned = all(x.shape[-1] * x_NH.element_size() % 16 == 0 for x in (gate_up_E2IH, down_EHI))
+    if is_accelerator(x_NH.device) and aligned:  # as grouped products ask
         return grouped_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     if len(x_NH) <= FEW_TOKENS and not torch.is_grad_enabled():
         return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
