@@ -5,7 +5,8 @@ token copies by expert, so that an expert's tokens are one contiguous group of r
 with rows that count for nothing. On CPU all groups get the size of the largest, so that one batched
 product serves all experts; the waste is bounded by MAX_PADDING, beyond which (a badly balanced router)
 groups keep their own size, rounded up to ROWS because the library builds a kernel for every fresh
-matrix shape, and each has a product of its own. Other devices have a grouped product for ragged groups.
+matrix shape, and each has a product of its own. Accelerators take another way, which waits for no number:
+`lichen.ops.experts_grouped`.
 
 Rows move by `index_select` and come back by `embedding_bag`, a weighted sum of chosen rows: on CPU these
 are several times faster than the advanced indexing that computes the same.

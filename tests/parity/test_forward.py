@@ -55,7 +55,12 @@ def test_the_selection_bias_decides_in_these_models(oracle: Oracle, tokens: Tens
         assert (unbiased(tokens).logits - oracle.logits(tokens)).abs().max() > 0.1
 
 
-def test_loss_and_gradients(oracle: Oracle, tokens: Tensor) -> None:
+@pytest.mark.parametrize("form", ["of a CPU", "of an accelerator"])
+def test_loss_and_gradients(
+    oracle: Oracle, tokens: Tensor, form: str, request: pytest.FixtureRequest
+) -> None:
+    if form == "of an accelerator":
+        request.getfixturevalue("as_accelerator")
     ours, theirs = load_model(oracle.folder), copy.deepcopy(oracle.model)
     output = loss_of(ours, tokens, shifted(tokens))
     output.loss.backward()

@@ -24,10 +24,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lichen.errors import LichenError
-from lichen.machine import accelerator
-from lichen.ops import attention, cross_entropy, experts
+from lichen.ops import cross_entropy
 from lichen.optim import rules
-from lichen.train import metrics, objective, parallel
 from lichen.train import step as step_module
 from lichen.train.run import start_run
 from lichen.train.step import Trainer
@@ -50,13 +48,6 @@ MODELS = {
 def make_trainer(make_recipe, tmp_path: Path):
     count = iter(range(100))
     return lambda *overrides: Trainer(start_run(make_recipe(*overrides), tmp_path / f"run{next(count)}"))
-
-
-@pytest.fixture
-def as_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks is told that a CPU is an accelerator."""
-    for module in (accelerator, attention, cross_entropy, experts, metrics, objective, parallel, step_module):
-        monkeypatch.setattr(module, "is_accelerator", lambda device: True)
 
 
 @pytest.mark.parametrize("model", MODELS)
