@@ -41,7 +41,7 @@ class Decoder:
         self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
 
     def enter(self, logits_BV: Tensor, slots: Sequence[int] | None = None) -> None:
-        """Draw what follows the sequences in `slots`, by default all; `logits` are after their last tokens."""
+        """Draw what follows the sequences in `slots`, or all; `logits` are after their last tokens."""
         drawn_B = draw(logits_BV, self._params, self._generator)
         places = range(len(self.next_B)) if slots is None else slots
         device, last = self.next_B.device, self.storage.capacity - 1
