@@ -20,6 +20,9 @@ from lichen.arch.parts.moe import Router
 from lichen.nn.forward import Pass
 from lichen.nn.roles import Role
 from lichen.ops.chosen import chosen
+from lichen.ops.linear import linear
+from lichen.ops.native import few
+from lichen.ops.routing import choose_experts
 
 
 class TopK(nn.Module):
@@ -37,6 +40,8 @@ class TopK(nn.Module):
 
     def forward(self, x_NH: Tensor, at: Pass) -> tuple[Tensor, Tensor]:
         """The chosen experts (N, k) int64 and their weights (N, k) fp32."""
+        if few(x_NH) and not at.observes("routing"):
+            return choose_experts(linear(x_NH, self.weight), self.e_score_correction_bias, self.spec)
         logits_NE = F.linear(x_NH.float(), self.weight.float())
         sigmoid = self.spec.scoring_func == "sigmoid"
         scores_NE = logits_NE.sigmoid() if sigmoid else logits_NE.softmax(-1)

@@ -23,7 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import is_accelerator, runs_triton
+from lichen.ops.native import Kernel, few
+from lichen.ops.packed import CODES
 from lichen.ops.sequences import BLOCK, Batch, Sequences
+
+_attend = Kernel("attend", "12qd")
 
 WIDEST = 256  # channels of a head that the fused kernel takes
 HEADS = 8  # key heads per pass on CPU: measured best of 2-16 (docs/log.md)
@@ -146,6 +150,13 @@ def attention(
     Returns the output (N, H, V) and, with `max_logits`, the largest scaled logit of each head over the list,
     (H,) fp32; else, and of stored tokens, None.
     """
+    if stored_BSW is not None and few(q_NHD := q_HND.transpose(0, 1)) and stored_BSW.is_contiguous():
+        (tokens, heads, width), value = q_NHD.shape, v_KNV.shape[-1]
+        out = q_NHD.new_empty(tokens, heads, value)
+        sizes = tokens, heads, len(k_KND), width, value
+        place = CODES[stored_BSW.dtype], stored_BSW, stored_BSW.shape[1]
+        _attend(q_NHD.contiguous(), *sizes, *place, sequences.slot_N, sequences.positions_N, out, scale)
+        return out, None
     if stored_BSW is not None:
         keys = k_KND.shape[0] * k_KND.shape[2]
         outs = []

@@ -23,7 +23,11 @@ from torch import Tensor
 from lichen.machine.accelerator import is_accelerator
 from lichen.ops.experts_grouped import grouped_experts
 from lichen.ops.linear import linear
+from lichen.ops.native import Kernel, few
+from lichen.ops.packed import Packed, Weight, kernel_arguments
 from lichen.ops.swiglu import silu_mul_backward
+
+_experts = Kernel("experts", "14q")
 
 ROWS = 32  # group sizes are multiples of this
 MAX_PADDING = 1.75  # padded rows per real one that equal groups may cost; both measured in docs/log.md
@@ -153,13 +157,20 @@ def _for_few(
 
 
 def routed_experts(
-    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
+    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Weight, down_EHI: Weight
 ) -> Tensor:
     """What `experts_reference` computes, fast: (N, H) in x's dtype.
 
     x (N, H) in the compute dtype, experts (N, k) int64, weights (N, k) fp32, gate_up (E, 2I, H) with the
     gate's rows first, down (E, H, I).
     """
+    if few(x_NH):
+        out = torch.empty_like(x_NH)
+        sizes = *x_NH.shape, experts_Nk.contiguous(), weights_Nk.contiguous(), experts_Nk.shape[1]
+        matrices = *kernel_arguments(gate_up_E2IH), *kernel_arguments(down_EHI)
+        _experts(x_NH, *sizes, *matrices, down_EHI.shape[2], out)
+        return out
+    gate_up_E2IH, down_EHI = _unpacked(gate_up_E2IH, x_NH.dtype), _unpacked(down_EHI, x_NH.dtype)
     aligned = all(x.shape[-1] * x_NH.element_size() % 16 == 0 for x in (gate_up_E2IH, down_EHI))
     if is_accelerator(x_NH.device) and aligned:  # as grouped products ask
         return grouped_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
@@ -167,3 +178,8 @@ def routed_experts(
         return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     groups = Groups(experts_Nk, gate_up_E2IH.shape[0])
     return _RoutedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)
+
+
+def _unpacked(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Masters stay as they are: a cast that autograd sees would round their gradients."""
+    return weight.dense(dtype) if isinstance(weight, Packed) else weight

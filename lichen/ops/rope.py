@@ -14,6 +14,10 @@ from torch import Tensor
 
 from lichen.arch.parts.rope import Llama3Scaling, Rope, Yarn
 from lichen.machine.accelerator import runs_triton, upload
+from lichen.ops.native import Kernel, few
+
+_turns = Kernel("turns", "5qd")
+_rope = Kernel("rope", "9q")
 
 
 def frequencies(rope: Rope, dim: int) -> Tensor:
@@ -58,6 +62,11 @@ def _frequencies_on(device: torch.device, rope: Rope, dim: int) -> Tensor:
 
 def turns(rope: Rope, dim: int, positions: Tensor) -> Tensor:
     """cos + i sin of every pair's angle at `positions` (...): (..., dim/2) complex64, scaled as YaRN asks."""
+    if positions.ndim == 1 and few(positions, torch.float32):
+        out = torch.empty(len(positions), dim // 2, dtype=torch.complex64)
+        inverse = _frequencies_on(positions.device, rope, dim)
+        _turns(positions, inverse, out, len(positions), dim // 2, rope.attention_factor)
+        return out
     angles = positions[..., None].float() * _frequencies_on(positions.device, rope, dim)
     return torch.polar(torch.full_like(angles, rope.attention_factor), angles)
 
@@ -97,6 +106,11 @@ class _ApplyRope(torch.autograd.Function):
 
 def apply_rope(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
     """Turn x (..., D) by `turn` (broadcastable to (..., D/2), complex64); x's dtype and layout stay."""
+    if few(x) and x.ndim < 4:
+        out = torch.empty(x.shape)
+        heads, by_head = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
+        _rope(x, x.stride(0), by_head, turn, out, len(x), heads, turn.shape[-1], interleaved)
+        return out
     if not torch.is_grad_enabled():
         return _turned(x, turn, interleaved)
     return _ApplyRope.apply(x, turn, interleaved)

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import runs_triton
+from lichen.ops.native import Kernel, few
+
+_silu_mul = Kernel("silu_mul", "4q")
 
 
 class _SiluMul(torch.autograd.Function):
@@ -51,6 +54,10 @@ def silu_mul_backward(
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, both (..., I)."""
+    if few(gate) and gate.is_contiguous() and up.is_contiguous():
+        out = torch.empty_like(gate)
+        _silu_mul(gate, up, out, gate.numel())
+        return out
     return _SiluMul.apply(gate, up)
 
 

@@ -1,10 +1,10 @@
 """Drawing token after token of all sequences in storage, by one step of static shape.
 
-The step reads its tokens and positions from the device, stores what it computes there, draws the next tokens
+The step reads its tokens and positions from memory, stores what it computes there, draws the next tokens
 there and leaves them as its own next input: nothing in it depends on a number that the program would have to
-know. On an NVIDIA GPU it is captured once as a graph, because the hundreds of small kernels of a step cost
-more to launch one by one than to run; elsewhere it is called. What was drawn is read a step later, while the
-device is at the next one.
+know. So it is made once and repeated. On an NVIDIA GPU it is captured as a graph, because the hundreds of
+small kernels of a step cost more to launch one by one than to run, and what was drawn is read a step later,
+while the device is at the next one. On a CPU the calls of our own kernels are recorded, for the same reason.
 
 Shape suffixes: B sequences, V vocabulary.
 """
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from lichen.kv.contiguous import Contiguous
-from lichen.machine.accelerator import Download, upload
+from lichen.machine.accelerator import Download, is_accelerator, upload
+from lichen.nn.forward import Pass
 from lichen.nn.transformer import Transformer
+from lichen.ops.native import NotRecorded, Recording
 from lichen.serve.sampling import SamplingParams, draw
 
 SMALLEST_REACH = 256  # a graph attends to so many places, then to twice as many, and so on
@@ -39,6 +41,8 @@ class Decoder:
         self.next_B = torch.zeros(slots, dtype=torch.int64, device=storage.device)
         self._positions_B = torch.zeros_like(self.next_B)
         self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
+        self._recorded: tuple[Recording, Tensor, Pass] | None = None
+        self._records = not is_accelerator(storage.device)
 
     def enter(self, logits_BV: Tensor, slots: Sequence[int] | None = None) -> None:
         """Draw what follows the sequences in `slots`, or all; `logits` are after their last tokens."""
@@ -57,7 +61,9 @@ class Decoder:
         while reach < longest:
             reach *= 2
         reach = min(reach, self.storage.capacity)
-        if self.next_B.device.type != "cuda":
+        if self._records:
+            self._advance(self._logits_by_kernels(reach))
+        elif self.next_B.device.type != "cuda":
             self._play(reach)
         else:
             if reach not in self._graphs:
@@ -71,21 +77,46 @@ class Decoder:
 
     def texts(self, steps: int) -> Iterator[list[int]]:
         """The tokens of all sequences, one of each at a time: those drawn already, and those of `steps` more
-        steps. One step is given to the device ahead of what is read."""
+        steps. An accelerator is given one step ahead of what is read."""
+        ahead = is_accelerator(self.next_B.device)
         drawn = Download(self.next_B)
         for _ in range(steps):
+            if not ahead:
+                yield drawn.read()
             self.step()
-            ahead = Download(self.next_B)
-            yield drawn.read()
-            drawn = ahead
+            after = Download(self.next_B)
+            if ahead:
+                yield drawn.read()
+            drawn = after
         yield drawn.read()
 
     def _play(self, reach: int) -> None:
-        at = self.storage.take_one_each(self._positions_B, reach)
         # A token that could not be drawn is read as one; whoever reads it in the end raises the alarm.
-        hidden_BH = self.model(self.next_B.clamp(min=0), at)
-        self.next_B.copy_(draw(self.model.logits(hidden_BH), self._params, self._generator))
+        at = self.storage.take_one_each(self._positions_B, reach)
+        self._advance(self._logits(self.next_B.clamp(min=0), at))
+
+    def _logits(self, tokens_B: Tensor, at: Pass) -> Tensor:
+        return self.model.logits(self.model(tokens_B, at))
+
+    def _advance(self, logits_BV: Tensor) -> None:
+        self.next_B.copy_(draw(logits_BV, self._params, self._generator))
         self._positions_B.add_(1).clamp_(max=self.storage.capacity - 1)
+
+    def _logits_by_kernels(self, reach: int) -> Tensor:
+        """As `_logits`, on a CPU, where kernels read what they attend to from the positions."""
+        if self._recorded is not None:
+            recording, logits_BV, _ = self._recorded
+            recording.play()
+            return logits_BV
+        at = self.storage.take_one_each(self._positions_B, reach)
+        try:
+            with Recording() as recording:
+                logits_BV = self._logits(self.next_B, at)
+        except NotRecorded:  # a part has operations without a kernel, or there are no kernels
+            self._records = False
+            return self._logits(self.next_B.clamp(min=0), at)
+        self._recorded = recording, logits_BV, at  # of which the kernels read the slots
+        return logits_BV
 
     def _captured(self, reach: int) -> torch.cuda.CUDAGraph | None:
         """The step as a graph; None, with a warning, where it cannot be captured."""

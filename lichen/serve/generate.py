@@ -7,10 +7,10 @@ from torch import Tensor
 
 from lichen.errors import LichenError
 from lichen.kv.contiguous import Contiguous
-from lichen.machine.accelerator import is_accelerator, upload
+from lichen.machine.accelerator import upload
 from lichen.nn.transformer import Transformer
 from lichen.serve.decode import Decoder
-from lichen.serve.sampling import SamplingParams, checked, sample
+from lichen.serve.sampling import SamplingParams, checked
 
 # A long prompt enters the cache in pieces, so that attention scores take bounded memory.
 PREFILL_CHUNK = 2048
@@ -41,21 +41,12 @@ def generate(
 
     for chunk in upload(torch.tensor(prompt_ids), device).split(PREFILL_CHUNK):
         logits = _next_logits(model, chunk, storage)
-    if is_accelerator(device):
-        decoder = Decoder(model, storage, params, generator)
-        decoder.enter(logits)
-        for (token,) in decoder.texts(capacity - len(prompt_ids) - 1):
-            if checked(token) in eos_ids:
-                return
-            yield token
-        return
-    for position in range(len(prompt_ids), capacity):
-        next_token = sample(logits, params, generator)
-        if (token := int(next_token)) in eos_ids:
+    decoder = Decoder(model, storage, params, generator)
+    decoder.enter(logits)
+    for (token,) in decoder.texts(capacity - len(prompt_ids) - 1):
+        if checked(token) in eos_ids:
             return
         yield token
-        if position + 1 < capacity:
-            logits = _next_logits(model, next_token, storage)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor
 from lichen.errors import LichenError
 from lichen.kv.contiguous import Contiguous
 from lichen.nn.transformer import Transformer
+from lichen.ops import native
 from lichen.serve import decode as decode_module
 from lichen.serve.decode import Decoder
 from lichen.serve.generate import generate
@@ -37,6 +38,36 @@ def test_greedy_text_is_that_of_the_ordinary_pass(model: Transformer, request: p
     assert list(generate(model, ids, GREEDY, eos_ids=())) == ordinary
     end = ordinary[9]
     assert list(generate(model, ids, GREEDY, eos_ids={end})) == ordinary[: ordinary.index(end)]
+
+
+def test_recorded_kernels_repeat_the_ordinary_pass(model: Transformer, oracle: Oracle) -> None:
+    """Of sequences of different lengths: the texts of transformers, and its logits at every step."""
+    rows = [prompt(length, length) for length in (3, 11, 7)]
+    storage = Contiguous(model.spec, len(rows), 40)
+    with torch.no_grad():
+        hidden = model(torch.cat(rows), storage.take([len(row) for row in rows]))
+        last = torch.tensor([len(row) for row in rows]).cumsum(0) - 1
+        decoder = Decoder(model, storage, GREEDY, torch.Generator())
+        decoder.enter(model.logits(hidden[last]))
+        columns, logits = [decoder.next_B.tolist()], []
+        for _ in range(24):
+            decoder.step()
+            assert decoder._recorded is not None
+            logits.append(decoder._recorded[1].clone())
+            columns.append(decoder.next_B.tolist())
+    for index, row in enumerate(rows):
+        text = torch.tensor([column[index] for column in columns])
+        expected = oracle.logits(torch.cat([row, text])[None])[0, len(row) - 1 : -1]
+        assert torch.equal(text, expected.argmax(-1))
+        ours = torch.stack([step[index] for step in logits])
+        assert (ours - expected[1:]).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_without_kernels_the_text_is_the_same(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = prompt(12).tolist()
+    recorded = list(generate(model, ids, GREEDY, eos_ids=()))
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert list(generate(model, ids, GREEDY, eos_ids=())) == recorded
 
 
 @pytest.mark.parametrize("few", [0, 64], ids=["grouped products", "gathered experts"])
