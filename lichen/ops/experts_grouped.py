@@ -69,7 +69,9 @@ class Rows:
         return F.embedding_bag(self.row_Nk, rows_PX, mode="sum", per_sample_weights=weights_Nk)
 
 
-class _GroupedExperts(torch.autograd.Function):
+class GroupedExperts(torch.autograd.Function):
+    """What `routed_experts` computes, differentiated by hand: padding needs no gradient."""
+
     @staticmethod
     def forward(
         ctx: Any, x_NH: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor, rows: Rows
@@ -106,7 +108,7 @@ def grouped_experts(
     if not torch.is_grad_enabled() and experts_Nk.numel() <= FEW_COPIES:
         return _gathered(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     rows = Rows(experts_Nk, len(down_EHI))
-    return _GroupedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, rows)
+    return GroupedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, rows)
 
 
 def _gathered(
