@@ -5,8 +5,10 @@ A shell that runs the tests in the background has them ignore it, and every chil
 
 from __future__ import annotations
 
+import importlib
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,16 @@ def read(model: Transformer, tokens: Tensor, storage: Contiguous) -> Tensor:
     """The logits after each of the new tokens (B, T) of all sequences in `storage`: (B, T, vocab_size)."""
     at = storage.take([tokens.shape[1]] * len(tokens))
     return model.logits(model(tokens.flatten(), at)).unflatten(0, tokens.shape)
+
+
+@pytest.fixture
+def as_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks is told that a CPU is an accelerator: its forms of everything but Triton's kernels."""
+    for name in ("lichen.train.loop", "lichen.serve.generate"):  # and all that these import
+        importlib.import_module(name)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lichen.") and hasattr(module, "is_accelerator"):
+            monkeypatch.setattr(module, "is_accelerator", lambda device: True)
 
 
 @pytest.fixture

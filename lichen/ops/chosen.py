@@ -1,6 +1,6 @@
 """Numbers chosen from rows, no number of a row twice: then their gradients have nothing to add up.
 
-PyTorch's own `gather` has to allow for an index that comes twice, and its derivative adds atomically on a GPU.
+PyTorch's own `gather` has to allow for an index that comes twice: its derivative adds atomically on a GPU.
 """
 
 from typing import Any

@@ -5,7 +5,8 @@ token copies by expert, so that an expert's tokens are one contiguous group of r
 with rows that count for nothing. On CPU all groups get the size of the largest, so that one batched
 product serves all experts; the waste is bounded by MAX_PADDING, beyond which (a badly balanced router)
 groups keep their own size, rounded up to ROWS because the library builds a kernel for every fresh
-matrix shape, and each has a product of its own. Other devices have a grouped product for ragged groups.
+matrix shape, and each has a product of its own. Accelerators take another way, which waits for no number:
+`lichen.ops.experts_grouped`.
 
 Rows move by `index_select` and come back by `embedding_bag`, a weighted sum of chosen rows: on CPU these
 are several times faster than the advanced indexing that computes the same.
@@ -23,7 +24,7 @@ from lichen.machine.accelerator import is_accelerator
 from lichen.ops.experts_grouped import grouped_experts
 from lichen.ops.linear import linear
 from lichen.ops.native import Kernel, few
-from lichen.ops.packed import Weight, dense, kernel_arguments
+from lichen.ops.packed import Packed, Weight, kernel_arguments
 from lichen.ops.swiglu import silu_mul_backward
 
 _experts = Kernel("experts", "14q")
@@ -169,10 +170,16 @@ def routed_experts(
         matrices = *kernel_arguments(gate_up_E2IH), *kernel_arguments(down_EHI)
         _experts(x_NH, *sizes, *matrices, down_EHI.shape[2], out)
         return out
-    gate_up_E2IH, down_EHI = dense(gate_up_E2IH, x_NH.dtype), dense(down_EHI, x_NH.dtype)
-    if is_accelerator(x_NH.device):
+    gate_up_E2IH, down_EHI = _unpacked(gate_up_E2IH, x_NH.dtype), _unpacked(down_EHI, x_NH.dtype)
+    aligned = all(x.shape[-1] * x_NH.element_size() % 16 == 0 for x in (gate_up_E2IH, down_EHI))
+    if is_accelerator(x_NH.device) and aligned:  # as grouped products ask
         return grouped_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     if len(x_NH) <= FEW_TOKENS and not torch.is_grad_enabled():
         return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     groups = Groups(experts_Nk, gate_up_E2IH.shape[0])
     return _RoutedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)
+
+
+def _unpacked(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Masters stay as they are: a cast that autograd sees would round their gradients."""
+    return weight.dense(dtype) if isinstance(weight, Packed) else weight

@@ -118,7 +118,8 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         warnings.warn(
             "there is no C++ compiler, so PyTorch's operators do what kernels of our own would do several "
-            "times as fast; install one (Debian and Ubuntu: apt-get install g++; macOS: xcode-select --install)",
+            "times as fast; install one (Debian and Ubuntu: apt-get install g++; macOS: "
+            "xcode-select --install)",
             stacklevel=2,
         )
         return None

@@ -12,7 +12,6 @@ import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 PROGRAMS = 512  # of the backward pass
-WIDEST = 16384  # columns that a program can hold
 
 
 def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -113,10 +113,7 @@ def _backward(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    if WEIGHTED:
-        w = tl.load(weight + row).to(tl.float32)
-    else:
-        w = 1.0
+    w = tl.load(weight + row).to(tl.float32) if WEIGHTED else 1.0
     total = tl.zeros((COLUMNS,), dtype=tl.float32)
     for start in range(0, width, COLUMNS):
         column = start + tl.arange(0, COLUMNS)

@@ -62,8 +62,8 @@ EPSILON = 1e-7
 TOGETHER = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 5}
 
 
-# Symmetric products of fewer rows have too few tiles for half of them to be worth a kernel of their own: on an
-# H100 batched products of PyTorch's are faster up to 1,024 rows (QuACK's gate; docs/log.md).
+# Symmetric products of fewer rows have too few tiles for half of them to be worth a kernel of their own: up
+# to 1,024 rows PyTorch's batched products are faster on an H100 (QuACK's gate; docs/log.md).
 KERNEL_ROWS = 1025
 
 # By shorter side: up to this one, in which dtype, in the Gram form from which ratio of longer to shorter side

@@ -10,13 +10,13 @@ Shape suffixes: B sequences, V vocabulary.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lichen.kv.contiguous import Contiguous
-from lichen.machine.accelerator import Download, is_accelerator
+from lichen.machine.accelerator import Download, is_accelerator, upload
 from lichen.nn.forward import Pass
 from lichen.nn.transformer import Transformer
 from lichen.ops.native import NotRecorded, Recording
@@ -28,7 +28,7 @@ SMALLEST_REACH = 256  # a graph attends to so many places, then to twice as many
 class Decoder:
     """Continues every sequence in `storage`; the device holds the tokens that come next, `next_B` (B,) int64.
 
-    Between steps sequences may come and go: whoever fills a slot says so by `enter`. A slot without a
+    Between steps sequences may come and go: whoever fills slots says so by `enter`. A slot without a
     sequence is computed with the others, and nobody reads it.
     """
 
@@ -44,10 +44,14 @@ class Decoder:
         self._recorded: tuple[Recording, Tensor, Pass] | None = None
         self._records = not is_accelerator(storage.device)
 
-    def enter(self, logits_BV: Tensor) -> None:
-        """Draw what follows all the sequences now in storage, after whose last tokens `logits` are."""
-        self.next_B.copy_(draw(logits_BV, self._params, self._generator))
-        self._positions_B.copy_(torch.tensor(self.storage.lengths))
+    def enter(self, logits_BV: Tensor, slots: Sequence[int] | None = None) -> None:
+        """Draw what follows the sequences in `slots`, or all; `logits` are after their last tokens."""
+        drawn_B = draw(logits_BV, self._params, self._generator)
+        places = range(len(self.next_B)) if slots is None else slots
+        device, last = self.next_B.device, self.storage.capacity - 1
+        self.next_B.index_copy_(0, upload(torch.tensor(places), device), drawn_B)
+        positions = torch.tensor([min(length, last) for length in self.storage.lengths])
+        self._positions_B.copy_(upload(positions, device))
 
     @torch.no_grad()
     def step(self) -> None:

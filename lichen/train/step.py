@@ -11,6 +11,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ from lichen.train import state
 from lichen.train.metrics import StepMetrics, load_ratios, read_together
 from lichen.train.objective import LossOutput, NextToken
 from lichen.train.parallel import Threads
+from lichen.train.player import Player
 from lichen.train.resolve import optimizer_recipe, optimizer_table
 from lichen.train.run import Run
 from lichen.weights.load import load_weights
@@ -77,6 +79,7 @@ class Trainer:
         else:
             self.model.initialize(recipe.train.seed)
         self.parallel = Threads(self.model, recipe.train.micro_batch)
+        self.player = Player(self.model, self.objective)
 
     def train_step(self) -> StepMetrics:
         """Take one optimizer step. Raises Diverged, with nothing applied, when the loss is not finite.
@@ -110,7 +113,7 @@ class Trainer:
             ratios = torch.stack(load_ratios(counts))
             values |= {"load_worst": ratios.max(), "load_mean": ratios.mean()}
         done = Moment.now(self.device)
-        read = read_together(values)
+        read: dict[str, Any] = read_together(values)
         if not (math.isfinite(read["loss"]) and math.isfinite(read["grad_norm"])):
             raise self._diverged(read)
         self.step += 1
@@ -144,6 +147,8 @@ class Trainer:
         normalizer = int((batch.targets != IGNORE).sum())
 
         def differentiate(model: Transformer, *rows: Tensor) -> LossOutput:
+            if is_accelerator(self.device):
+                return self.player(*rows, normalizer=normalizer)
             output = self.objective(model, *rows, normalizer=normalizer)
             output.loss.backward()
             return replace(output, loss=output.loss.detach())
@@ -157,9 +162,11 @@ class Trainer:
                 if value is not None:
                     totals[name] = totals.get(name, 0) + value
             for name, layer in output.routing.items():
-                counts[name] = counts[name] + layer if name in counts else layer
+                counts[name] = counts[name] + layer if name in counts else layer.clone()
             for name, layer in output.max_logits.items():
-                max_logits[name] = torch.maximum(max_logits[name], layer) if name in max_logits else layer
+                max_logits[name] = (
+                    torch.maximum(max_logits[name], layer) if name in max_logits else layer.clone()
+                )
         return totals, counts, max_logits
 
     def _apply_lr(self) -> float:

@@ -20,13 +20,12 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lichen.errors import LichenError
-from lichen.machine import accelerator
-from lichen.ops import attention, cross_entropy, experts
+from lichen.ops import cross_entropy
 from lichen.optim import rules
-from lichen.train import metrics, parallel
 from lichen.train import step as step_module
 from lichen.train.run import start_run
 from lichen.train.step import Trainer
@@ -49,13 +48,6 @@ MODELS = {
 def make_trainer(make_recipe, tmp_path: Path):
     count = iter(range(100))
     return lambda *overrides: Trainer(start_run(make_recipe(*overrides), tmp_path / f"run{next(count)}"))
-
-
-@pytest.fixture
-def as_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks is told that a CPU is an accelerator."""
-    for module in (accelerator, attention, cross_entropy, experts, metrics, parallel, step_module):
-        monkeypatch.setattr(module, "is_accelerator", lambda device: True)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -183,6 +175,31 @@ def losses_as_the_kernel(logits_NV: Tensor, targets_N: Tensor, replace_by_grad: 
     if replace_by_grad:
         logits_NV.copy_((log_p.exp() - target) * counted.unsqueeze(1))
     return losses
+
+
+def test_a_pass_depends_on_its_batch_by_what_the_device_is_told_alone(make_trainer, as_accelerator) -> None:
+    """Recorded operator by operator and played with another batch, as a GPU plays a graph."""
+    trainer = make_trainer("train.mtp_weight=0.5")
+    model, pass_over = trainer.model, trainer.objective
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def differentiate(packed: Tensor) -> tuple[Tensor, ...]:
+        output = pass_over.loss(model, pass_over.unpack(model, packed, 4, 64))
+        gradients = torch.autograd.grad(output.loss, parameters)
+        return output.loss, *output.max_logits.values(), *output.routing.values(), *gradients
+
+    packed = []
+    for number, cuts in enumerate([[10, 40, 1, 63], [64, 5, 33, 50]], start=200):
+        batch = trainer.loader.next_batch()
+        documents = (torch.arange(64) >= torch.tensor(cuts)[:, None]).int()
+        documents[number % 4, 50:] = -1  # padding
+        packed.append(pass_over.pack(model, batch.tokens, batch.targets, documents, number))
+    first, second = packed
+    recorded = torch.no_grad()(make_fx(differentiate)(first))
+    for batch in (second, first):
+        for ours, theirs in zip(recorded(batch), differentiate(batch), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert (recorded(first)[0] - recorded(second)[0]).abs() > 1e-3
 
 
 @pytest.mark.skipif(

@@ -9,26 +9,21 @@ from torch import Tensor
 from lichen.errors import LichenError
 from lichen.kv.contiguous import Contiguous
 from lichen.nn.transformer import Transformer
-from lichen.ops import attention, cross_entropy, experts, native
+from lichen.ops import native
 from lichen.serve import decode as decode_module
 from lichen.serve.decode import Decoder
 from lichen.serve.generate import generate
 from lichen.serve.sampling import SamplingParams
 from lichen.weights.load import load_model
 from tests.conftest import read
-from tests.parity.conftest import VOCAB_SIZE, Oracle, oracle  # noqa: F401
+
+from .conftest import VOCAB_SIZE, Oracle
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
 
 
-@pytest.fixture
-def as_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (attention, cross_entropy, experts, native, decode_module):
-        monkeypatch.setattr(module, "is_accelerator", lambda device: True)
-
-
 @pytest.fixture(scope="module")
-def model(oracle: Oracle) -> Transformer:  # noqa: F811
+def model(oracle: Oracle) -> Transformer:
     return load_model(oracle.folder)
 
 
@@ -45,7 +40,7 @@ def test_greedy_text_is_that_of_the_ordinary_pass(model: Transformer, request: p
     assert list(generate(model, ids, GREEDY, eos_ids={end})) == ordinary[: ordinary.index(end)]
 
 
-def test_recorded_kernels_repeat_the_ordinary_pass(model: Transformer, oracle: Oracle) -> None:  # noqa: F811
+def test_recorded_kernels_repeat_the_ordinary_pass(model: Transformer, oracle: Oracle) -> None:
     """Of sequences of different lengths: the texts of transformers, and its logits at every step."""
     rows = [prompt(length, length) for length in (3, 11, 7)]
     storage = Contiguous(model.spec, len(rows), 40)
@@ -105,6 +100,25 @@ def test_sequences_of_different_lengths_together(
         assert torch.equal(text, expected[:-1].argmax(-1))
         ours = torch.stack([logits[index] for logits in seen])
         assert (ours - expected[:-1]).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_sequence_enters_while_others_are_continued(model: Transformer, as_accelerator: None) -> None:
+    """As in a server: its slot is freed, filled anew, and its text is the one that it has alone."""
+    first, second, third = (prompt(length, length).tolist() for length in (9, 4, 6))
+    alone = {len(ids): list(generate(model, ids, GREEDY, eos_ids=())) for ids in (first, second, third)}
+    storage = Contiguous(model.spec, 2, 60)
+    decoder = Decoder(model, storage, GREEDY, torch.Generator())
+    with torch.no_grad():
+        hidden = model(torch.tensor(first + second), storage.take([9, 4]))
+        decoder.enter(model.logits(hidden[[8, 12]]))
+        before = list(decoder.texts(5))
+        storage.free(1)
+        hidden = model(torch.tensor(third), storage.take([6], [1]))
+        decoder.enter(model.logits(hidden[-1:]), [1])
+    after = list(decoder.texts(7))
+    assert [column[0] for column in before] + [column[0] for column in after[1:]] == alone[9][:13]
+    assert [column[1] for column in before] == alone[4][:6]
+    assert [column[1] for column in after] == alone[6][:8]
 
 
 def test_a_seed_draws_what_the_ordinary_pass_draws(
