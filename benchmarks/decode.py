@@ -301,13 +301,12 @@ def targets(
         over((THEIRS, "fp32"), "tokens/s", 4.0)
 
 
-def bounds(report: Report, folder: Path, options: argparse.Namespace) -> None:
+def bounds(report: Report, folder: Path, formats: list[str], options: argparse.Namespace) -> None:
     """Say where the time of a step of ours goes, at batch 1 on one thread."""
     report.heading("Where the CPU time of a step goes: batch 1, 1 thread")
     found = {
         f"{OURS} {name}": apart(profile, folder, name, options.prompt, options.tokens, threads=1)
-        for name in options.formats
-        if FORMATS[name].ours is not None
+        for name in formats
     }
     report.table(
         "profile of a step",
@@ -349,7 +348,9 @@ def main() -> None:
         for batch in options.batch:
             for threads in options.threads:
                 compare(report, folder, batch, threads, options)
-        bounds(report, folder, options)
+        kept = [name for name in options.formats if FORMATS[name].ours is not None]
+        if kept and (1 in options.batch or options.quick):
+            bounds(report, folder, kept, options)
     report.end(options.json)
 
 
