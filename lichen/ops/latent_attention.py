@@ -14,9 +14,13 @@ Shapes as in `lichen.ops.attention`; L latent width, R rotated width, C = D - R 
 import torch
 from torch import Tensor
 
-from lichen.ops.attention import attention, stored_attention
+from lichen.ops.attention import attention, has_kernel, stored_attention
 from lichen.ops.linear import linear
+from lichen.ops.native import Kernel, few
+from lichen.ops.packed import CODES
 from lichen.ops.sequences import Sequences
+
+_attend_latents = Kernel("attend_latents", "18qd")
 
 
 def latent_attention(
@@ -34,12 +38,24 @@ def latent_attention(
 
     up (H (C + V), L): W_uk and W_uv of every head in turn.
     """
+    if stored_BSW is not None and few(q_content_NHC) and stored_BSW.is_contiguous():
+        return _absorbed(q_content_NHC, q_rotary_NHR, stored_BSW, up, sequences, scale), None
+    up = up.to(latent_NL.dtype)
+    heads, content = q_content_NHC.shape[1:]
+    latent, value = latent_NL.shape[-1], len(up) // heads - content
+    if stored_BSW is None and has_kernel(up.device, content, q_rotary_NHR.shape[-1], value):
+        from lichen.ops import attention_triton
+
+        k_NHC, v_NHV = linear(latent_NL, up).unflatten(-1, (heads, -1)).split([content, value], -1)
+        k_rotary_NHR = rope_key_NR.unsqueeze(1).expand(-1, heads, -1)
+        out, largest = attention_triton.attention(
+            q_content_NHC, q_rotary_NHR, k_NHC, k_rotary_NHR, v_NHV, *sequences.bounds_N, scale
+        )
+        return out, largest if max_logits else None
     if stored_BSW is None:
         k, v = _expanded(latent_NL, rope_key_NR, up, q_content_NHC)
         q = torch.cat([q_content_NHC.transpose(0, 1), q_rotary_NHR.transpose(0, 1)], -1)
         return attention(q, k, v, None, sequences, scale, max_logits)
-    heads, content = q_content_NHC.shape[1:]
-    latent, value = latent_NL.shape[-1], len(up) // heads - content
     outs = []
     for batch in sequences.batches:
         stored = stored_BSW[batch.slots, : batch.longest].to(q_content_NHC.dtype)
@@ -58,6 +74,27 @@ def latent_attention(
             out = stored_attention(q, k, v.contiguous(), batch, scale)
             outs.append(out.transpose(1, 2).flatten(0, 1))
     return outs[0] if len(outs) == 1 else torch.cat(outs), None
+
+
+def _absorbed(
+    q_content_NHC: Tensor,
+    q_rotary_NHR: Tensor,
+    stored_BSW: Tensor,
+    up: Tensor,
+    sequences: Sequences,
+    scale: float,
+) -> Tensor:
+    """The absorbed form for a few tokens: (N, H, V)."""
+    (tokens, heads, content), rotary, latent = q_content_NHC.shape, q_rotary_NHR.shape[-1], up.shape[1]
+    value = len(up) // heads - content
+    out = q_content_NHC.new_empty(tokens, heads, value)
+    by_token, by_head, _ = q_content_NHC.stride()
+    _attend_latents(
+        *(q_content_NHC, by_token, q_rotary_NHR.contiguous(), tokens, heads, content, rotary, latent, value),
+        *(CODES[up.dtype], up, CODES[stored_BSW.dtype], stored_BSW, stored_BSW.shape[1]),
+        *(sequences.slot_N, by_head, sequences.positions_N, out, scale),
+    )
+    return out
 
 
 def absorbs(length: int, content: int, latent: int, value: int) -> bool:

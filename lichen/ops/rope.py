@@ -6,12 +6,18 @@ Published checkpoints pair channels in two ways: neighbours (0,1), (2,3), ... or
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lichen.arch.parts.rope import Llama3Scaling, Rope, Yarn
+from lichen.machine.accelerator import runs_triton, upload
+from lichen.ops.native import Kernel, few
+
+_turns = Kernel("turns", "5qd")
+_rope = Kernel("rope", "9q")
 
 
 def frequencies(rope: Rope, dim: int) -> Tensor:
@@ -49,9 +55,19 @@ def _llama3(inverse: Tensor, scaling: Llama3Scaling) -> Tensor:
     return inverse * fast + inverse / scaling.factor * (1 - fast)
 
 
+@cache
+def _frequencies_on(device: torch.device, rope: Rope, dim: int) -> Tensor:
+    return upload(frequencies(rope, dim), device)
+
+
 def turns(rope: Rope, dim: int, positions: Tensor) -> Tensor:
     """cos + i sin of every pair's angle at `positions` (...): (..., dim/2) complex64, scaled as YaRN asks."""
-    angles = positions[..., None].float() * frequencies(rope, dim).to(positions.device)
+    if positions.ndim == 1 and few(positions, torch.float32):
+        out = torch.empty(len(positions), dim // 2, dtype=torch.complex64)
+        inverse = _frequencies_on(positions.device, rope, dim)
+        _turns(positions, inverse, out, len(positions), dim // 2, rope.attention_factor)
+        return out
+    angles = positions[..., None].float() * _frequencies_on(positions.device, rope, dim)
     return torch.polar(torch.full_like(angles, rope.attention_factor), angles)
 
 
@@ -65,21 +81,36 @@ def _rotate(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
     return torch.cat([turned.real, turned.imag], -1).to(x.dtype)
 
 
+def _turned(x: Tensor, turn: Tensor, interleaved: bool, back: bool = False) -> Tensor:
+    """x (N, D) or (N, heads, D) turned, or turned back."""
+    if runs_triton(x.device.type):
+        from lichen.ops import rope_triton
+
+        heads = x if x.ndim == 3 else x.unsqueeze(1)
+        return rope_triton.rotate(heads, turn.flatten(0, -2), interleaved, back).view(x.shape)
+    return _rotate(x, turn.conj() if back else turn, interleaved)
+
+
 class _ApplyRope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
         ctx.save_for_backward(turn)
         ctx.interleaved = interleaved
-        return _rotate(x, turn, interleaved)
+        return _turned(x, turn, interleaved)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (turn,) = ctx.saved_tensors
-        return _rotate(grad, turn.conj(), ctx.interleaved), None, None
+        return _turned(grad, turn, ctx.interleaved, back=True), None, None
 
 
 def apply_rope(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
     """Turn x (..., D) by `turn` (broadcastable to (..., D/2), complex64); x's dtype and layout stay."""
+    if few(x) and x.ndim < 4:
+        out = torch.empty(x.shape)
+        heads, by_head = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
+        _rope(x, x.stride(0), by_head, turn, out, len(x), heads, turn.shape[-1], interleaved)
+        return out
     if not torch.is_grad_enabled():
-        return _rotate(x, turn, interleaved)
+        return _turned(x, turn, interleaved)
     return _ApplyRope.apply(x, turn, interleaved)

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lichen.machine.accelerator import upload
+
 BLOCK = 128  # queries per block: measured best of 64-256 on CPU (docs/log.md)
 
 
@@ -117,7 +119,8 @@ class Sequences:
         if self.kept is None:
             return torch.arange(self.row, device=self.device).repeat(self.total // self.row)
         spans = [range(kept, kept + new) for kept, new in zip(self.kept, self.lengths, strict=True)]
-        return torch.tensor([position for span in spans for position in span], device=self.device)
+        positions = torch.tensor([position for span in spans for position in span])
+        return upload(positions, self.device)
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -129,6 +132,15 @@ class Sequences:
     def _own_start_N(self) -> Tensor:
         """Where each token's sequence starts in the list."""
         return torch.tensor(self._starts).repeat_interleave(torch.tensor(self.lengths))
+
+    @cached_property
+    def bounds_N(self) -> tuple[Tensor, Tensor]:
+        """Where each token's sequence starts and ends in the list, int32."""
+        lengths = torch.tensor(self.lengths, dtype=torch.int32)
+        ends = lengths.cumsum(0, dtype=torch.int32)
+        both = torch.stack([ends - lengths, ends]).repeat_interleave(lengths, 1)
+        starts_N, ends_N = upload(both, self.device)
+        return starts_N, ends_N
 
     @cached_property
     def blocks(self) -> list[QueryBlock]:
@@ -168,7 +180,7 @@ class Sequences:
     def slot_N(self) -> Tensor:
         """The place in storage of every token's sequence, int64."""
         slots = [slot for slot, new in zip(self.slots, self.lengths, strict=True) for _ in range(new)]
-        return torch.tensor(slots, device=self.device)
+        return upload(torch.tensor(slots), self.device)
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -186,3 +198,20 @@ class Sequences:
             level = len(set(kept)) == 1
             batches.append(Batch(tokens, slots, (rows, new), max(kept) + new, level, positions_BT))
         return batches
+
+
+class Decoding(Sequences):
+    """One new token of every sequence in storage, all in order, at positions that only the device knows.
+
+    Every pass over such a list has one shape, whatever the positions: attention reads the first `reach`
+    places of every sequence and masks what is later than its token, and nothing waits for the device. So a
+    pass can be captured as a graph and played again with other positions.
+    """
+
+    def __init__(self, positions_B: Tensor, reach: int) -> None:
+        rows = len(positions_B)
+        super().__init__([1] * rows, [0] * rows, range(rows), device=positions_B.device)
+        self.positions_N = positions_B
+        self.slot_N = torch.arange(rows, device=positions_B.device)
+        everything = slice(0, rows)
+        self.batches = [Batch(everything, everything, (rows, 1), reach, False, positions_B.unsqueeze(1))]

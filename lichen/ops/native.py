@@ -1,0 +1,183 @@
+"""Kernels in C++ for the processor at hand: compiled where they run, for the instructions that it has.
+
+The sources lie in `lichen/ops/kernels`. The first process that needs them calls the system's C++ compiler,
+which takes some seconds, and keeps the library in the user's cache; later ones load it. Without a compiler
+PyTorch's operators do the same work more slowly: every operation that has a kernel has a form without one.
+
+A kernel takes one block of 64-bit arguments: whole numbers, addresses and reals.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lichen.machine.accelerator import is_accelerator
+
+SOURCES = Path(__file__).parent / "kernels"
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+
+
+FEW = 64
+"""Tokens of a pass that the kernels of a decoding step serve."""
+
+
+def few(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the kernels of a decoding step serve x (tokens, ...), or what of `dtype` will be made of it: a
+    few tokens of inference in fp32, on a CPU."""
+    return (
+        (dtype or x.dtype) == torch.float32
+        and x.shape[0] <= FEW
+        and not torch.is_grad_enabled()
+        and not is_accelerator(x.device)
+        and library() is not None
+    )
+
+
+class Kernel:
+    """A kernel by name; `layout`, as in `struct`: q for a whole number or a tensor, d for a real number."""
+
+    def __init__(self, name: str, layout: str) -> None:
+        self._name, self._pack = name, Struct(layout).pack
+        self._function: Callable[[bytes], None] | None = None
+
+    def __call__(self, *arguments: Tensor | int | float) -> None:
+        block = self._pack(*[x.data_ptr() if isinstance(x, Tensor) else x for x in arguments])
+        if self._function is None:
+            self._function = getattr(library(), self._name)
+        self._function(block)
+        if _recording:
+            _recording[-1].calls.append((self._function, block))
+
+
+class NotRecorded(Exception):
+    """An operation that is no kernel computed something; `args` name it."""
+
+
+class Recording(TorchDispatchMode):
+    """The kernels that were called within a `with`, to be called again with the same memory.
+
+    What they read from memory, such as tokens and positions, may have changed by then. Raises NotRecorded
+    where PyTorch's own operators compute something, which would not be repeated.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, bytes]] = []
+        self._made: list[Any] = []  # whose memory the calls use
+        self._list: ctypes.Array | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not (func.is_view or func.overloadpacket in _ALLOCATE):
+            raise NotRecorded(str(func))
+        made = func(*args, **(kwargs or {}))
+        self._made.append(made)
+        return made
+
+    def __enter__(self) -> "Recording":
+        _recording.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _recording.pop()
+        super().__exit__(*error)
+
+    def play(self) -> None:
+        """Call them all again."""
+        if self._list is None:
+            self._list = (ctypes.c_void_p * (2 * len(self.calls)))()
+            for i, (function, block) in enumerate(self.calls):
+                self._list[2 * i] = ctypes.cast(function, ctypes.c_void_p).value
+                self._list[2 * i + 1] = ctypes.cast(ctypes.c_char_p(block), ctypes.c_void_p).value
+        _play(ctypes.addressof(self._list), len(self.calls))
+
+
+_play = Kernel("play", "2q")
+_recording: list[Recording] = []
+_ALLOCATE = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None, with a warning that says why, where they cannot be had."""
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        warnings.warn(
+            "there is no C++ compiler, so PyTorch's operators do what kernels of our own would do several "
+            "times as fast; install one (Debian and Ubuntu: apt-get install g++; macOS: xcode-select --install)",
+            stacklevel=2,
+        )
+        return None
+    try:
+        return _load(compiler)
+    except (OSError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None)
+        reason = told.decode(errors="replace").strip() if told else error
+        warnings.warn(
+            f"the kernels could not be compiled with {compiler}, so PyTorch's operators, which are several "
+            f"times as slow, take their place: {reason}",
+            stacklevel=2,
+        )
+        return None
+
+
+def _load(compiler: str) -> ctypes.CDLL:
+    flags = [*FLAGS, *_instructions(), *_threads()]
+    macros = subprocess.run(
+        [compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, check=True, timeout=60
+    ).stdout  # the compiler's version and the processor's instructions, among others
+    sources = sorted(SOURCES.iterdir())
+    content = b"".join(source.read_bytes() for source in sources)
+    identity = hashlib.sha256(b" ".join([content, macros, *map(str.encode, flags)])).hexdigest()
+    path = _cache() / f"kernels-{identity[:16]}.so"
+    if not path.exists():
+        print("compiling the kernels for this processor (once)", file=sys.stderr)
+        handle, building = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+        os.close(handle)
+        try:
+            units = [str(source) for source in sources if source.suffix == ".cpp"]
+            command = [compiler, *flags, *units, "-o", building]
+            subprocess.run(command, capture_output=True, check=True, timeout=600)
+            os.replace(building, path)
+        finally:
+            Path(building).unlink(missing_ok=True)
+    return ctypes.CDLL(str(path))
+
+
+def _instructions() -> list[str]:
+    """All that the processor has, or what PyTorch was told to keep to."""
+    if "ATEN_CPU_CAPABILITY" in os.environ:
+        return {"AVX2": ["-mavx2", "-mfma", "-mf16c"], "DEFAULT": []}.get(
+            torch.backends.cpu.get_cpu_capability(), ["-march=native"]
+        )
+    return ["-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"]
+
+
+def _threads() -> list[str]:
+    """OpenMP, of which PyTorch has a copy of its own that must be the only one in the process."""
+    return [] if sys.platform == "darwin" else ["-fopenmp"]
+
+
+def _cache() -> Path:
+    """The user's cache, or where it cannot be written a folder of this process."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lichen"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="lichen-"))
