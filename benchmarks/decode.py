@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -35,32 +35,33 @@ from lichen.kv.contiguous import Contiguous
 from lichen.machine.precision import multiplies_bf16
 from lichen.machine.rates import memory_rate
 from lichen.nn.transformer import Transformer
+from lichen.serve.decode import Decoder
+from lichen.serve.formats import Formats, Weights, formats_for
+from lichen.serve.sampling import SamplingParams
 from lichen.weights.load import load_model
+from lichen.weights.pack import pack_weights
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a weight is kept: in how many bytes, by Lichen in which dtype (None: it does not), and llama.cpp's
-    counterpart, which adds the scales of its blocks."""
+    """A value of `lichen sample --weights`: bytes per weight, with the scale of its block, and llama.cpp's
+    format of as many."""
 
     bytes: float
-    ours: torch.dtype | None
     llama_cpp: str
 
 
-FORMATS = {
-    "fp32": Format(4, torch.float32, "F32"),
-    "bf16": Format(2, torch.bfloat16, "BF16"),
-    "fp16": Format(2, None, "F16"),
-    "int8": Format(1, None, "Q8_0"),
-    "int4": Format(0.5, None, "Q4_K"),
+FORMATS: dict[Weights, Format] = {
+    "fp32": Format(4, "F32"),
+    "bf16": Format(2, "BF16"),
+    "fp16": Format(2, "F16"),
+    "int8": Format(1 + 2 / 32, "Q8_0"),
+    "int4": Format((1 + 1 / 8) / 2, "Q4_K"),
 }
-TRANSFORMERS = ("fp32", "bf16")
+TRANSFORMERS = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if multiplies_bf16("cpu") else {})
+CPU = torch.device("cpu")
 
 OURS, THEIRS, LLAMA_CPP = "lichen", "transformers", "llama.cpp"
-
-NextLogits = Callable[[Tensor], Tensor]
-"""Reads more tokens of every sequence, (batch, new); returns the logits after the last, (batch, vocab)."""
 
 
 def prompts(batch: int, length: int, vocab_size: int) -> Tensor:
@@ -72,52 +73,59 @@ def new_tokens(turn: int, many: int) -> int:
     return 1 + many * (turn % 2)
 
 
-def greedy(next_logits: NextLogits, prompt: Tensor, count: int) -> Tensor:
-    """The `count` likeliest tokens after each row of `prompt` (batch, length): (batch, count)."""
-    tokens = [next_logits(prompt).argmax(-1, keepdim=True)]
-    while len(tokens) < count:
-        tokens.append(next_logits(tokens[-1]).argmax(-1, keepdim=True))
-    return torch.cat(tokens, 1)
-
-
 def fingerprint(tokens: Tensor) -> float:
     """A number that two different texts are unlikely to share."""
     return float((tokens.double() * torch.arange(1, tokens.shape[1] + 1)).sum())
 
 
-def open_ours(folder: Path, name: str) -> Transformer:
-    dtype = FORMATS[name].ours
-    assert dtype is not None
-    return load_model(folder, dtype, param_dtype=dtype).eval()
+def formats_of_ours(folder: Path, name: Weights) -> Formats:
+    return formats_for(name, load_spec(folder).dtype, CPU)
 
 
-def reader(model: Transformer, batch: int, capacity: int) -> NextLogits:
-    """What reads `batch` new sequences of at most `capacity` tokens."""
-    storage = Contiguous(model.spec, batch, capacity, model.compute_dtype)
-
-    @torch.inference_mode()
-    def next_logits(tokens: Tensor) -> Tensor:
-        at = storage.take([tokens.shape[1]] * batch)
-        return model.logits(model(tokens.flatten(), at).view(*tokens.shape, -1)[:, -1])
-
-    return next_logits
+def open_ours(folder: Path, name: Weights) -> Transformer:
+    """As `lichen sample` opens it, without a tokenizer."""
+    formats = formats_of_ours(folder, name)
+    model = load_model(folder, formats.compute, param_dtype=formats.load).eval()
+    if formats.pack is not None:
+        pack_weights(model, formats.pack)
+    return model
 
 
-def ours(folder: Path, name: str, batch: int, length: int, many: int) -> Step:
+@torch.inference_mode()
+def first_logits(model: Transformer, prompt: Tensor, storage: Contiguous) -> Tensor:
+    """Read `prompt` (batch, length) into `storage`; the logits after it, (batch, vocab_size)."""
+    batch, length = prompt.shape
+    hidden = model(prompt.flatten(), storage.take([length] * batch))
+    return model.logits(hidden.view(batch, length, -1)[:, -1])
+
+
+def decoder(model: Transformer, prompt: Tensor, many: int) -> Decoder:
+    """What continues `prompt` (batch, length) greedily, by at most `many` tokens after the first."""
+    batch, length = prompt.shape
+    storage = Contiguous(model.spec, batch, length + many, model.compute_dtype)
+    greedy = SamplingParams(temperature=0)
+    found = Decoder(model, storage, greedy, greedy.generator(CPU))
+    found.enter(first_logits(model, prompt, storage))
+    return found
+
+
+def ours(folder: Path, name: Weights, batch: int, length: int, many: int) -> Step:
     model = open_ours(folder, name)
     prompt = prompts(batch, length, model.spec.vocab_size)
-    return lambda turn: fingerprint(
-        greedy(reader(model, batch, length + many), prompt, new_tokens(turn, many))
-    )
+
+    def step(turn: int) -> float:
+        tokens = decoder(model, prompt, many).texts(new_tokens(turn, many) - 1)
+        return fingerprint(torch.tensor(list(tokens)).T)
+
+    return step
 
 
-def theirs(folder: Path, name: str, batch: int, length: int, many: int) -> Step:
+def theirs(folder: Path, name: Weights, batch: int, length: int, many: int) -> Step:
     from transformers import DeepseekV3ForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    dtype = FORMATS[name].ours
-    model = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=TRANSFORMERS[name]).eval()
     prompt = prompts(batch, length, model.config.vocab_size)
 
     def step(turn: int) -> float:
@@ -141,33 +149,28 @@ def llama(file: Path, batch: int, length: int, many: int) -> Step:
 
     def step(turn: int) -> float:
         sequences.clear()
-        return fingerprint(greedy(sequences.next_logits, prompt, new_tokens(turn, many)))
+        tokens = [sequences.next_logits(prompt).argmax(-1, keepdim=True)]
+        while len(tokens) < new_tokens(turn, many):
+            tokens.append(sequences.next_logits(tokens[-1]).argmax(-1, keepdim=True))
+        return fingerprint(torch.cat(tokens, 1))
 
     return step
 
 
 def memory(n_bytes: int) -> Step:
     """The rate of reading that many bytes, in bytes per second, measured anew at every turn."""
-    return lambda _: memory_rate(n_bytes, torch.device("cpu"))
+    return lambda _: memory_rate(n_bytes, CPU)
 
 
-def step_of_ours(folder: Path, name: str, length: int, turns: int) -> Step:
-    """Steps of decoding a single sequence, `turns` at most, after `length` tokens."""
+def profile(folder: Path, name: Weights, length: int, many: int) -> dict[str, float]:
+    """CPU seconds of one step of ours by kind of operation."""
     model = open_ours(folder, name)
-    next_logits = reader(model, 1, length + turns)
-    token = next_logits(prompts(1, length, model.spec.vocab_size)).argmax(-1, keepdim=True)
+    text = decoder(model, prompts(1, length, model.spec.vocab_size), 3 * many)
 
     def step(_: int) -> float:
-        nonlocal token
-        token = next_logits(token).argmax(-1, keepdim=True)
-        return float(token)
+        text.step()
+        return float(text.next_B)
 
-    return step
-
-
-def profile(folder: Path, name: str, length: int, many: int) -> dict[str, float]:
-    """CPU seconds of one step of ours by kind of operation."""
-    step = step_of_ours(folder, name, length, 3 * many)
     for turn in range(many):
         step(turn)
     return cpu_seconds(step, turns=many)
@@ -197,7 +200,7 @@ def logits_differ(folder: Path, file: Path, length: int) -> float:
     """How far llama.cpp's fp32 logits after a prompt are from ours, relative to their norm."""
     model = open_ours(folder, "fp32")
     prompt = prompts(1, length, model.spec.vocab_size)
-    mine = reader(model, 1, length)(prompt)
+    mine = first_logits(model, prompt, Contiguous(model.spec, 1, length))
     theirs = llama_cpp.Sequences(file, 1, length, exact=True).next_logits(prompt)
     return float((theirs - mine).norm() / mine.norm())
 
@@ -221,28 +224,19 @@ def check_texts(results: Iterable[Result]) -> None:
         raise SystemExit(f"error: {' and '.join(texts)} do not write the same text")
 
 
-def contenders(
-    folder: Path, batch: int, options: argparse.Namespace
-) -> dict[tuple[str, str], tuple[Contender, float]]:
-    """By who takes part and the format; with each the bytes that it keeps per weight."""
-    found = {}
+def contenders(folder: Path, batch: int, options: argparse.Namespace) -> dict[tuple[str, Weights], Contender]:
+    """By who takes part and the format."""
+    found: dict[tuple[str, Weights], Contender] = {}
     size = (batch, options.prompt, options.tokens)
     for name in options.formats:
-        kept = FORMATS[name]
-        if kept.ours is not None:
-            mine = Contender(f"{OURS} {name}", ours, (folder, name, *size))
-            found[OURS, name] = mine, kept.bytes
+        found[OURS, name] = Contender(f"{OURS} {name}", ours, (folder, name, *size))
         if name in TRANSFORMERS:
-            found[THEIRS, name] = Contender(f"{THEIRS} {name}", theirs, (folder, name, *size)), kept.bytes
+            found[THEIRS, name] = Contender(f"{THEIRS} {name}", theirs, (folder, name, *size))
         if llama_cpp.INSTALLED:
-            file = llama_cpp.convert(folder, kept.llama_cpp)
-            peer = Contender(f"{LLAMA_CPP} {kept.llama_cpp}", llama, (file, *size))
-            found[LLAMA_CPP, name] = peer, file.stat().st_size / held_weights(load_spec(folder))
+            kept = FORMATS[name].llama_cpp
+            file = llama_cpp.convert(folder, kept)
+            found[LLAMA_CPP, name] = Contender(f"{LLAMA_CPP} {kept}", llama, (file, *size))
     return found
-
-
-def held_weights(spec: ModelSpec) -> int:
-    return sum(weight.parameters for weight in weights(spec))
 
 
 def compare(report: Report, folder: Path, batch: int, threads: int, options: argparse.Namespace) -> None:
@@ -251,19 +245,19 @@ def compare(report: Report, folder: Path, batch: int, threads: int, options: arg
     spec = load_spec(folder)
     length, many = options.prompt, options.tokens
     entrants = contenders(folder, batch, options)
-    formats = list(dict.fromkeys(name for _, name in entrants))
-    held = {name: int(held_weights(spec) * FORMATS[name].bytes) for name in formats}
-    racing = [contender for contender, _ in entrants.values()]
-    limits = [Contender(name, memory, (held[name],)) for name in formats]
-    found = race([*racing, *limits], rounds=2 * options.rounds, warmup=2, threads=threads)
+    parameters = sum(weight.parameters for weight in weights(spec))
+    held = {name: int(parameters * FORMATS[name].bytes) for name in options.formats}
+    limits = [Contender(name, memory, (n_bytes,)) for name, n_bytes in held.items()]
+    found = race([*entrants.values(), *limits], rounds=2 * options.rounds, warmup=2, threads=threads)
     results = dict(zip(entrants, found, strict=False))
     check_texts(results.values())
     rates = {r.name: max(r.values) for r in found[len(entrants) :]}
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    rows: Rows = {}
     for (who, name), result in results.items():
         prompt, step = phases(result, many)
-        cache = "fp32" if (name, who) in (("fp32", OURS), ("fp32", THEIRS)) else "bf16"
-        read = bytes_per_step(spec, entrants[who, name][1], cache, batch, length + many // 2)
+        cached = {OURS: formats_of_ours(folder, name).compute, THEIRS: TRANSFORMERS.get(name)}.get(who)
+        cache = "fp32" if cached == torch.float32 else "bf16"  # of 16 bits
+        read = bytes_per_step(spec, FORMATS[name].bytes, cache, batch, length + many // 2)
         rows[who, name] = {
             "contender": result.name,
             "prompt tokens/s": batch * length / prompt,
@@ -274,22 +268,20 @@ def compare(report: Report, folder: Path, batch: int, threads: int, options: arg
             "peak MB": result.peak_bytes and result.peak_bytes / 1e6,
         }
     report.table(title, list(rows.values()))
-    read_at = "; ".join(f"{held[name] / 1e6:.0f} MB at {rates[name] / 1e9:.1f} GB/s" for name in formats)
+    read_at = "; ".join(f"{held[name] / 1e6:.0f} MB at {rates[name] / 1e9:.1f} GB/s" for name in held)
     report.say(f"\nThis machine reads {read_at}. Tokens per second are per second of CPU time.\n")
-    for name in formats:
+    for name in held:
         targets(report, title, batch, name, rows)
 
 
-def targets(
-    report: Report, title: str, batch: int, name: str, rows: dict[tuple[str, str], dict[str, Any]]
-) -> None:
+Rows = dict[tuple[str, Weights], dict[str, Any]]
+
+
+def targets(report: Report, title: str, batch: int, name: Weights, rows: Rows) -> None:
     """How many times as fast as its peers ours is with weights in one format, beside the goals."""
-    if (OURS, name) not in rows:
-        report.say(f"- {title}: {OURS} does not keep weights in {name}")
-        return
     mine = rows[OURS, name]
 
-    def over(peer: tuple[str, str], column: str, at_least: float) -> None:
+    def over(peer: tuple[str, Weights], column: str, at_least: float) -> None:
         if peer in rows:
             what = f"{title}: {column} of {mine['contender']} over {rows[peer]['contender']}"
             report.target(what, mine[column] / rows[peer][column], at_least=at_least)
@@ -301,18 +293,19 @@ def targets(
         over((THEIRS, "fp32"), "tokens/s", 4.0)
 
 
-def bounds(report: Report, folder: Path, formats: list[str], options: argparse.Namespace) -> None:
+def bounds(report: Report, folder: Path, options: argparse.Namespace) -> None:
     """Say where the time of a step of ours goes, at batch 1 on one thread."""
     report.heading("Where the CPU time of a step goes: batch 1, 1 thread")
     found = {
         f"{OURS} {name}": apart(profile, folder, name, options.prompt, options.tokens, threads=1)
-        for name in formats
+        for name in options.formats
     }
     report.table(
         "profile of a step",
         [
             {"kind": kind} | {f"{who}, ms": 1e3 * seconds[kind] for who, seconds in found.items()}
             for kind in next(iter(found.values()))
+            if any(seconds[kind] for seconds in found.values())
         ],
     )
     report.say("")
@@ -348,9 +341,8 @@ def main() -> None:
         for batch in options.batch:
             for threads in options.threads:
                 compare(report, folder, batch, threads, options)
-        kept = [name for name in options.formats if FORMATS[name].ours is not None]
-        if kept and (1 in options.batch or options.quick):
-            bounds(report, folder, kept, options)
+        if 1 in options.batch or options.quick:
+            bounds(report, folder, options)
     report.end(options.json)
 
 
