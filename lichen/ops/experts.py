@@ -165,7 +165,7 @@ def routed_experts(
     """
     if few(x_NH):
         out = torch.empty_like(x_NH)
-        sizes = *x_NH.shape, experts_Nk, weights_Nk, experts_Nk.shape[1]
+        sizes = *x_NH.shape, experts_Nk.contiguous(), weights_Nk.contiguous(), experts_Nk.shape[1]
         matrices = *kernel_arguments(gate_up_E2IH), *kernel_arguments(down_EHI)
         _experts(x_NH, *sizes, *matrices, down_EHI.shape[2], out)
         return out

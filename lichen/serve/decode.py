@@ -41,7 +41,7 @@ class Decoder:
         self.next_B = torch.zeros(slots, dtype=torch.int64, device=storage.device)
         self._positions_B = torch.zeros_like(self.next_B)
         self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
-        self._recorded: tuple[Recording, Tensor] | None = None
+        self._recorded: tuple[Recording, Tensor, Pass] | None = None
         self._records = not is_accelerator(storage.device)
 
     def enter(self, logits_BV: Tensor) -> None:
@@ -101,7 +101,7 @@ class Decoder:
     def _logits_by_kernels(self, reach: int) -> Tensor:
         """As `_logits`, on a CPU, where kernels read what they attend to from the positions."""
         if self._recorded is not None:
-            recording, logits_BV = self._recorded
+            recording, logits_BV, _ = self._recorded
             recording.play()
             return logits_BV
         at = self.storage.take_one_each(self._positions_B, reach)
@@ -111,7 +111,7 @@ class Decoder:
         except NotRecorded:  # a part has operations without a kernel, or there are no kernels
             self._records = False
             return self._logits(self.next_B.clamp(min=0), at)
-        self._recorded = recording, logits_BV
+        self._recorded = recording, logits_BV, at  # of which the kernels read the slots
         return logits_BV
 
     def _captured(self, reach: int) -> torch.cuda.CUDAGraph | None:
