@@ -58,6 +58,13 @@ def test_quick(name: str, column: str, contenders: set[str]) -> None:
     assert all(math.isfinite(target["value"]) for target in found["targets"])
 
 
+def test_decode_says_whether_llama_cpp_took_part() -> None:
+    found, printed = run("decode")
+    raced = {row["contender"] for row in found["batch 2, 1 thread"]}
+    assert (found["machine"]["llama_cpp_python"] == "not installed") == (find_spec("llama_cpp") is None)
+    assert any(name.startswith("llama.cpp") for name in raced) == ("llama.cpp's logits" in printed)
+
+
 def test_muon_says_which_peers_there_were() -> None:
     found, _ = run("muon_step")
     for package in ("pytorch_optimizer", "heavyball"):
