@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lichen.machine.accelerator import is_accelerator, runs_triton
+
 IGNORE = -100
 PRODUCT_BYTES = 32 << 20  # of logits multiplied at a time
+PRODUCT_BYTES_ON_ACCELERATORS = 512 << 20  # which many small products would leave idle
 CACHE_BYTES = 1 << 20  # of fp32 logits per elementwise pass on CPU
 
 
@@ -30,7 +33,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head = head_VD.to(hidden_ND.dtype)
         grad_hidden, grad_head = torch.empty_like(hidden_ND), None
         losses = []
-        rows = max(1, PRODUCT_BYTES // (head.element_size() * len(head)))
+        together = PRODUCT_BYTES_ON_ACCELERATORS if is_accelerator(head.device) else PRODUCT_BYTES
+        rows = max(1, together // (head.element_size() * len(head)))
         for start in range(0, len(hidden_ND), rows):
             chunk = slice(start, start + rows)
             logits = hidden_ND[chunk] @ head.t()
@@ -51,6 +55,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _losses(logits_NV: Tensor, targets_N: Tensor, replace_by_grad: bool) -> Tensor:
     """-log softmax(logits)[target] in fp32, 0 for IGNORE: (N,). The gradient replaces the logits if asked."""
+    if runs_triton(logits_NV.device.type):
+        from lichen.ops import cross_entropy_triton
+
+        return cross_entropy_triton.losses(logits_NV, targets_N, IGNORE, replace_by_grad)
     losses = []
     on_cpu = logits_NV.device.type == "cpu"
     rows = max(1, CACHE_BYTES // (4 * logits_NV.shape[1])) if on_cpu else len(logits_NV)

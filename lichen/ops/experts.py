@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lichen.machine.accelerator import is_accelerator
+from lichen.ops.experts_grouped import grouped_experts
 from lichen.ops.linear import linear
-from lichen.ops.swiglu import silu_mul, silu_mul_backward
+from lichen.ops.swiglu import silu_mul_backward
 
 ROWS = 32  # group sizes are multiples of this
 MAX_PADDING = 1.75  # padded rows per real one that equal groups may cost; both measured in docs/log.md
@@ -48,12 +50,12 @@ class Groups:
     all groups have one size.
     """
 
-    def __init__(self, experts_Nk: Tensor, n_experts: int, equal_groups: bool) -> None:
+    def __init__(self, experts_Nk: Tensor, n_experts: int) -> None:
         copies = experts_Nk.flatten()
         self.counts_E = torch.bincount(copies, minlength=n_experts)
         size_E = (self.counts_E + (ROWS - 1)) // ROWS * ROWS
-        largest = int(size_E.max()) if equal_groups else 0  # another device is not waited for
-        self.equal = equal_groups and largest * n_experts <= MAX_PADDING * copies.numel() + ROWS * n_experts
+        largest = int(size_E.max())
+        self.equal = largest * n_experts <= MAX_PADDING * copies.numel() + ROWS * n_experts
         if self.equal:
             size_E = size_E.new_full((n_experts,), largest)
         self.ends_E = size_E.cumsum(0)
@@ -126,19 +128,6 @@ class _RoutedExperts(torch.autograd.Function):
         return grad_x, grad_weights.to(weights_Nk.dtype), grad_gate_up, grad_down, None
 
 
-def _grouped(
-    x_NH: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor, groups: Groups
-) -> Tensor:
-    """The padded form with PyTorch's grouped product for ragged groups."""
-    dtype = x_NH.dtype
-    ends = groups.ends_E.to(torch.int32)
-    x_PH = x_NH.index_select(0, groups.token_P)
-    h = F.grouped_mm(x_PH, gate_up_E2IH.to(dtype).transpose(1, 2), offs=ends)
-    y = F.grouped_mm(silu_mul(*h.chunk(2, -1)), down_EHI.to(dtype).transpose(1, 2), offs=ends)
-    copies_NkH = y.index_select(0, groups.row_Nk.flatten()).unflatten(0, groups.row_Nk.shape)
-    return torch.bmm(weights_Nk.to(dtype).unsqueeze(1), copies_NkH).squeeze(1)
-
-
 def _for_few(
     x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
 ) -> Tensor:
@@ -170,9 +159,9 @@ def routed_experts(
     x (N, H) in the compute dtype, experts (N, k) int64, weights (N, k) fp32, gate_up (E, 2I, H) with the
     gate's rows first, down (E, H, I).
     """
-    on_cpu = x_NH.device.type == "cpu"
-    if on_cpu and len(x_NH) <= FEW_TOKENS and not torch.is_grad_enabled():
+    if is_accelerator(x_NH.device):
+        return grouped_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
+    if len(x_NH) <= FEW_TOKENS and not torch.is_grad_enabled():
         return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
-    groups = Groups(experts_Nk, gate_up_E2IH.shape[0], equal_groups=on_cpu)
-    apply = _RoutedExperts.apply if on_cpu else _grouped
-    return apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)
+    groups = Groups(experts_Nk, gate_up_E2IH.shape[0])
+    return _RoutedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)

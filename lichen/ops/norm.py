@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lichen.machine.accelerator import runs_triton
+
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) of any float dtype, weight (D,) -> (..., D) in x's dtype, computed in fp32."""
@@ -45,8 +47,33 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
+class _TritonRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        from lichen.ops import norm_triton
+
+        out_ND, r_N = norm_triton.rms_norm(_rows(x), weight, eps)
+        ctx.save_for_backward(x, weight, r_N)
+        return out_ND.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        from lichen.ops import norm_triton
+
+        x, weight, r_N = ctx.saved_tensors
+        grad_x, grad_weight = norm_triton.rms_norm_backward(_rows(grad), _rows(x), weight, r_N)
+        return grad_x.view(x.shape), grad_weight.to(weight.dtype), None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., D) as (N, D) with its numbers side by side, without a copy where there can be none."""
+    return (x if x.stride(-1) == 1 else x.contiguous()).flatten(0, -2)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) of any float dtype, weight (D,) -> (..., D) in x's dtype, computed in fp32."""
+    if runs_triton(x.device.type):
+        return _TritonRMSNorm.apply(x, weight, eps)
     if not torch.is_grad_enabled():
         return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
     return _RMSNorm.apply(x, weight, eps)

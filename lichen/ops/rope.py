@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lichen.arch.parts.rope import Llama3Scaling, Rope, Yarn
+from lichen.machine.accelerator import runs_triton
 
 
 def frequencies(rope: Rope, dim: int) -> Tensor:
@@ -65,21 +66,31 @@ def _rotate(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
     return torch.cat([turned.real, turned.imag], -1).to(x.dtype)
 
 
+def _turned(x: Tensor, turn: Tensor, interleaved: bool, back: bool = False) -> Tensor:
+    """x (N, D) or (N, heads, D) turned, or turned back."""
+    if runs_triton(x.device.type):
+        from lichen.ops import rope_triton
+
+        heads = x if x.ndim == 3 else x.unsqueeze(1)
+        return rope_triton.rotate(heads, turn.flatten(0, -2), interleaved, back).view(x.shape)
+    return _rotate(x, turn.conj() if back else turn, interleaved)
+
+
 class _ApplyRope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
         ctx.save_for_backward(turn)
         ctx.interleaved = interleaved
-        return _rotate(x, turn, interleaved)
+        return _turned(x, turn, interleaved)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (turn,) = ctx.saved_tensors
-        return _rotate(grad, turn.conj(), ctx.interleaved), None, None
+        return _turned(grad, turn, ctx.interleaved, back=True), None, None
 
 
 def apply_rope(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
     """Turn x (..., D) by `turn` (broadcastable to (..., D/2), complex64); x's dtype and layout stay."""
     if not torch.is_grad_enabled():
-        return _rotate(x, turn, interleaved)
+        return _turned(x, turn, interleaved)
     return _ApplyRope.apply(x, turn, interleaved)

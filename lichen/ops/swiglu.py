@@ -6,16 +6,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lichen.machine.accelerator import runs_triton
+
 
 class _SiluMul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        if runs_triton(gate.device.type):
+            from lichen.ops import swiglu_triton
+
+            ctx.save_for_backward(gate, up)
+            return swiglu_triton.silu_mul(gate.flatten(0, -2), up.flatten(0, -2)).view(gate.shape)
         active = F.silu(gate)
         ctx.save_for_backward(gate, active, up)
         return active * up
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        if runs_triton(grad.device.type):
+            from lichen.ops import swiglu_triton
+
+            gate, up = ctx.saved_tensors
+            grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+            flat = (x.flatten(0, -2) for x in (grad, gate, up, grad_gate, grad_up))
+            swiglu_triton.silu_mul_backward(*flat)
+            return grad_gate, grad_up
         gate, active, up = ctx.saved_tensors
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         silu_mul_backward(grad, gate, active, up, grad_gate, grad_up)
@@ -37,3 +52,31 @@ def silu_mul_backward(
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, both (..., I)."""
     return _SiluMul.apply(gate, up)
+
+
+def silu_mul_rows(h_P2I: Tensor) -> Tensor:
+    """silu(gate) * up of rows that hold gate and up one after the other: (P, I)."""
+    return silu_mul(*h_P2I.chunk(2, -1))
+
+
+def silu_mul_rows_backward(
+    grad_PI: Tensor, h_P2I: Tensor, weight_P: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative of weight * silu(gate) * up, where grad is that of the product.
+
+    Returns the gradient of h (P, 2 I), the product itself (P, I), and the gradient of the weights (P,) fp32.
+    """
+    grad_h = torch.empty_like(h_P2I)
+    (gate, up), (grad_gate, grad_up) = h_P2I.chunk(2, -1), grad_h.chunk(2, -1)
+    if runs_triton(grad_PI.device.type):
+        from lichen.ops import swiglu_triton
+
+        product, grad_weight = swiglu_triton.weighted_silu_mul_backward(
+            grad_PI, gate, up, weight_P, grad_gate, grad_up
+        )
+        return grad_h, product, grad_weight
+    active, weight = F.silu(gate), weight_P.to(grad_PI.dtype).unsqueeze(1)
+    product = active * up
+    grad_weight = torch.linalg.vecdot(grad_PI, product).float()
+    silu_mul_backward(grad_PI * weight, gate, active, up, grad_gate, grad_up)
+    return grad_h, product.mul_(weight), grad_weight

@@ -1,0 +1,29 @@
+"""What computes asynchronously: devices that are given work and run behind the program.
+
+To read one number back waits for all that was given before, so a training or decoding step on such a device
+reads nothing until it has given all of its work. Asked through this module, so that a test can have a CPU
+take the same way.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+
+def is_accelerator(device: torch.device) -> bool:
+    return device.type != "cpu"
+
+
+@cache
+def runs_triton(device_type: str) -> bool:
+    """Whether devices of this type run Triton's kernels."""
+    return device_type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; from a CPU to a GPU without waiting for what the GPU does."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
