@@ -55,7 +55,9 @@ class Rows:
         return F.embedding_bag(self.row_Nk, rows_PX, mode="sum", per_sample_weights=weights_Nk)
 
 
-class _GroupedExperts(torch.autograd.Function):
+class GroupedExperts(torch.autograd.Function):
+    """What `routed_experts` computes, differentiated by hand: padding needs no gradient, weights get theirs in fp32."""
+
     @staticmethod
     def forward(
         ctx: Any, x_NH: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor, rows: Rows
@@ -90,4 +92,4 @@ def grouped_experts(
 ) -> Tensor:
     """`lichen.ops.experts.routed_experts` on an accelerator: (N, H) in x's dtype."""
     rows = Rows(experts_Nk, len(down_EHI))
-    return _GroupedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, rows)
+    return GroupedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, rows)

@@ -30,6 +30,11 @@ FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3,
 """How kernels call the formats of numbers; of uint8, two numbers of four bits in a byte."""
 
 
+def trains(x: Tensor) -> bool:
+    """Whether the kernels of a training step serve x: on a CPU, in fp32 or bf16."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and library() is not None
+
+
 class Kernel:
     """A kernel by name; `layout` has a letter for each argument: q whole number or tensor, d real."""
 
@@ -50,7 +55,7 @@ def library() -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         warnings.warn(
-            "there is no C++ compiler, so decoding takes PyTorch's operators, which are several times as slow; "
+            "there is no C++ compiler, so PyTorch's operators do their work, which takes longer, in decoding several times; "
             "install one (Debian and Ubuntu: apt-get install g++; macOS: xcode-select --install)",
             stacklevel=2,
         )
@@ -61,8 +66,8 @@ def library() -> ctypes.CDLL | None:
         told = getattr(error, "stderr", None)
         reason = told.decode(errors="replace").strip() if told else error
         warnings.warn(
-            f"the kernels could not be compiled with {compiler}, so decoding takes PyTorch's operators, which "
-            f"are several times as slow: {reason}",
+            f"the kernels could not be compiled with {compiler}, so PyTorch's operators do their work, "
+            f"which takes longer, in decoding several times: {reason}",
             stacklevel=2,
         )
         return None
