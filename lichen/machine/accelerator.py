@@ -5,6 +5,8 @@ reads nothing until it has given all of its work. Asked through this module, so 
 take the same way.
 """
 
+import time
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 
@@ -27,3 +29,25 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When `device` gets to what it is given from now on; a CPU is there at once."""
+
+    clock: float
+    event: torch.Event | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> "Moment":
+        event = None
+        if device.type in ("cuda", "xpu"):
+            event = torch.Event(device, enable_timing=True)
+            event.record()
+        return cls(time.perf_counter(), event)
+
+    def seconds_to(self, later: "Moment") -> float:
+        """Once the device has been waited for."""
+        if self.event is None or later.event is None:
+            return later.clock - self.clock
+        return self.event.elapsed_time(later.event) / 1e3

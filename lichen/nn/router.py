@@ -61,7 +61,7 @@ class TopK(nn.Module):
 
 
 @torch.no_grad()
-def update_selection_bias(model: nn.Module, counts: Mapping[str, Tensor], rate: float) -> None:
+def update_selection_bias(model: nn.Module, counts: Mapping[str, Tensor], rate: float | Tensor) -> None:
     """Move the bias of routers by `rate` to their under-loaded experts: sign(mean load - load), recentred.
 
     counts: name of a router in `model` -> token copies per expert over one whole global batch, (E,).

@@ -1,14 +1,14 @@
 """Causal attention within sequences: softmax(scale * q k^T) v, never across the end of a sequence.
 
-Three forms of the same mathematics for tokens that are all in the list (`lichen.ops.sequences`):
+Forms of the same mathematics for tokens that are all in the list (`lichen.ops.sequences`):
 
 * `attention_reference`: all the scores, masked; what the others are tested against.
 * `_BlockCausal`: queries in blocks; a block multiplies only the keys that it can see, so half of the
   scores is never computed, nor are the keys of earlier sequences. It knows the largest logit of
   every head as a by-product, which QK-clip needs, and it does not mind that MLA's keys and values have
   different widths, which sends PyTorch's own CPU attention to its slow path.
-* `scaled_dot_product_attention` with values padded to the keys' width, on devices whose fused kernel
-  beats separate products.
+* On GPUs a fused kernel, which knows the largest logits as well (`lichen.ops.attention_triton`), and on
+  devices that do not run it `scaled_dot_product_attention` with values padded to the keys' width.
 
 New tokens whose earlier ones are in storage attend to what is there: `stored_attention`.
 
@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lichen.machine.accelerator import is_accelerator, runs_triton
 from lichen.ops.sequences import BLOCK, Batch, Sequences
 
+WIDEST = 256  # channels of a head that the fused kernel takes
 HEADS = 8  # key heads per pass on CPU: measured best of 2-16 (docs/log.md)
 
 
@@ -154,12 +156,23 @@ def attention(
             q = q_HND[:, batch.tokens].unflatten(1, batch.shape).transpose(0, 1)
             outs.append(stored_attention(q, k, v, batch, scale).transpose(1, 2).flatten(0, 1))
         return outs[0] if len(outs) == 1 else torch.cat(outs), None
-    if max_logits or q_HND.device.type == "cpu":
+    if has_kernel(q_HND.device, q_HND.shape[-1], v_KNV.shape[-1]):
+        from lichen.ops import attention_triton
+
+        q, k, v = (x.transpose(0, 1) for x in (q_HND, k_KND, v_KNV))
+        out, largest = attention_triton.attention(q, None, k, None, v, *sequences.bounds_N, scale)
+        return out, largest if max_logits else None
+    if max_logits or not is_accelerator(q_HND.device):
         q_KNGD = (q_HND * scale).unflatten(0, (len(k_KND), -1)).transpose(1, 2).contiguous()
         k_KND, v_KNV = k_KND.contiguous(), v_KNV.contiguous()
         out, largest = _BlockCausal.apply(q_KNGD, k_KND, v_KNV, sequences, max_logits)
         return out.transpose(0, 1).flatten(1, 2), largest
     return _fused(q_HND, k_KND, v_KNV, sequences, scale), None
+
+
+def has_kernel(device: torch.device, *widths: int) -> bool:
+    """Whether there is a fused kernel for heads with so many channels."""
+    return runs_triton(device.type) and max(widths) <= WIDEST
 
 
 def stored_attention(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSV: Tensor, batch: Batch, scale: float) -> Tensor:

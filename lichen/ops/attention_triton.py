@@ -36,12 +36,12 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# By the bytes of shared memory that a program may have: data-centre cards, others. What a channel more costs
-# was found by compiling for compute capabilities 8.0, 8.6 and 9.0 (docs/log.md).
-LARGE_SHARED_MEMORY = 160 << 10
+# With and without room for large blocks: what a program may keep in shared memory decides (data-centre cards
+# have it), and how wide its rows are. Found by compiling for compute capabilities 8.0 to 12.0 (docs/log.md).
+LARGE_SHARED_MEMORY, LARGE_ROW = 160 << 10, 768  # bytes
 FORWARD = {True: Blocks(128, 64, 8, 3), False: Blocks(64, 32, 4, 2)}
 GRAD_QUERIES = {True: Blocks(128, 64, 8, 2), False: Blocks(64, 32, 4, 1)}
-GRAD_KEYS = {True: Blocks(64, 64, 8, 2), False: Blocks(32, 64, 4, 1)}
+GRAD_KEYS = {True: Blocks(64, 64, 8, 2), False: Blocks(32, 32, 4, 1)}
 
 
 def attention(
@@ -76,7 +76,8 @@ class _Attention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         q, q_rotary, k, k_rotary, v = map(_channels_together, (q, q_rotary, k, k_rotary, v))
         tokens, heads, _ = q.shape
-        blocks = FORWARD[_large(q.device)]
+        widths, large = _widths(q, q_rotary, v)
+        blocks = FORWARD[large]
         out = q.new_empty(tokens, heads, v.shape[-1])
         logsums = q.new_empty(heads, tokens, dtype=torch.float32)
         programs = triton.cdiv(tokens, blocks.queries)
@@ -90,7 +91,9 @@ class _Attention(torch.autograd.Function):
             tokens,
             scale * LOG2_E,
             *_strides(q, q_rotary, k, k_rotary, v, out),
-            **_constants(q, q_rotary, k, v, blocks),
+            GROUPS=heads // k.shape[1],
+            **widths,
+            **_run(q, blocks),
         )
         ctx.save_for_backward(q, q_rotary, k, k_rotary, v, out, logsums, starts, ends)
         ctx.scale = scale
@@ -104,6 +107,7 @@ class _Attention(torch.autograd.Function):
         grad = _channels_together(grad)
         tokens, heads, _ = q.shape
         key_heads = k.shape[1]
+        widths, large = _widths(q, q_rotary, v)
         grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
         grad_q_rotary, grad_k_rotary = (
             None if x is None else x.new_empty(x.shape) for x in (q_rotary, k_rotary)
@@ -111,7 +115,7 @@ class _Attention(torch.autograd.Function):
         deltas = torch.empty_like(logsums)
         operands, strides = _operands(q, q_rotary, k, k_rotary, v), _strides(q, q_rotary, k, k_rotary, v)
         scales = (ctx.scale * LOG2_E, ctx.scale)
-        blocks = GRAD_QUERIES[_large(q.device)]
+        blocks = GRAD_QUERIES[large]
         _grad_queries[(triton.cdiv(tokens, blocks.queries), heads)](
             *operands,
             out,
@@ -124,9 +128,11 @@ class _Attention(torch.autograd.Function):
             *scales,
             *strides,
             *_strides(out, grad, grad_q, grad_q_rotary),
-            **_constants(q, q_rotary, k, v, blocks),
+            GROUPS=heads // key_heads,
+            **widths,
+            **_run(q, blocks),
         )
-        blocks = GRAD_KEYS[_large(q.device)]
+        blocks = GRAD_KEYS[large]
         _grad_keys[(triton.cdiv(tokens, blocks.keys), key_heads)](
             *operands,
             grad,
@@ -139,7 +145,9 @@ class _Attention(torch.autograd.Function):
             *scales,
             *strides,
             *_strides(grad, grad_k, grad_k_rotary, grad_v),
-            **_constants(q, q_rotary, k, v, blocks),
+            GROUPS=heads // key_heads,
+            **widths,
+            **_run(q, blocks),
         )
         return grad_q, grad_q_rotary, grad_k, grad_k_rotary, grad_v, None, None, None
 
@@ -157,13 +165,19 @@ def _strides(*tensors: Tensor | None) -> list[int]:
     return [stride for x in tensors for stride in ((0, 0) if x is None else x.stride()[:2])]
 
 
-def _constants(q: Tensor, q_rotary: Tensor | None, k: Tensor, v: Tensor, blocks: Blocks) -> dict[str, Any]:
+def _widths(q: Tensor, q_rotary: Tensor | None, v: Tensor) -> tuple[dict[str, int], bool]:
+    """The widths that a kernel is compiled for, and whether large blocks of them fit."""
     widths = q.shape[-1], 0 if q_rotary is None else q_rotary.shape[-1], v.shape[-1]
     padded = [max(16, triton.next_power_of_2(width)) for width in widths]
+    constants = dict(zip(("C", "R", "V", "CP", "RP", "VP"), (*widths, *padded), strict=True))
+    if q.device.type != "cuda" or sum(padded) * q.element_size() > LARGE_ROW:
+        return constants, False
+    properties = torch.cuda.get_device_properties(q.device)
+    return constants, properties.shared_memory_per_multiprocessor >= LARGE_SHARED_MEMORY
+
+
+def _run(q: Tensor, blocks: Blocks) -> dict[str, Any]:
     return {
-        "GROUPS": q.shape[1] // k.shape[1],
-        **dict(zip("CRV", widths, strict=True)),
-        **dict(zip(("CP", "RP", "VP"), padded, strict=True)),
         "QUERIES": blocks.queries,
         "KEYS": blocks.keys,
         # fp32 is multiplied as fp32, as PyTorch does.
@@ -171,13 +185,6 @@ def _constants(q: Tensor, q_rotary: Tensor | None, k: Tensor, v: Tensor, blocks:
         "num_warps": blocks.warps,
         "num_stages": blocks.stages,
     }
-
-
-def _large(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    properties = torch.cuda.get_device_properties(device)
-    return properties.shared_memory_per_block_optin >= LARGE_SHARED_MEMORY
 
 
 @triton.jit

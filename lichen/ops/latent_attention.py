@@ -14,7 +14,7 @@ Shapes as in `lichen.ops.attention`; L latent width, R rotated width, C = D - R 
 import torch
 from torch import Tensor
 
-from lichen.ops.attention import attention, stored_attention
+from lichen.ops.attention import attention, has_kernel, stored_attention
 from lichen.ops.linear import linear
 from lichen.ops.sequences import Sequences
 
@@ -34,12 +34,21 @@ def latent_attention(
 
     up (H (C + V), L): W_uk and W_uv of every head in turn.
     """
+    heads, content = q_content_NHC.shape[1:]
+    latent, value = latent_NL.shape[-1], len(up) // heads - content
+    if stored_BSW is None and has_kernel(up.device, content, q_rotary_NHR.shape[-1], value):
+        from lichen.ops import attention_triton
+
+        k_NHC, v_NHV = linear(latent_NL, up).unflatten(-1, (heads, -1)).split([content, value], -1)
+        k_rotary_NHR = rope_key_NR.unsqueeze(1).expand(-1, heads, -1)
+        out, largest = attention_triton.attention(
+            q_content_NHC, q_rotary_NHR, k_NHC, k_rotary_NHR, v_NHV, *sequences.bounds_N, scale
+        )
+        return out, largest if max_logits else None
     if stored_BSW is None:
         k, v = _expanded(latent_NL, rope_key_NR, up, q_content_NHC)
         q = torch.cat([q_content_NHC.transpose(0, 1), q_rotary_NHR.transpose(0, 1)], -1)
         return attention(q, k, v, None, sequences, scale, max_logits)
-    heads, content = q_content_NHC.shape[1:]
-    latent, value = latent_NL.shape[-1], len(up) // heads - content
     outs = []
     for batch in sequences.batches:
         stored = stored_BSW[batch.slots, : batch.longest].to(q_content_NHC.dtype)

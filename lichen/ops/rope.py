@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lichen.arch.parts.rope import Llama3Scaling, Rope, Yarn
-from lichen.machine.accelerator import runs_triton
+from lichen.machine.accelerator import runs_triton, upload
 
 
 def frequencies(rope: Rope, dim: int) -> Tensor:
@@ -52,7 +52,7 @@ def _llama3(inverse: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 def turns(rope: Rope, dim: int, positions: Tensor) -> Tensor:
     """cos + i sin of every pair's angle at `positions` (...): (..., dim/2) complex64, scaled as YaRN asks."""
-    angles = positions[..., None].float() * frequencies(rope, dim).to(positions.device)
+    angles = positions[..., None].float() * upload(frequencies(rope, dim), positions.device)
     return torch.polar(torch.full_like(angles, rope.attention_factor), angles)
 
 

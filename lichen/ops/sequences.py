@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lichen.machine.accelerator import upload
+
 BLOCK = 128  # queries per block: measured best of 64-256 on CPU (docs/log.md)
 
 
@@ -117,7 +119,8 @@ class Sequences:
         if self.kept is None:
             return torch.arange(self.row, device=self.device).repeat(self.total // self.row)
         spans = [range(kept, kept + new) for kept, new in zip(self.kept, self.lengths, strict=True)]
-        return torch.tensor([position for span in spans for position in span], device=self.device)
+        positions = torch.tensor([position for span in spans for position in span])
+        return upload(positions, self.device)
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -129,6 +132,15 @@ class Sequences:
     def _own_start_N(self) -> Tensor:
         """Where each token's sequence starts in the list."""
         return torch.tensor(self._starts).repeat_interleave(torch.tensor(self.lengths))
+
+    @cached_property
+    def bounds_N(self) -> tuple[Tensor, Tensor]:
+        """Where each token's sequence starts and ends in the list, int32."""
+        lengths = torch.tensor(self.lengths, dtype=torch.int32)
+        ends = lengths.cumsum(0, dtype=torch.int32)
+        both = torch.stack([ends - lengths, ends]).repeat_interleave(lengths, 1)
+        starts_N, ends_N = upload(both, self.device)
+        return starts_N, ends_N
 
     @cached_property
     def blocks(self) -> list[QueryBlock]:
@@ -168,7 +180,7 @@ class Sequences:
     def slot_N(self) -> Tensor:
         """The place in storage of every token's sequence, int64."""
         slots = [slot for slot, new in zip(self.slots, self.lengths, strict=True) for _ in range(new)]
-        return torch.tensor(slots, device=self.device)
+        return upload(torch.tensor(slots), self.device)
 
     @cached_property
     def batches(self) -> list[Batch]:

@@ -83,8 +83,14 @@ class Muon(torch.optim.Optimizer):
             super().add_param_group(group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; `closure` recomputes the loss first."""
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Tensor] | None = None, *, found_inf: Tensor | None = None
+    ) -> Tensor | None:
+        """Update every parameter that has a gradient; `closure` recomputes the loss first.
+
+        found_inf: a 0-d fp32 tensor that lies where the parameters do, 0, or 1 if nothing is to be changed, as
+        where a gradient is not finite: so that nobody has to wait for a GPU to know. Not of sharded matrices.
+        """
         with torch.enable_grad():
             loss = None if closure is None else closure()
         if self.sent_bytes:  # torch.compile of PyTorch 2.11 cannot set an attribute of an optimizer
@@ -97,11 +103,11 @@ class Muon(torch.optim.Optimizer):
                     algorithm = self.recipe.algorithm(row.role.kind)
                     here = algorithm == "adamw" or holds_whole_matrices(parameter, stacked=row.stacked)
                     rows[algorithm, here].append(row)
-            self._muon(rows["muon", True], group)
+            self._muon(rows["muon", True], group, found_inf)
             self._by_owners(rows["muon", False], group)
-            self._sinkhorn(rows["sinkhorn", True], group)
+            self._sinkhorn(rows["sinkhorn", True], group, found_inf)
             self._by_owners(rows["sinkhorn", False], group)
-            self._adamw(rows["adamw", True], group)
+            self._adamw(rows["adamw", True], group, found_inf)
         return loss
 
     @torch.no_grad()
@@ -144,16 +150,16 @@ class Muon(torch.optim.Optimizer):
         """The matrices of tensors that are shaped like the parameter, side by side."""
         return zip(*(row.batches(each, per_head=self.recipe.per_head) for each in tensors), strict=True)
 
-    def _muon(self, rows: list[Row], group: dict[str, Any]) -> None:
+    def _muon(self, rows: list[Row], group: dict[str, Any], found_inf: Tensor | None) -> None:
         matrices: list[tuple[Tensor, ...]] = []
         for row in rows:
             matrices += self._matrices(row, local(row.parameter), _gradient(row), self._momentum(row))
-        rules.muon_update(matrices, self.recipe, group)
+        rules.muon_update(matrices, self.recipe, group, found_inf)
 
-    def _sinkhorn(self, rows: list[Row], group: dict[str, Any]) -> None:
+    def _sinkhorn(self, rows: list[Row], group: dict[str, Any], found_inf: Tensor | None) -> None:
         for row in rows:
-            direction = rules.advance(self._momentum(row), _gradient(row), self.recipe)
-            rules.move(local(row.parameter), rules.sinkhorn_step(direction, self.recipe), group)
+            direction = rules.advance(self._momentum(row), _gradient(row), self.recipe, found_inf)
+            rules.move(local(row.parameter), rules.sinkhorn_step(direction, self.recipe), group, found_inf)
 
     def _by_owners(self, rows: list[Row], group: dict[str, Any]) -> None:
         """Update sharded parameters whose matrices are cut."""
@@ -194,14 +200,14 @@ class Muon(torch.optim.Optimizer):
             work = sum(count * products_per_step(rows, columns) for count, rows, columns in shapes)
         return Job(row.parameter, direction, row.stacked, dtype, work)
 
-    def _adamw(self, rows: list[Row], group: dict[str, Any]) -> None:
+    def _adamw(self, rows: list[Row], group: dict[str, Any], found_inf: Tensor | None) -> None:
         tensors = []
         for row in rows:
             state = self._state(row)
             averages = (local(state["exp_avg"]), local(state["exp_avg_sq"]))
             tensors.append((local(row.parameter), _gradient(row), *averages, state["step"]))
         if tensors:
-            rules.adamw_update(tensors, self.recipe, group)
+            rules.adamw_update(tensors, self.recipe, group, found_inf)
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state that this process holds now (none before the first step)."""

@@ -13,14 +13,13 @@ A matrix much longer than wide spends its time in the two products with X. Gram 
 every such step, so R is computed anew from X after a few: `TOGETHER`.
 """
 
-from functools import cache
-from importlib.util import find_spec
 from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lichen.machine.accelerator import runs_triton
 from lichen.machine.precision import multiplies_bf16
 
 Coefficients = tuple[float, float, float]
@@ -63,8 +62,9 @@ EPSILON = 1e-7
 TOGETHER = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 5}
 
 
-# A symmetric product of fewer rows has too few tiles for half of them to be worth a kernel of their own.
-KERNEL_ROWS = 256
+# Symmetric products of fewer rows have too few tiles for half of them to be worth a kernel of their own: on an
+# H100 batched products of PyTorch's are faster up to 1,024 rows (QuACK's gate; docs/log.md).
+KERNEL_ROWS = 1025
 
 # By shorter side: up to this one, in which dtype, in the Gram form from which ratio of longer to shorter side
 # on, and whether transposed. For CPUs, with AMX and without, `python -m benchmarks.muon_step` found it. For
@@ -215,7 +215,7 @@ def symmetric_product(
     share memory with the others. On NVIDIA GPUs, in half precision, half of the tiles are computed
     (`lichen.optim.symmetric_triton`); elsewhere it is PyTorch's batched product.
     """
-    if has_kernel(a.device.type) and a.size(1) >= KERNEL_ROWS and a.element_size() == 2:
+    if runs_triton(a.device.type) and a.size(1) >= KERNEL_ROWS and a.element_size() == 2:
         from lichen.optim import symmetric_triton
 
         symmetric_triton.symmetric_product(a, b, out=out, addend=addend, alpha=alpha, beta=beta)
@@ -223,9 +223,3 @@ def symmetric_product(
         torch.bmm(a, b, out=out)
     else:
         torch.baddbmm(addend, a, b, beta=beta, alpha=alpha, out=out)
-
-
-@cache
-def has_kernel(device_type: str) -> bool:
-    """Whether devices of this type run the Triton kernel."""
-    return device_type == "cuda" and torch.version.hip is None and find_spec("triton") is not None

@@ -28,33 +28,54 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
         sharded or `model` is in DistributedDataParallel, every rank gives those of its own batch and the
         maximum over the ranks counts.
 
-    Returns the number of clipped heads per module. Raises LichenError for a logit that is not finite,
+    Returns the number of clipped heads per module, for which it waits for the device. Raises LichenError for a logit that is not finite,
     for a wrong number of heads, and for an attention that QK-clip is not defined for.
     """
-    if not tau > 0:
-        raise LichenError(f"QK-clip: tau is {tau}; it must be greater than 0")
+    largest = largest_everywhere(model, max_logits)
+    for name, logits in largest.items():
+        if not logits.isfinite().all():
+            raise LichenError(f"QK-clip: the largest attention logits of {name} are not finite")
+    return {name: int(count) for name, count in clip(model, largest, tau).items()}
+
+
+@torch.no_grad()
+def largest_everywhere(model: nn.Module, max_logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The largest logits over all ranks, fp32; a logit that is not a number counts as infinite."""
     replicas = [each.process_group for each in model.modules() if isinstance(each, DistributedDataParallel)]
-    modules = {plain_name(name): module for name, module in unwrapped(model).named_modules()}
+    modules = _modules(model)
     largest = {}
     for name, logits in max_logits.items():
-        factors = _factors(name, modules.get(name), torch.ones_like(logits))
-        parameter, _ = factors[0]
+        parameter, _ = _factors(name, modules.get(name), torch.ones_like(logits))[0]
         shards = parameter.device_mesh.get_all_groups() if isinstance(parameter, DTensor) else []
         # NaN counts as infinite, whatever the other ranks have.
         largest[name] = logits.float().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
         for group in [*replicas, *shards]:
             dist.all_reduce(largest[name], dist.ReduceOp.MAX, group=group)
-        if not largest[name].isfinite().all():
-            raise LichenError(f"QK-clip: the largest attention logits of {name} are not finite")
+    return largest
 
-    clipped = {}
+
+@torch.no_grad()
+def clip(
+    model: nn.Module, largest: Mapping[str, Tensor], tau: float, found_inf: Tensor | None = None
+) -> dict[str, Tensor]:
+    """`qk_clip` of largest logits that count everywhere, without waiting for a device: the numbers of clipped
+    heads stay there. With `found_inf` not 0, as in `Muon.step`, no head is clipped."""
+    if not tau > 0:
+        raise LichenError(f"QK-clip: tau is {tau}; it must be greater than 0")
+    modules, clipped = _modules(model), {}
     for name, logits in largest.items():
         gamma = tau / logits.clamp(min=tau)
-        for parameter, factor in _factors(name, modules[name], gamma):
+        if found_inf is not None:
+            gamma = gamma.masked_fill(found_inf != 0, 1.0)
+        for parameter, factor in _factors(name, modules.get(name), gamma):
             rows = factor.view(-1, *(1,) * (parameter.ndim - 1)).expand(parameter.shape)
             local(parameter).mul_(local(place_like(rows.to(parameter.device), parameter)))
         clipped[name] = (gamma < 1).sum()
-    return {name: int(count) for name, count in clipped.items()}
+    return clipped
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    return {plain_name(name): module for name, module in unwrapped(model).named_modules()}
 
 
 def require_clippable(model: nn.Module) -> None:

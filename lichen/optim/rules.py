@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
+from lichen.machine.accelerator import runs_triton
 from lichen.machine.precision import at_least_fp32
-from lichen.optim.newton_schulz import EPSILON, form_for, orthogonalize, scaled
+from lichen.optim.newton_schulz import EPSILON, Form, form_for, orthogonalize, scaled
 from lichen.optim.recipes import OptimizerRecipe
 
 # Matrix entries that go through Newton-Schulz together. On a CPU the working memory should stay in the
@@ -36,14 +37,28 @@ VECTOR_ENTRIES = 16  # fp32 numbers in the widest vector register of a CPU
 
 
 def muon_update(
-    matrices: Iterable[tuple[Tensor, ...]], recipe: OptimizerRecipe, group: dict[str, Any]
+    matrices: Iterable[tuple[Tensor, ...]],
+    recipe: OptimizerRecipe,
+    group: dict[str, Any],
+    found_inf: Tensor | None = None,
 ) -> None:
     """Update in place. matrices: parameter, gradient and momentum, each (matrices, rows, columns)."""
     for chunk in chunks(matrices):
-        directions = (advance(momentum, gradient, recipe) for _, gradient, momentum in chunk)
         parameters = [parameter for parameter, _, _ in chunk]
-        for parameter, step in zip(parameters, muon_steps(directions, parameters, recipe), strict=True):
-            move(parameter, step, group)
+        if runs_triton(parameters[0].device.type) and all(m.dtype == torch.float32 for _, _, m in chunk):
+            from lichen.optim import update_triton
+
+            x, form, sizes = _room(parameters)
+            pairs = [(gradient, momentum) for _, gradient, momentum in chunk]
+            update_triton.advance(
+                pairs, x.split(sizes), recipe.momentum, recipe.nesterov, EPSILON, found_inf
+            )
+            steps = _orthogonalized(x, form, recipe).split(sizes)
+        else:
+            directions = (advance(momentum, gradient, recipe, found_inf) for _, gradient, momentum in chunk)
+            steps = muon_steps(directions, parameters, recipe)
+        for parameter, step in zip(parameters, steps, strict=True):
+            move(parameter, step, group, found_inf)
 
 
 def muon_steps(
@@ -55,35 +70,63 @@ def muon_steps(
 
     directions: G + momentum M or M, each (matrices, rows, columns), shaped like the tensors in `like`.
     """
-    sizes = [matrices.size(0) for matrices in like]
-    _, rows, columns = like[0].shape
-    form = form_for(like[0].device, rows, columns)
-    x = torch.empty(sum(sizes), rows, columns, dtype=form.dtype, device=like[0].device)
+    x, form, sizes = _room(like)
     for direction, slot in zip(directions, x.split(sizes), strict=True):
         direction = direction.contiguous()  # the order of a sum, so its rounding, follows the layout
         norm = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
         torch.div(direction, norm.add_(EPSILON), out=slot)
-    schedule = scaled(recipe.ns_schedule, recipe.scale(rows, columns))
-    return orthogonalize(x, schedule, together=form.together, transpose=form.transpose).split(sizes)
+    return _orthogonalized(x, form, recipe).split(sizes)
 
 
-def move(parameter: Tensor, step: Tensor, group: dict[str, Any]) -> None:
-    """parameter (1 - lr weight_decay) - lr step, in fp32 or better, rounded once.
+def _room(like: Sequence[Tensor]) -> tuple[Tensor, Form, list[int]]:
+    """Memory for a batch of all these matrices, how to orthogonalise it, and how many are from each."""
+    sizes = [matrices.size(0) for matrices in like]
+    _, rows, columns = like[0].shape
+    form = form_for(like[0].device, rows, columns)
+    x = torch.empty(sum(sizes), rows, columns, dtype=form.dtype, device=like[0].device)
+    return x, form, sizes
+
+
+def _orthogonalized(x: Tensor, form: Form, recipe: OptimizerRecipe) -> Tensor:
+    schedule = scaled(recipe.ns_schedule, recipe.scale(*x.shape[1:]))
+    return orthogonalize(x, schedule, together=form.together, transpose=form.transpose)
+
+
+def move(
+    parameter: Tensor, step: Tensor, group: dict[str, Any], found_inf: Tensor | None = None
+) -> None:
+    """parameter (1 - lr weight_decay) - lr step, in fp32 or better, rounded once; where `found_inf` is not 0,
+    nothing.
 
     The learning rate is not in `step`, whose entries fp16 can hold only while they are not small.
     """
     lr, weight_decay = group["lr"], group["weight_decay"]
+    if runs_triton(parameter.device.type) and parameter.ndim == 3 and parameter.element_size() <= 4:
+        from lichen.optim import update_triton
+
+        update_triton.move(parameter, step, lr, weight_decay, found_inf)
+        return
     wide = parameter.to(at_least_fp32(parameter.dtype))
     if step.device.type == "cpu":  # where arithmetic on two formats at once is slow
         step = step.to(wide.dtype)
+    if found_inf is not None:
+        moved = torch.add(wide * (1 - lr * weight_decay), step, alpha=-lr)
+        parameter.copy_(torch.where(found_inf != 0, wide, moved))
+        return
     wide.mul_(1 - lr * weight_decay).add_(step, alpha=-lr)
     if wide is not parameter:
         parameter.copy_(wide)
 
 
-def advance(momentum: Tensor, gradient: Tensor, recipe: OptimizerRecipe) -> Tensor:
+def advance(
+    momentum: Tensor, gradient: Tensor, recipe: OptimizerRecipe, found_inf: Tensor | None = None
+) -> Tensor:
     """Take `gradient` into `momentum`; returns the direction of the step, which may be `momentum` itself."""
-    torch.add(gradient, momentum, alpha=recipe.momentum, out=momentum)
+    if found_inf is None:
+        torch.add(gradient, momentum, alpha=recipe.momentum, out=momentum)
+    else:
+        advanced = torch.add(gradient, momentum, alpha=recipe.momentum)
+        momentum.copy_(torch.where(found_inf != 0, momentum, advanced))
     return torch.add(gradient, momentum, alpha=recipe.momentum) if recipe.nesterov else momentum
 
 
@@ -126,7 +169,10 @@ def sinkhorn_step(direction: Tensor, recipe: OptimizerRecipe) -> Tensor:
 
 
 def adamw_update(
-    tensors: Sequence[tuple[Tensor, ...]], recipe: OptimizerRecipe, group: dict[str, Any]
+    tensors: Sequence[tuple[Tensor, ...]],
+    recipe: OptimizerRecipe,
+    group: dict[str, Any],
+    found_inf: Tensor | None = None,
 ) -> None:
     """Update in place, to the bit however parameters are cut over ranks.
 
@@ -152,6 +198,7 @@ def adamw_update(
         weight_decay=group["weight_decay"],
         eps=recipe.adamw_eps,
         maximize=False,
+        found_inf=found_inf,
     )
     for some, results in zip(held, updated, strict=True):
         for tensor, result in zip(some, results, strict=True):

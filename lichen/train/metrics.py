@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from lichen.errors import LichenError
 from lichen.files.atomic import disk_errors, write_text
+from lichen.machine.accelerator import is_accelerator
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,26 @@ TIMINGS = ("seconds", "optimizer_seconds", "tokens_per_second", "ceiling_share")
 """Fields that differ between two runs of the same recipe; everything else is the same to the last bit."""
 
 
-def load_balance(counts: Mapping[str, Tensor]) -> tuple[float, float] | tuple[None, None]:
-    """(worst layer, mean over layers) of the busiest expert's tokens over the mean expert's tokens.
+def load_ratios(counts: Mapping[str, Tensor]) -> list[Tensor]:
+    """The busiest expert's tokens over the mean expert's, of every layer; 1.0 is perfect balance.
 
-    counts: one (n_routed_experts,) tensor per layer. 1.0 is perfect balance.
+    counts: one (n_routed_experts,) tensor per layer.
     """
-    ratios = [float(layer.max() / layer.double().mean()) for layer in counts.values()]
-    return (max(ratios), sum(ratios) / len(ratios)) if ratios else (None, None)
+    return [layer.max() / layer.to(exact(layer.device)).mean() for layer in counts.values()]
+
+
+def exact(device: torch.device) -> torch.dtype:
+    """What the numbers of a step are gathered in; fp64 is no format of every accelerator."""
+    return torch.float32 if is_accelerator(device) else torch.float64
+
+
+def read_together(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """The numbers in these 0-d tensors, which lie on one device: one transfer, one wait."""
+    if not values:
+        return {}
+    device = next(iter(values.values())).device
+    gathered = torch.stack([value.detach().to(exact(device)) for value in values.values()])
+    return dict(zip(values, gathered.tolist(), strict=True))
 
 
 class MetricsLog:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lichen.machine.accelerator import upload
 from lichen.nn.forward import Pass
 from lichen.nn.transformer import Transformer
 from lichen.ops.cross_entropy import IGNORE, linear_cross_entropy
@@ -65,7 +66,7 @@ class NextToken:
         rows, length = tokens.shape
         at = Pass(Sequences.packed(rows, length, segment_ids, device=device), observe=observed)
 
-        hidden_NH = model(tokens.flatten().to(device), at)
+        hidden_NH = model(upload(tokens.flatten(), device), at)
         cross_entropy = _cross_entropy(model, hidden_NH, targets) / divisor
         loss = cross_entropy
         mtp = None
@@ -75,7 +76,7 @@ class NextToken:
 
         names = {module: name for name, module in model.named_modules()}
         real = torch.ones_like(targets) if segment_ids is None else (segment_ids >= 0).to(targets.dtype)
-        real = real.to(device)
+        real = upload(real, device)
         routing, balances = {}, []
         for module, (router, scores_NE, experts_Nk) in at.records.get("routing", {}).items():
             copies_BE = copies_by_row(experts_Nk, real, router.n_routed_experts)
@@ -84,7 +85,7 @@ class NextToken:
                 balances.append(balance_by_row(router, scores_NE, copies_BE, real))
         balance = None
         if balances:
-            balance = (torch.stack(balances).sum(0) * counted.sum(-1).to(device)).sum() / divisor
+            balance = (torch.stack(balances).sum(0) * upload(counted.sum(-1), device)).sum() / divisor
             loss = loss + balance
         return LossOutput(
             loss=loss,
@@ -98,7 +99,7 @@ class NextToken:
 
 
 def _cross_entropy(model: Transformer, hidden_NH: Tensor, targets: Tensor) -> Tensor:
-    return linear_cross_entropy(hidden_NH, model.head_weight, targets.flatten().to(hidden_NH.device))
+    return linear_cross_entropy(hidden_NH, model.head_weight, upload(targets.flatten(), hidden_NH.device))
 
 
 def _multi_token(
@@ -112,7 +113,7 @@ def _multi_token(
     """Mean over depths of the summed cross-entropy. Depth d sees token t+d and predicts t+d+1."""
     total = hidden_NH.new_zeros((), dtype=torch.float32)
     for depth, layer in enumerate(model.mtp_layers, start=1):
-        ahead = tokens.roll(-depth, 1).flatten().to(hidden_NH.device)  # what wraps around meets no target
+        ahead = upload(tokens.roll(-depth, 1).flatten(), hidden_NH.device)  # what wraps around meets no target
         hidden_NH = layer.predict(hidden_NH, model.embed(ahead), at)
         targets = _one_further(targets, segment_ids)
         total = total + _cross_entropy(model, layer.shared_head.norm(hidden_NH), targets)

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from lichen.machine.accelerator import is_accelerator
 from lichen.nn.transformer import Transformer
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class Threads:
         """`micro_batch`: the rows whose activations are in memory at once, all replicas together."""
         device = next(model.parameters()).device
         self._threads = torch.get_num_threads()
-        count = min(self._threads, micro_batch) if device.type == "cpu" else 1
+        count = 1 if is_accelerator(device) else min(self._threads, micro_batch)
         self._rows = micro_batch // count
         self._models = [model, *(_replica(model) for _ in range(count - 1))]
         self._each = self._threads // count

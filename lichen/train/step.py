@@ -21,16 +21,18 @@ from lichen.data.loader import Batch, Loader
 from lichen.data.manifest import Split
 from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
+from lichen.machine.accelerator import Moment, is_accelerator
 from lichen.machine.allocator import keep_freed_memory
 from lichen.machine.precision import default_device, matmul_dtype
 from lichen.machine.rates import matrix_rate
 from lichen.nn.router import update_selection_bias
 from lichen.nn.transformer import Transformer
 from lichen.ops.cross_entropy import IGNORE
-from lichen.optim import Muon, qk_clip
+from lichen.optim import Muon
+from lichen.optim.qk_clip import clip
 from lichen.optim.schedule import lr_factor
 from lichen.train import state
-from lichen.train.metrics import StepMetrics, load_balance
+from lichen.train.metrics import StepMetrics, load_ratios, read_together
 from lichen.train.objective import LossOutput, NextToken
 from lichen.train.parallel import Threads
 from lichen.train.resolve import optimizer_recipe, optimizer_table
@@ -77,56 +79,68 @@ class Trainer:
         self.parallel = Threads(self.model, recipe.train.micro_batch)
 
     def train_step(self) -> StepMetrics:
-        """Take one optimizer step. Raises Diverged, with nothing applied, when the loss is not finite."""
+        """Take one optimizer step. Raises Diverged, with nothing applied, when the loss is not finite.
+
+        A CPU is asked for the loss before the update. An accelerator is given the whole step at once, its
+        updates told to change nothing if the loss is not finite, and asked once, at the end.
+        """
         train = self.run.recipe.train
         start = time.perf_counter()
-        totals, counts, max_logits = self._forward_backward(self.loader.next_batch())
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_grad_norm))
-        if not math.isfinite(totals["loss"]) or not math.isfinite(grad_norm):
-            raise Diverged(
-                f"step {self.step + 1}: the loss is {totals['loss']:g} and the norm of its gradient "
-                f"{grad_norm:g}; the step was not applied"
-            )
+        values, counts, max_logits = self._forward_backward(self.loader.next_batch())
+        values["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_grad_norm)
+        finite = values["loss"].isfinite() & values["grad_norm"].isfinite()
+        waits = not is_accelerator(self.device)
+        if waits and not finite:
+            raise self._diverged({name: float(value) for name, value in values.items()})
 
-        applied = time.perf_counter()
+        applied = Moment.now(self.device)
+        found_inf = None if waits else (~finite).float()
         lr = self.rule.lr * self._apply_lr()
-        self.optimizer.step()
+        self.optimizer.step(found_inf=found_inf)
         self.optimizer.zero_grad()
-        clipped = None
         if self.rule.qk_clip_tau is not None:
-            clipped = sum(qk_clip(self.model, max_logits, self.rule.qk_clip_tau).values())
+            heads = clip(self.model, max_logits, self.rule.qk_clip_tau, found_inf)
+            values["clipped_heads"] = sum(heads.values(), torch.zeros((), device=self.device))
         if counts and train.bias_update_rate:
-            update_selection_bias(self.model, counts, train.bias_update_rate)
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
+            rate = train.bias_update_rate if waits else train.bias_update_rate * finite
+            update_selection_bias(self.model, counts, rate)
+        if max_logits:
+            values["max_logit"] = torch.stack([logits.max() for logits in max_logits.values()]).max()
+        if counts:
+            ratios = torch.stack(load_ratios(counts))
+            values |= {"load_worst": ratios.max(), "load_mean": ratios.mean()}
+        done = Moment.now(self.device)
+        read = read_together(values)
+        if not (math.isfinite(read["loss"]) and math.isfinite(read["grad_norm"])):
+            raise self._diverged(read)
         self.step += 1
 
         seconds = time.perf_counter() - start
-        rate = train.tokens_per_step / seconds
-        worst, mean = load_balance(counts)
+        per_second = train.tokens_per_step / seconds
+        clipped = read.pop("clipped_heads", None)
         return StepMetrics(
             step=self.step,
             tokens=self.step * train.tokens_per_step,
-            loss=totals["loss"],
-            cross_entropy=totals["cross_entropy"],
-            mtp=totals.get("mtp"),
-            balance=totals.get("balance"),
             lr=lr,
-            grad_norm=grad_norm,
             seconds=seconds,
-            optimizer_seconds=time.perf_counter() - applied,
-            tokens_per_second=rate,
-            ceiling_share=rate * self.flops_per_token / matrix_rate(self.compute_dtype, self.device),
-            load_worst=worst,
-            load_mean=mean,
-            max_logit=max((float(logits.max()) for logits in max_logits.values()), default=None),
-            clipped_heads=clipped,
+            optimizer_seconds=applied.seconds_to(done),
+            tokens_per_second=per_second,
+            ceiling_share=per_second * self.flops_per_token / matrix_rate(self.compute_dtype, self.device),
+            clipped_heads=None if clipped is None else int(clipped),
+            **read,
+        )
+
+    def _diverged(self, read: dict[str, float]) -> Diverged:
+        return Diverged(
+            f"step {self.step + 1}: the loss is {read['loss']:g} and the norm of its gradient "
+            f"{read['grad_norm']:g}; the step was not applied"
         )
 
     def _forward_backward(
         self, batch: Batch
-    ) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
-        """Gradients of the whole step; its losses, tokens per expert, and largest logit per head."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Gradients of the whole step; its losses, tokens per expert, and largest logit per head, all where
+        they were computed."""
         normalizer = int((batch.targets != IGNORE).sum())
 
         def differentiate(model: Transformer, *rows: Tensor) -> LossOutput:
@@ -146,7 +160,7 @@ class Trainer:
                 counts[name] = counts[name] + layer if name in counts else layer
             for name, layer in output.max_logits.items():
                 max_logits[name] = torch.maximum(max_logits[name], layer) if name in max_logits else layer
-        return {name: float(total) for name, total in totals.items()}, counts, max_logits
+        return totals, counts, max_logits
 
     def _apply_lr(self) -> float:
         recipe = self.run.recipe

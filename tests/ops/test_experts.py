@@ -14,6 +14,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Exper
 
 from lichen.ops import experts
 from lichen.ops.experts import Groups, experts_reference, routed_experts
+from lichen.ops.experts_grouped import ROWS, Rows, grouped_experts
 
 HIDDEN, WIDTH = 24, 16
 Form = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -31,8 +32,7 @@ def fast(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tens
 
 
 def grouped(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    groups = Groups(chosen, len(down), equal_groups=False)
-    return experts._grouped(x, weights, gate_up, down, groups)
+    return grouped_experts(x, chosen, weights, gate_up, down)
 
 
 def balanced(n_experts: int = 8) -> Tensor:
@@ -130,38 +130,50 @@ def test_inference_with_few_and_many_tokens(routing: Callable[[], Tensor], token
 
 def test_which_groups_are_equal() -> None:
     """The cases above take the paths that they are named after."""
-    assert Groups(balanced(), 8, equal_groups=True).equal
-    assert not Groups(skewed(), 8, equal_groups=True).equal
-    assert not Groups(balanced(), 8, equal_groups=False).equal
+    assert Groups(balanced(), 8).equal
+    assert not Groups(skewed(), 8).equal
+
+
+@st.composite
+def routings(draw: st.DrawFn) -> tuple[Tensor, int]:
+    """Chosen experts (N, k) and the number of experts, from balanced to badly skewed."""
+    tokens, n_experts = draw(st.integers(1, 90)), draw(st.integers(1, 9))
+    k = draw(st.integers(1, n_experts))
+    favour = torch.linspace(0, draw(st.floats(0, 8)), n_experts)
+    scores = torch.randn(tokens, n_experts, generator=torch.Generator().manual_seed(tokens)) + favour
+    return scores.topk(k).indices, n_experts
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    tokens=st.integers(1, 90),
-    n_experts=st.integers(1, 9),
-    skew=st.floats(0, 8),
-    equal=st.booleans(),
-    data=st.data(),
-)
-def test_every_copy_has_one_row_in_its_experts_group(
-    tokens: int, n_experts: int, skew: float, equal: bool, data: st.DataObject
-) -> None:
-    k = data.draw(st.integers(1, n_experts))
-    generator = torch.Generator().manual_seed(tokens)
-    favour = torch.linspace(0, skew, n_experts)
-    chosen = (torch.randn(tokens, n_experts, generator=generator) + favour).topk(k).indices
-    groups = Groups(chosen, n_experts, equal)
-    assert torch.equal(groups.counts_E, torch.bincount(chosen.flatten(), minlength=n_experts))
-    sizes = torch.tensor(groups.starts).diff()
-    assert torch.all(sizes % experts.ROWS == 0)
-    assert torch.all(sizes >= groups.counts_E)
-    assert groups.row_Nk.unique().numel() == tokens * k
+@given(routing=routings())
+def test_every_copy_has_one_row_in_its_experts_group(routing: tuple[Tensor, int]) -> None:
+    chosen, n_experts = routing
+    groups = Groups(chosen, n_experts)
+    counts = torch.bincount(chosen.flatten(), minlength=n_experts)
+    assert torch.equal(groups.counts_E, counts)
     starts = torch.tensor(groups.starts)
+    sizes = starts.diff()
+    assert torch.all(sizes % experts.ROWS == 0)
+    assert torch.all(sizes >= counts)
+    assert groups.row_Nk.unique().numel() == chosen.numel()
     assert torch.equal(torch.bucketize(groups.row_Nk, starts, right=True) - 1, chosen)
-    token_of_copy = torch.arange(tokens)[:, None].expand(-1, k)
+    token_of_copy = torch.arange(len(chosen))[:, None].expand_as(chosen)
     assert torch.equal(groups.token_P[groups.row_Nk], token_of_copy)
-    if not equal:
-        assert torch.all(sizes < groups.counts_E + experts.ROWS)
-    else:
-        bound = experts.MAX_PADDING * tokens * k + experts.ROWS * n_experts
-        assert groups.starts[-1] <= bound
+    assert groups.starts[-1] <= experts.MAX_PADDING * chosen.numel() + experts.ROWS * n_experts
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(routing=routings())
+def test_rows_that_only_the_device_counts(routing: tuple[Tensor, int]) -> None:
+    chosen, n_experts = routing
+    rows = Rows(chosen, n_experts)
+    counts = torch.bincount(chosen.flatten(), minlength=n_experts)
+    assert rows.ends_E.dtype == torch.int32
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), rows.ends_E])
+    assert torch.equal(starts.diff(), (counts + ROWS - 1) // ROWS * ROWS)
+    assert int(starts[-1]) <= len(rows.token_P)
+    assert rows.row_Nk.unique().numel() == chosen.numel()
+    assert torch.equal(torch.bucketize(rows.row_Nk, starts, right=True) - 1, chosen)
+    assert torch.equal(rows.token_P[rows.row_Nk], torch.arange(len(chosen))[:, None].expand_as(chosen))
+    assert torch.equal(rows.copy_P[rows.row_Nk].flatten(), torch.arange(chosen.numel()))
+    assert int((rows.copy_P == chosen.numel()).sum()) == len(rows.copy_P) - chosen.numel()

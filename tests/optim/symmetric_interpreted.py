@@ -56,7 +56,8 @@ def main() -> None:
 
 
 def whole_orthogonalisation(together: int) -> float:
-    dispatch.has_kernel = lambda device_type: True
+    dispatch.runs_triton = lambda device_type: True
+    dispatch.KERNEL_ROWS = 256
     x = torch.randn(2, 300, 620, generator=torch.Generator().manual_seed(0))
     x /= torch.linalg.matrix_norm(x, keepdim=True)
     expected = newton_schulz(x.double(), KELLER_JORDAN)

@@ -107,16 +107,16 @@ from lichen.train import loop, step
 from lichen.train.run import open_run
 
 torch.set_num_threads(1)
-real = step.qk_clip
+real = step.clip
 
-def die_in_the_middle_of_step_5(model, max_logits, tau):
+def die_in_the_middle_of_step_5(*arguments):
     if calls := getattr(die_in_the_middle_of_step_5, "calls", 0) + 1:
         die_in_the_middle_of_step_5.calls = calls
     if calls == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(model, max_logits, tau)
+    return real(*arguments)
 
-step.qk_clip = die_in_the_middle_of_step_5
+step.clip = die_in_the_middle_of_step_5
 loop.train(open_run(Path(sys.argv[1])), Console())
 """
 

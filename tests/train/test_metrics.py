@@ -7,7 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lichen.errors import LichenError
-from lichen.train.metrics import MetricsLog, Sample, load_balance, read_metrics
+from lichen.train.metrics import MetricsLog, Sample, load_ratios, read_metrics, read_together
 
 
 def test_lines_come_back_as_they_went(metrics_of, tmp_path: Path):
@@ -87,6 +87,10 @@ def test_a_full_disk_is_one_sentence_and_the_lines_before_it_stay(metrics_of, sm
 
 def test_load_balance_is_the_busiest_over_the_mean():
     even, skewed = torch.tensor([4, 4, 4, 4]), torch.tensor([10, 2, 2, 2])
-    assert load_balance({"a": even}) == (1.0, 1.0)
-    assert load_balance({"a": even, "b": skewed}) == (2.5, 1.75)
-    assert load_balance({}) == (None, None)
+    assert [float(ratio) for ratio in load_ratios({"a": even, "b": skewed})] == [1.0, 2.5]
+
+
+def test_numbers_are_read_together():
+    values = {"a": torch.tensor(0.1), "b": torch.tensor(3), "c": torch.tensor(2.5, dtype=torch.float64)}
+    assert read_together(values) == {"a": float(torch.tensor(0.1)), "b": 3.0, "c": 2.5}
+    assert read_together({}) == {}
