@@ -23,7 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import is_accelerator, runs_triton
-from lichen.ops.sequences import BLOCK, Batch, Sequences
+from lichen.machine.precision import at_least_fp32
+from lichen.ops.native import FORMATS, Kernel, trains
+from lichen.ops.sequences import BLOCK, Batch, QueryBlock, Sequences
+
+_softmax_forward = Kernel("softmax_forward", "10qd")
+_softmax_backward = Kernel("softmax_backward", "10qd")
 
 WIDEST = 256  # channels of a head that the fused kernel takes
 HEADS = 8  # key heads per pass on CPU: measured best of 2-16 (docs/log.md)
@@ -44,30 +49,36 @@ def attention_reference(
 
 
 class _BlockCausal(torch.autograd.Function):
-    """Block-causal attention of scaled queries, a few heads at a time so that their logits stay in the
-    processor's cache; saves the probabilities for the backward pass."""
+    """Block-causal attention, a few heads at a time so that their logits stay in the processor's cache; saves
+    the probabilities for the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, q_KNGD: Tensor, k_KND: Tensor, v_KNV: Tensor, sequences: Sequences, want_max: bool
+        ctx: Any,
+        q_KNGD: Tensor,
+        k_KND: Tensor,
+        v_KNV: Tensor,
+        sequences: Sequences,
+        scale: float,
+        want_max: bool,
     ) -> tuple[Tensor, Tensor | None]:
         out_KNGV = q_KNGD.new_empty(*q_KNGD.shape[:-1], v_KNV.shape[-1])
-        largest_KG = q_KNGD.new_full(q_KNGD.shape[::2], -torch.inf) if want_max else None
+        largest_KG = None
+        if want_max:
+            wide = at_least_fp32(q_KNGD.dtype)
+            largest_KG = q_KNGD.new_full(q_KNGD.shape[::2], -torch.inf, dtype=wide)
         saved = []
         for heads in _together(q_KNGD):
             q, keys_KDN, v, out = q_KNGD[heads], k_KND[heads].mT, v_KNV[heads], out_KNGV[heads]
             for block in sequences.blocks:
                 logits = torch.bmm(q[:, block.queries].flatten(1, 2), keys_KDN[:, :, block.keys])
-                by_query = logits.unflatten(1, (-1, q.shape[2]))
-                block.hide(by_query)
-                if largest_KG is not None:
-                    torch.maximum(largest_KG[heads], _largest(by_query), out=largest_KG[heads])
-                p = torch._softmax(logits, -1, False, out=logits)  # in place: fresh memory costs more
+                largest = None if largest_KG is None else largest_KG[heads]
+                p = _softmax(logits.unflatten(1, (-1, q.shape[2])), block, sequences, scale, largest)
                 torch.bmm(p, v[:, block.keys], out=out[:, block.queries].view(*p.shape[:2], -1))
                 if any(ctx.needs_input_grad):
                     saved.append(p)
         ctx.save_for_backward(q_KNGD, k_KND, v_KNV, *saved)
-        ctx.sequences = sequences
+        ctx.sequences, ctx.scale = sequences, scale
         if largest_KG is None:
             return out_KNGV, None
         largest_H = largest_KG.flatten().float()
@@ -88,11 +99,45 @@ class _BlockCausal(torch.autograd.Function):
                 p = next(probabilities)
                 grad = grad_KNGV[heads, block.queries].flatten(1, 2)
                 grad_p = torch.bmm(grad, values_KVN[:, :, block.keys])
-                grad_logits = torch._softmax_backward_data(grad_p, p, -1, p.dtype, grad_input=grad_p)
+                grad_logits = _softmax_gradient(grad_p, p, block, ctx.sequences, ctx.scale)
                 grad_v[:, block.keys].baddbmm_(p.mT, grad)  # p is in the cache now
                 grad_k[:, block.keys].baddbmm_(grad_logits.mT, q[:, block.queries].flatten(1, 2))
                 torch.bmm(grad_logits, k[:, block.keys], out=grad_q[:, block.queries].view(*p.shape[:2], -1))
-        return grad_q_KNGD, grad_k_KND, grad_v_KNV, None, None
+        return grad_q_KNGD, grad_k_KND, grad_v_KNV, None, None, None
+
+
+def _softmax(
+    logits_KQGS: Tensor, block: QueryBlock, sequences: Sequences, scale: float, largest_KG: Tensor | None
+) -> Tensor:
+    """softmax(scale * logits) over the keys that are seen, in the logits' place, (K, Q G, S); fresh memory would
+    cost more. Takes the largest scaled logits into largest_KG."""
+    flat = logits_KQGS.flatten(1, 2)
+    if trains(logits_KQGS):
+        starts_Q = sequences.bounds_N[0][block.queries]
+        _softmax_forward(
+            *(FORMATS[flat.dtype], flat, len(flat), len(starts_Q), *logits_KQGS.shape[2:], starts_Q),
+            *(block.queries.start, block.keys.start, 0 if largest_KG is None else largest_KG, scale),
+        )
+        return flat
+    logits_KQGS.mul_(scale)
+    block.hide(logits_KQGS)
+    if largest_KG is not None:
+        torch.maximum(largest_KG, _largest(logits_KQGS).to(largest_KG.dtype), out=largest_KG)
+    return torch._softmax(flat, -1, False, out=flat)
+
+
+def _softmax_gradient(
+    grad_p: Tensor, p: Tensor, block: QueryBlock, sequences: Sequences, scale: float
+) -> Tensor:
+    """The gradient of the logits in the place of that of the probabilities, both (K, Q G, S)."""
+    if trains(p):
+        starts_Q = sequences.bounds_N[0][block.queries]
+        _softmax_backward(
+            *(FORMATS[p.dtype], grad_p, p, len(p), len(starts_Q), p.shape[1] // len(starts_Q), p.shape[2]),
+            *(starts_Q, block.queries.start, block.keys.start, scale),
+        )
+        return grad_p
+    return torch._softmax_backward_data(grad_p, p, -1, p.dtype, grad_input=grad_p).mul_(scale)
 
 
 def _largest(logits_KQGS: Tensor) -> Tensor:
@@ -163,9 +208,9 @@ def attention(
         out, largest = attention_triton.attention(q, None, k, None, v, *sequences.bounds_N, scale)
         return out, largest if max_logits else None
     if max_logits or not is_accelerator(q_HND.device):
-        q_KNGD = (q_HND * scale).unflatten(0, (len(k_KND), -1)).transpose(1, 2).contiguous()
+        q_KNGD = q_HND.unflatten(0, (len(k_KND), -1)).transpose(1, 2).contiguous()
         k_KND, v_KNV = k_KND.contiguous(), v_KNV.contiguous()
-        out, largest = _BlockCausal.apply(q_KNGD, k_KND, v_KNV, sequences, max_logits)
+        out, largest = _BlockCausal.apply(q_KNGD, k_KND, v_KNV, sequences, scale, max_logits)
         return out.transpose(0, 1).flatten(1, 2), largest
     return _fused(q_HND, k_KND, v_KNV, sequences, scale), None
 

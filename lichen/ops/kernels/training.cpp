@@ -160,12 +160,19 @@ void cross_entropy(T* logits, int64_t rows, int64_t n, const int64_t* targets, i
     }
 }
 
-// Softmax of scale * logits (heads, queries, groups, keys) in place, over the keys [seen[q][0], seen[q][1]) of
-// query q; the others become 0. largest (heads, groups), unless null, becomes the larger of it and of the
-// scaled logits.
+// The keys [first, last) of a block that a query sees: those from the start of its sequence up to its own.
+struct Seen {
+    int64_t first, last;
+    Seen(const int32_t* start, int64_t query, int64_t first_query, int64_t first_key)
+        : first(std::max(start[query] - first_key, int64_t(0))), last(first_query + query - first_key + 1) {}
+};
+
+// Softmax of scale * logits (heads, queries, groups, keys) in place, over the keys that are seen; the others become
+// 0. start (queries): where the sequence of each begins. Numbers in the list: first_query and first_key are the
+// block's. largest (heads, groups), unless null, becomes the larger of it and of the scaled logits.
 template <typename T>
-void softmax_forward(T* logits, int64_t heads, int64_t queries, int64_t groups, int64_t keys, const int32_t* seen,
-                     float* largest, float scale) {
+void softmax_forward(T* logits, int64_t heads, int64_t queries, int64_t groups, int64_t keys, const int32_t* start,
+                     int64_t first_query, int64_t first_key, float* largest, float scale) {
 #pragma omp parallel num_threads(threads_for(16 * heads * queries * groups * keys))
     {
         std::vector<float> powers(keys + LANES);
@@ -173,10 +180,11 @@ void softmax_forward(T* logits, int64_t heads, int64_t queries, int64_t groups, 
         for (int64_t head = 0; head < heads; head++)
             for (int64_t row = 0; row < queries * groups; row++) {
                 T* x = logits + (head * queries * groups + row) * keys;
-                int64_t first = seen[row / groups * 2], last = seen[row / groups * 2 + 1], n = last - first;
-                std::memset(x, 0, first * sizeof(T));
-                std::memset(x + last, 0, (keys - last) * sizeof(T));
-                x += first;
+                Seen seen(start, row / groups, first_query, first_key);
+                int64_t n = seen.last - seen.first;
+                std::memset(x, 0, seen.first * sizeof(T));
+                std::memset(x + seen.last, 0, (keys - seen.last) * sizeof(T));
+                x += seen.first;
                 float most = largest_of(x, n) * scale, *e = powers.data();
                 if (largest) {
                     float* known = largest + head * groups + row % groups;
@@ -193,15 +201,16 @@ void softmax_forward(T* logits, int64_t heads, int64_t queries, int64_t groups, 
 // scale * p * (grad - sum of p * grad) in the place of grad; p and grad (heads, queries, groups, keys).
 template <typename T>
 void softmax_backward(T* grad, const T* p, int64_t heads, int64_t queries, int64_t groups, int64_t keys,
-                      const int32_t* seen, float scale) {
+                      const int32_t* start, int64_t first_query, int64_t first_key, float scale) {
 #pragma omp parallel for num_threads(threads_for(4 * heads * queries * groups * keys))
     for (int64_t row = 0; row < heads * queries * groups; row++) {
-        int64_t query = row / groups % queries, first = seen[query * 2], last = seen[query * 2 + 1], n = last - first;
+        Seen seen(start, row / groups % queries, first_query, first_key);
+        int64_t n = seen.last - seen.first;
         T* g = grad + row * keys;
-        const T* probability = p + row * keys + first;
-        std::memset(g, 0, first * sizeof(T));
-        std::memset(g + last, 0, (keys - last) * sizeof(T));
-        g += first;
+        const T* probability = p + row * keys + seen.first;
+        std::memset(g, 0, seen.first * sizeof(T));
+        std::memset(g + seen.last, 0, (keys - seen.last) * sizeof(T));
+        g += seen.first;
         vec dot = zero();
         for (int64_t i = 0; i < n; i += LANES) dot = fma(get(g, i, n), get(probability, i, n), dot);
         vec mean = all(sum(dot));
