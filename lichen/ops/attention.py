@@ -27,6 +27,8 @@ from lichen.machine.precision import at_least_fp32
 from lichen.ops.native import FORMATS, Kernel, trains
 from lichen.ops.sequences import BLOCK, Batch, QueryBlock, Sequences
 
+_attention_forward = Kernel("attention_forward", "14qd")
+_attention_backward = Kernel("attention_backward", "16qd")
 _softmax_forward = Kernel("softmax_forward", "10qd")
 _softmax_backward = Kernel("softmax_backward", "10qd")
 
@@ -46,6 +48,56 @@ def attention_reference(
     logits = logits.masked_fill(~sequences.allowed_BTT[:, None], -torch.inf)
     out = logits.softmax(-1).to(q.dtype) @ v
     return out.transpose(1, 2).flatten(0, 1), logits.detach().amax((0, 2, 3))
+
+
+class _NativeAttention(torch.autograd.Function):
+    """The same in fp32, with products of its own (`lichen/ops/kernels/attention.cpp`): from the logits to the
+    output a block stays in the cache, and of the logits none is computed that is not seen."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_KNGD: Tensor,
+        k_KND: Tensor,
+        v_KNV: Tensor,
+        sequences: Sequences,
+        scale: float,
+        want_max: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        heads, _, groups, _ = q_KNGD.shape
+        out_KNGV = q_KNGD.new_empty(*q_KNGD.shape[:-1], v_KNV.shape[-1])
+        largest_KG = q_KNGD.new_full((heads, groups), -torch.inf) if want_max else None
+        p = None
+        if any(ctx.needs_input_grad):
+            p = q_KNGD.new_empty(heads, sum(block.kept_numbers(groups) for block in sequences.blocks))
+        _attention_forward(
+            *(q_KNGD, k_KND, v_KNV, out_KNGV, 0 if p is None else p, 0 if largest_KG is None else largest_KG),
+            *_geometry(q_KNGD, v_KNV, sequences),
+            scale,
+        )
+        ctx.save_for_backward(q_KNGD, k_KND, v_KNV, p)
+        ctx.sequences, ctx.scale = sequences, scale
+        if largest_KG is None:
+            return out_KNGV, None
+        largest_H = largest_KG.flatten()
+        ctx.mark_non_differentiable(largest_H)
+        return out_KNGV, largest_H
+
+    @staticmethod
+    def backward(ctx: Any, grad_KNGV: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        q_KNGD, k_KND, v_KNV, p = ctx.saved_tensors
+        grads = torch.empty_like(q_KNGD), torch.empty_like(k_KND), torch.empty_like(v_KNV)
+        _attention_backward(
+            *(q_KNGD, k_KND, v_KNV, grad_KNGV.contiguous(), p, *grads),
+            *_geometry(q_KNGD, v_KNV, ctx.sequences),
+            ctx.scale,
+        )
+        return *grads, None, None, None
+
+
+def _geometry(q_KNGD: Tensor, v_KNV: Tensor, sequences: Sequences) -> tuple[Tensor | int, ...]:
+    blocks = sequences.block_table
+    return blocks, len(blocks), sequences.bounds_N[0], *q_KNGD.shape, v_KNV.shape[-1]
 
 
 class _BlockCausal(torch.autograd.Function):
@@ -210,7 +262,9 @@ def attention(
     if max_logits or not is_accelerator(q_HND.device):
         q_KNGD = q_HND.unflatten(0, (len(k_KND), -1)).transpose(1, 2).contiguous()
         k_KND, v_KNV = k_KND.contiguous(), v_KNV.contiguous()
-        out, largest = _BlockCausal.apply(q_KNGD, k_KND, v_KNV, sequences, scale, max_logits)
+        native = trains(q_KNGD) and q_KNGD.dtype == torch.float32
+        apply = _NativeAttention.apply if native else _BlockCausal.apply
+        out, largest = apply(q_KNGD, k_KND, v_KNV, sequences, scale, max_logits)
         return out.transpose(0, 1).flatten(1, 2), largest
     return _fused(q_HND, k_KND, v_KNV, sequences, scale), None
 

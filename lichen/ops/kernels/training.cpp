@@ -219,19 +219,20 @@ void softmax_backward(T* grad, const T* p, int64_t heads, int64_t queries, int64
     }
 }
 
-// out[n][h] = x[n][h] turned by turn[n], pairs of cos and sin; back turns the other way.
+// out[n][h] = x[n][h] turned by turn[n], pairs of cos and sin. kind: 1 for interleaved channels, plus 2 to turn
+// back. Steps in numbers from token to token and from head to head, here and below.
 template <typename T>
 void rotate(const T* x, int64_t by_token, int64_t by_head, const float* turn, T* out, int64_t tokens, int64_t heads,
-            int64_t pairs, bool interleaved, bool back) {
-    int64_t step = interleaved ? 2 : 1, other = interleaved ? 1 : pairs;
+            int64_t pairs, int64_t kind) {
+    int64_t step = kind & 1 ? 2 : 1, other = kind & 1 ? 1 : pairs;
+    float direction = kind & 2 ? -1.0f : 1.0f;
 #pragma omp parallel for num_threads(threads_for(8 * tokens * heads * pairs))
     for (int64_t token = 0; token < tokens; token++)
         for (int64_t head = 0; head < heads; head++) {
             const T* from = x + token * by_token + head * by_head;
             T* to = out + (token * heads + head) * 2 * pairs;
             for (int64_t pair = 0; pair < pairs; pair++) {
-                float cos = turn[(token * pairs + pair) * 2], sin = turn[(token * pairs + pair) * 2 + 1];
-                if (back) sin = -sin;
+                float cos = turn[(token * pairs + pair) * 2], sin = direction * turn[(token * pairs + pair) * 2 + 1];
                 float a = number(from[pair * step]), b = number(from[pair * step + other]);
                 put(to + pair * step, a * cos - b * sin);
                 put(to + pair * step + other, a * sin + b * cos);
@@ -239,7 +240,7 @@ void rotate(const T* x, int64_t by_token, int64_t by_head, const float* turn, T*
         }
 }
 
-// out[h][n] = content[n][h], then rotary[n][h]; steps in numbers from token to token and from head to head.
+// out[h][n] = content[n][h], then rotary[n][h].
 template <typename T>
 void join_heads(const T* content, int64_t by_token, int64_t by_head, const T* rotary, int64_t rotary_by_token,
                 int64_t rotary_by_head, T* out, int64_t tokens, int64_t heads, int64_t n, int64_t n_rotary) {
