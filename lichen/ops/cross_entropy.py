@@ -66,7 +66,15 @@ def _losses(logits_NV: Tensor, targets_N: Tensor, replace_by_grad: bool) -> Tens
         losses_N = torch.empty(len(logits_NV), dtype=torch.float32)
         targets_N = targets_N.contiguous()
         _cross_entropy(
-            *(FORMATS[logits_NV.dtype], logits_NV, *logits_NV.shape, targets_N, IGNORE, losses_N, replace_by_grad)
+            *(
+                FORMATS[logits_NV.dtype],
+                logits_NV,
+                *logits_NV.shape,
+                targets_N,
+                IGNORE,
+                losses_N,
+                replace_by_grad,
+            )
         )
         return losses_N
     losses = []

@@ -13,14 +13,18 @@ are several times faster than the advanced indexing that computes the same.
 Shapes: N tokens, k experts per token, E experts, H hidden, I expert width, P padded rows.
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import is_accelerator
-from lichen.machine.precision import at_least_fp32
 from lichen.ops.experts_grouped import GroupedExperts, grouped_experts
 from lichen.ops.linear import linear
+from lichen.ops.swiglu import silu_mul_rows, silu_mul_rows_backward
 
 ROWS = 32  # group sizes are multiples of this
 MAX_PADDING = 1.75  # padded rows per real one that equal groups may cost; both measured in docs/log.md
@@ -69,31 +73,68 @@ class Groups:
         self.token_P = self.copy_P.clamp(max=len(order) - 1) // experts_Nk.shape[1]
 
     def products(self, rows_PX: Tensor, stack_EXY: Tensor) -> Tensor:
-        """Each expert's rows times its matrix: (P, X), (E, X, Y) -> (P, Y)."""
-        if self.equal:
-            return torch.bmm(rows_PX.unflatten(0, (len(stack_EXY), -1)), stack_EXY).flatten(0, 1)
-        out = rows_PX.new_empty(len(rows_PX), stack_EXY.shape[2])
-        for matrix, start, end in zip(stack_EXY, self.starts, self.starts[1:], strict=False):
-            torch.mm(rows_PX[start:end], matrix, out=out[start:end])
-        return out
+        """Each expert's rows times its matrix, of equal groups: (P, X), (E, X, Y) -> (P, Y)."""
+        return torch.bmm(rows_PX.unflatten(0, (len(stack_EXY), -1)), stack_EXY).flatten(0, 1)
+
+    def outer_products(self, left_PX: Tensor, right_PY: Tensor) -> Tensor:
+        """Each expert's left rows, transposed, times its right rows, of equal groups: (E, X, Y)."""
+        left, right = (x.unflatten(0, (len(self.counts_E), -1)) for x in (left_PX, right_PY))
+        return torch.bmm(left.transpose(1, 2), right)
 
     def sums(self, rows_PX: Tensor, weights_Nk: Tensor | None = None) -> Tensor:
         """The sum of each token's rows, weighted: (P, X) -> (N, X)."""
         return F.embedding_bag(self.row_Nk, rows_PX, mode="sum", per_sample_weights=weights_Nk)
 
-    def outer_products(self, left_PX: Tensor, right_PY: Tensor) -> Tensor:
-        """Each expert's left rows, transposed, times its right rows: (E, X, Y) fp32."""
-        experts = len(self.counts_E)
-        if self.equal:
-            left, right = (x.unflatten(0, (experts, -1)) for x in (left_PX, right_PY))
-            return torch.bmm(left.transpose(1, 2), right).float()
-        out = left_PX.new_empty(experts, left_PX.shape[1], right_PY.shape[1], dtype=at_least_fp32(left_PX.dtype))
-        for matrix, start, end in zip(out, self.starts, self.starts[1:], strict=False):
-            if left_PX.dtype == out.dtype:
-                torch.mm(left_PX[start:end].t(), right_PY[start:end], out=matrix)
-            else:
-                matrix.copy_(left_PX[start:end].t() @ right_PY[start:end])
-        return out
+    @property
+    def slices(self) -> Iterator[tuple[int, slice]]:
+        """Every expert and its rows."""
+        return enumerate(slice(start, end) for start, end in pairwise(self.starts))
+
+
+class _OneByOne(torch.autograd.Function):
+    """Every expert from its tokens to its output before the next, so that its rows stay in the cache between
+    its products; differentiated by hand as `GroupedExperts` is."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NH: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor, groups: Groups
+    ) -> Tensor:
+        dtype, rows = x_NH.dtype, len(groups.token_P)
+        gate_up, down = gate_up_E2IH.to(dtype), down_EHI.to(dtype)
+        x_PH, y_PH = x_NH.new_empty(rows, x_NH.shape[1]), x_NH.new_empty(rows, x_NH.shape[1])
+        h_P2I = x_NH.new_empty(rows, gate_up.shape[1])
+        for e, own in groups.slices:
+            torch.index_select(x_NH, 0, groups.token_P[own], out=x_PH[own])
+            torch.mm(x_PH[own], gate_up[e].t(), out=h_P2I[own])
+            torch.mm(silu_mul_rows(h_P2I[own]), down[e].t(), out=y_PH[own])
+        ctx.save_for_backward(x_PH, h_P2I, weights_Nk, gate_up, down)
+        ctx.groups, ctx.masters = groups, gate_up_E2IH.dtype
+        return groups.sums(y_PH, weights_Nk.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad_NH: Tensor) -> tuple[Tensor | None, ...]:
+        x_PH, h_P2I, weights_Nk, gate_up, down = ctx.saved_tensors
+        groups: Groups = ctx.groups
+        weight_P = F.pad(weights_Nk.flatten(), (0, 1)).index_select(0, groups.copy_P)  # 0 for padding
+        grad_weight_P, grad_x_PH = torch.empty_like(weight_P), torch.empty_like(x_PH)
+        grad_gate_up = torch.empty_like(gate_up, dtype=ctx.masters)
+        grad_down = torch.empty_like(down, dtype=ctx.masters)
+        for e, own in groups.slices:
+            grad = grad_NH.index_select(0, groups.token_P[own])
+            grad_h, a, grad_weight_P[own] = silu_mul_rows_backward(grad @ down[e], h_P2I[own], weight_P[own])
+            _product_into(grad_down[e], grad.t(), a)
+            _product_into(grad_gate_up[e], grad_h.t(), x_PH[own])
+            torch.mm(grad_h, gate_up[e], out=grad_x_PH[own])
+        grad_weights = grad_weight_P.index_select(0, groups.row_Nk.flatten()).view_as(weights_Nk)
+        return groups.sums(grad_x_PH), grad_weights, grad_gate_up, grad_down, None
+
+
+def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """left right in the place of `out`, which may have another format."""
+    if out.dtype == left.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left @ right)
 
 
 def _for_few(
@@ -132,4 +173,5 @@ def routed_experts(
     if len(x_NH) <= FEW_TOKENS and not torch.is_grad_enabled():
         return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     groups = Groups(experts_Nk, gate_up_E2IH.shape[0], x_NH.dtype)
-    return GroupedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)
+    apply = GroupedExperts.apply if groups.equal else _OneByOne.apply
+    return apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)

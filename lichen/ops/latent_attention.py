@@ -63,7 +63,16 @@ def _joined(content_NHC: Tensor, rotary: Tensor) -> Tensor:
     out = content_NHC.new_empty(heads, tokens, content + rotary.shape[-1])
     by_head = rotary.stride(1) if rotary.ndim == 3 else 0
     _join(
-        *(FORMATS[out.dtype], content_NHC, *content_NHC.stride()[:2], rotary, rotary.stride(0), by_head, out),
+        *(
+            FORMATS[out.dtype],
+            content_NHC,
+            content_NHC.stride(0),
+            content_NHC.stride(1),
+            rotary,
+            rotary.stride(0),
+            by_head,
+            out,
+        ),
         *(tokens, heads, content, rotary.shape[-1]),
     )
     return out
@@ -74,7 +83,15 @@ def _parted(joined_HND: Tensor, content_NHC: Tensor, width: int, shared: bool) -
     tokens, heads, content = content_NHC.shape
     rotary = joined_HND.new_empty((tokens, width) if shared else (tokens, heads, width))
     _split(
-        *(FORMATS[rotary.dtype], joined_HND, content_NHC, *content_NHC.stride()[:2], rotary, shared),
+        *(
+            FORMATS[rotary.dtype],
+            joined_HND,
+            content_NHC,
+            content_NHC.stride(0),
+            content_NHC.stride(1),
+            rotary,
+            shared,
+        ),
         *(tokens, heads, content, width),
     )
     return rotary

@@ -80,7 +80,9 @@ def _load(compiler: str) -> ctypes.CDLL:
     ).stdout  # the compiler's version and the processor's instructions, among others
     sources = sorted(SOURCES.iterdir())
     content = b"".join(source.read_bytes() for source in sources)
-    name = f"kernels-{hashlib.sha256(b' '.join([content, macros, *map(str.encode, flags)])).hexdigest()[:16]}.so"
+    name = (
+        f"kernels-{hashlib.sha256(b' '.join([content, macros, *map(str.encode, flags)])).hexdigest()[:16]}.so"
+    )
     path = _cache() / name
     if not path.exists():
         print("compiling the kernels for this processor (once)", file=sys.stderr)
@@ -88,7 +90,9 @@ def _load(compiler: str) -> ctypes.CDLL:
         os.close(handle)
         try:
             units = [str(source) for source in sources if source.suffix == ".cpp"]
-            subprocess.run([compiler, *flags, *units, "-o", building], capture_output=True, check=True, timeout=600)
+            subprocess.run(
+                [compiler, *flags, *units, "-o", building], capture_output=True, check=True, timeout=600
+            )
             os.replace(building, path)
         finally:
             Path(building).unlink(missing_ok=True)

@@ -78,10 +78,10 @@ def _turned(x: Tensor, turn: Tensor, interleaved: bool, back: bool = False) -> T
         return rope_triton.rotate(heads, turn.flatten(0, -2), interleaved, back).view(x.shape)
     if trains(x) and x.ndim in (2, 3) and x.stride(-1) == 1 and turn.numel() * 2 == len(x) * x.shape[-1]:
         out = x.new_empty(x.shape)
-        heads, by_head = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
+        count, by_head = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
         _rotate_heads(
             *(FORMATS[x.dtype], x, x.stride(0), by_head, turn.contiguous(), out),
-            *(len(x), heads, turn.shape[-1], interleaved + 2 * back),
+            *(len(x), count, turn.shape[-1], interleaved + 2 * back),
         )
         return out
     return _rotate(x, turn.conj() if back else turn, interleaved)

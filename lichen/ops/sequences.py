@@ -36,7 +36,9 @@ class QueryBlock(NamedTuple):
     def kept_numbers(self, groups: int) -> int:
         """How many the kernel of attention keeps for the backward pass, of one key head's query heads."""
         first, end = self.keys.start // COLUMNS * COLUMNS, self.keys.stop
-        return (self.queries.stop - self.queries.start) * groups * (-(-(end - first) // COLUMNS) * COLUMNS + 16)
+        return (
+            (self.queries.stop - self.queries.start) * groups * (-(-(end - first) // COLUMNS) * COLUMNS + 16)
+        )
 
     def hide(self, logits_KQGS: Tensor) -> None:
         """Set the logits of the hidden keys to -inf, in place."""

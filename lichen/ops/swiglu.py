@@ -89,9 +89,7 @@ def silu_mul_rows(h_P2I: Tensor) -> Tensor:
     return silu_mul(*h_P2I.chunk(2, -1))
 
 
-def silu_mul_rows_backward(
-    grad_PI: Tensor, h_P2I: Tensor, weight_P: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def silu_mul_rows_backward(grad_PI: Tensor, h_P2I: Tensor, weight_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The derivative of weight * silu(gate) * up, where grad is that of the product.
 
     Returns the gradient of h (P, 2 I), the product itself (P, I), and the gradient of the weights (P,) fp32.

@@ -147,9 +147,7 @@ def routings(draw: st.DrawFn) -> tuple[Tensor, int]:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(routing=routings(), dtype=st.sampled_from([torch.bfloat16, torch.float32]))
-def test_every_copy_has_one_row_in_its_experts_group(
-    routing: tuple[Tensor, int], dtype: torch.dtype
-) -> None:
+def test_every_copy_has_one_row_in_its_experts_group(routing: tuple[Tensor, int], dtype: torch.dtype) -> None:
     chosen, n_experts = routing
     groups = Groups(chosen, n_experts, dtype)
     counts = torch.bincount(chosen.flatten(), minlength=n_experts)
