@@ -35,6 +35,7 @@ from lichen.kv.contiguous import Contiguous
 from lichen.machine.precision import multiplies_bf16
 from lichen.machine.rates import memory_rate
 from lichen.nn.transformer import Transformer
+from lichen.ops.native import library
 from lichen.serve.decode import Decoder
 from lichen.serve.formats import Formats, Weights, formats_for
 from lichen.serve.sampling import SamplingParams
@@ -62,6 +63,8 @@ TRANSFORMERS = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if multiplies
 CPU = torch.device("cpu")
 
 OURS, THEIRS, LLAMA_CPP = "lichen", "transformers", "llama.cpp"
+Rows = dict[tuple[str, Weights], dict[str, Any]]
+"""A table's rows by who takes part and the format."""
 
 
 def prompts(batch: int, length: int, vocab_size: int) -> Tensor:
@@ -274,9 +277,6 @@ def compare(report: Report, folder: Path, batch: int, threads: int, options: arg
         targets(report, title, batch, name, rows)
 
 
-Rows = dict[tuple[str, Weights], dict[str, Any]]
-
-
 def targets(report: Report, title: str, batch: int, name: Weights, rows: Rows) -> None:
     """How many times as fast as its peers ours is with weights in one format, beside the goals."""
     mine = rows[OURS, name]
@@ -314,12 +314,17 @@ def bounds(report: Report, folder: Path, options: argparse.Namespace) -> None:
         report.target(f"{who}, batch 1: share of {REMAINDER} and {VIEWS} in a step", share, at_most=0.15)
 
 
+def usual() -> list[Weights]:
+    """The formats that are no detour here: bf16 where it is multiplied fast, fewer bits with kernels."""
+    native: list[Weights] = ["fp32", "bf16"] if multiplies_bf16("cpu") else ["fp32"]
+    return native if library() is None else [*native, "fp16", "int8", "int4"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    native = [name for name in FORMATS if name != "bf16" or multiplies_bf16("cpu")]
-    parser.add_argument("--formats", choices=FORMATS, nargs="+", default=native, help="of the weights")
+    parser.add_argument("--formats", choices=FORMATS, nargs="+", default=usual(), help="of the weights")
     parser.add_argument("--prompt", type=int, default=512, help="tokens in the cache")
     parser.add_argument("--tokens", type=int, default=32, help="tokens generated after the first")
     parser.add_argument("--rounds", type=int, default=5, help="counted texts of every contender")
