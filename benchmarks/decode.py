@@ -3,8 +3,9 @@
     python -m benchmarks.decode [--batch 1 8] [--threads 1] [--formats fp32 int8] [--json FILE]
 
 Greedy, after a prompt of 512 tokens, with weights kept in each of FORMATS; the texts of the fp32 contenders
-must be equal. Turns alternate between the prompt with one token and the prompt with many: the difference is
-the decoding. llama.cpp takes part where `gguf` and `llama-cpp-python` are installed.
+must be equal. Turns alternate between the prompt, with the first token, and the tokens after it, for which
+transformers has to read the prompt again: there the difference is the decoding. llama.cpp takes part where
+`gguf` and `llama-cpp-python` are installed.
 
 A token's floor is the time to read, once, the weights that it uses and the cache, at the rate at which this
 machine reads as many bytes as the model has.
@@ -71,11 +72,6 @@ def prompts(batch: int, length: int, vocab_size: int) -> Tensor:
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
-def new_tokens(turn: int, many: int) -> int:
-    """Even turns generate one token, which the prompt's own pass gives; odd turns `many` more."""
-    return 1 + many * (turn % 2)
-
-
 def fingerprint(tokens: Tensor) -> float:
     """A number that two different texts are unlikely to share."""
     return float((tokens.double() * torch.arange(1, tokens.shape[1] + 1)).sum())
@@ -116,9 +112,14 @@ def ours(folder: Path, name: Weights, batch: int, length: int, many: int) -> Ste
     model = open_ours(folder, name)
     prompt = prompts(batch, length, model.spec.vocab_size)
 
+    text = decoder(model, prompt, many)
+
     def step(turn: int) -> float:
-        tokens = decoder(model, prompt, many).texts(new_tokens(turn, many) - 1)
-        return fingerprint(torch.tensor(list(tokens)).T)
+        nonlocal text
+        if turn % 2 == 0:
+            text = decoder(model, prompt, many)
+            return fingerprint(text.next_B.unsqueeze(1))
+        return fingerprint(torch.tensor(list(text.texts(many))).T)
 
     return step
 
@@ -132,7 +133,7 @@ def theirs(folder: Path, name: Weights, batch: int, length: int, many: int) -> S
     prompt = prompts(batch, length, model.config.vocab_size)
 
     def step(turn: int) -> float:
-        count = new_tokens(turn, many)
+        count = 1 + many * (turn % 2)
         text = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
@@ -150,11 +151,15 @@ def llama(file: Path, batch: int, length: int, many: int) -> Step:
     sequences = llama_cpp.Sequences(file, batch, length + many)
     prompt = prompts(batch, length, sequences.vocab_size)
 
+    tokens: list[Tensor] = []
+
     def step(turn: int) -> float:
-        sequences.clear()
-        tokens = [sequences.next_logits(prompt).argmax(-1, keepdim=True)]
-        while len(tokens) < new_tokens(turn, many):
-            tokens.append(sequences.next_logits(tokens[-1]).argmax(-1, keepdim=True))
+        if turn % 2 == 0:
+            sequences.clear()
+            tokens[:] = [sequences.next_logits(prompt).argmax(-1, keepdim=True)]
+        else:
+            for _ in range(many):
+                tokens.append(sequences.next_logits(tokens[-1]).argmax(-1, keepdim=True))
         return fingerprint(torch.cat(tokens, 1))
 
     return step
@@ -192,11 +197,12 @@ def bytes_per_step(spec: ModelSpec, weight_bytes: float, cache: str, batch: int,
     return read
 
 
-def phases(result: Result, many: int) -> tuple[float, float]:
-    """Median CPU seconds of the prompt, and of one step of the text after it."""
-    short, long = result.laps[0::2], result.laps[1::2]
-    prompt = median(lap.cpu for lap in short)
-    return prompt, (median(lap.cpu for lap in long) - prompt) / many
+def phases(result: Result, many: int, again: bool) -> tuple[float, float]:
+    """Median CPU seconds of the prompt, and of one step of the text after it; again: the text's turns read
+    the prompt too."""
+    prompt = median(lap.cpu for lap in result.laps[0::2])
+    text = median(lap.cpu for lap in result.laps[1::2])
+    return prompt, (text - prompt * again) / many
 
 
 def logits_differ(folder: Path, file: Path, length: int) -> float:
@@ -257,7 +263,7 @@ def compare(report: Report, folder: Path, batch: int, threads: int, options: arg
     rates = {r.name: max(r.values) for r in found[len(entrants) :]}
     rows: Rows = {}
     for (who, name), result in results.items():
-        prompt, step = phases(result, many)
+        prompt, step = phases(result, many, again=who == THEIRS)
         cached = {OURS: formats_of_ours(folder, name).compute, THEIRS: TRANSFORMERS.get(name)}.get(who)
         cache = "fp32" if cached == torch.float32 else "bf16"  # of 16 bits
         read = bytes_per_step(spec, FORMATS[name].bytes, cache, batch, length + many // 2)
