@@ -62,7 +62,7 @@ def quality(report: Report, folder: Path, data: Path, tokens: int) -> None:
     texts = list(documents(dataset, tokens))
     text_bytes = int(sum(torch.as_tensor(dataset.token_bytes)[ids[1:]].sum() for ids in texts))
     models = {name: open_model(folder, torch.device("cpu"), name).model for name in FORMATS}
-    nats, divergence, other, error = ({name: 0.0 for name in FORMATS} for _ in range(4))
+    nats, divergence, other, error = (dict.fromkeys(FORMATS, 0.0) for _ in range(4))
     for ids in texts:
         exact = logits_of(models["fp32"], ids)[:-1]
         expected = exact.log_softmax(-1)

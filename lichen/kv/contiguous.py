@@ -26,8 +26,7 @@ from lichen.arch.declaration import Entries, State
 from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError
 from lichen.nn.forward import Pass
-from lichen.ops.native import Kernel, few
-from lichen.ops.packed import CODES
+from lichen.ops.native import FORMATS, Kernel, few
 from lichen.ops.sequences import Decoding, Sequences
 
 _keep = Kernel("keep", "10q")
@@ -176,7 +175,7 @@ class Contiguous:
         for item in buffer.entries:
             entry = entries[item.name]
             to = buffer.data[..., start:]
-            place = CODES[to.dtype], to, capacity, room, sequences.slot_N, sequences.positions_N
+            place = FORMATS[to.dtype], to, capacity, room, sequences.slot_N, sequences.positions_N
             _keep(entry, entry.stride(0), len(entry), item.width, *place)
             start += item.width
 

@@ -23,9 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import is_accelerator, runs_triton
-from lichen.ops.native import Kernel, few
-from lichen.ops.packed import CODES
-from lichen.ops.sequences import BLOCK, Batch, Sequences
+from lichen.machine.precision import at_least_fp32
+from lichen.ops.native import FORMATS, Kernel, few, trains
+from lichen.ops.sequences import BLOCK, Batch, QueryBlock, Sequences
+
+_attention_forward = Kernel("attention_forward", "14qd")
+_attention_backward = Kernel("attention_backward", "16qd")
+_softmax_forward = Kernel("softmax_forward", "10qd")
+_softmax_backward = Kernel("softmax_backward", "10qd")
 
 _attend = Kernel("attend", "12qd")
 
@@ -47,31 +52,87 @@ def attention_reference(
     return out.transpose(1, 2).flatten(0, 1), logits.detach().amax((0, 2, 3))
 
 
-class _BlockCausal(torch.autograd.Function):
-    """Block-causal attention of scaled queries, a few heads at a time so that their logits stay in the
-    processor's cache; saves the probabilities for the backward pass."""
+class _NativeAttention(torch.autograd.Function):
+    """The same in fp32, with products of its own (`lichen/ops/kernels/attention.cpp`): from the logits to the
+    output a block stays in the cache, and of the logits none is computed that is not seen."""
 
     @staticmethod
     def forward(
-        ctx: Any, q_KNGD: Tensor, k_KND: Tensor, v_KNV: Tensor, sequences: Sequences, want_max: bool
+        ctx: Any,
+        q_KNGD: Tensor,
+        k_KND: Tensor,
+        v_KNV: Tensor,
+        sequences: Sequences,
+        scale: float,
+        want_max: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        heads, _, groups, _ = q_KNGD.shape
+        out_KNGV = q_KNGD.new_empty(*q_KNGD.shape[:-1], v_KNV.shape[-1])
+        largest_KG = q_KNGD.new_full((heads, groups), -torch.inf) if want_max else None
+        p = None
+        if any(ctx.needs_input_grad):
+            p = q_KNGD.new_empty(heads, sum(block.kept_numbers(groups) for block in sequences.blocks))
+        _attention_forward(
+            *(q_KNGD, k_KND, v_KNV, out_KNGV, 0 if p is None else p, 0 if largest_KG is None else largest_KG),
+            *_geometry(q_KNGD, v_KNV, sequences),
+            scale,
+        )
+        ctx.save_for_backward(q_KNGD, k_KND, v_KNV, p)
+        ctx.sequences, ctx.scale = sequences, scale
+        if largest_KG is None:
+            return out_KNGV, None
+        largest_H = largest_KG.flatten()
+        ctx.mark_non_differentiable(largest_H)
+        return out_KNGV, largest_H
+
+    @staticmethod
+    def backward(ctx: Any, grad_KNGV: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        q_KNGD, k_KND, v_KNV, p = ctx.saved_tensors
+        grads = torch.empty_like(q_KNGD), torch.empty_like(k_KND), torch.empty_like(v_KNV)
+        _attention_backward(
+            *(q_KNGD, k_KND, v_KNV, grad_KNGV.contiguous(), p, *grads),
+            *_geometry(q_KNGD, v_KNV, ctx.sequences),
+            ctx.scale,
+        )
+        return *grads, None, None, None
+
+
+def _geometry(q_KNGD: Tensor, v_KNV: Tensor, sequences: Sequences) -> tuple[Tensor | int, ...]:
+    blocks = sequences.block_table
+    return blocks, len(blocks), sequences.bounds_N[0], *q_KNGD.shape, v_KNV.shape[-1]
+
+
+class _BlockCausal(torch.autograd.Function):
+    """Block-causal attention, a few heads at a time so that their logits stay in the processor's cache; saves
+    the probabilities for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_KNGD: Tensor,
+        k_KND: Tensor,
+        v_KNV: Tensor,
+        sequences: Sequences,
+        scale: float,
+        want_max: bool,
     ) -> tuple[Tensor, Tensor | None]:
         out_KNGV = q_KNGD.new_empty(*q_KNGD.shape[:-1], v_KNV.shape[-1])
-        largest_KG = q_KNGD.new_full(q_KNGD.shape[::2], -torch.inf) if want_max else None
+        largest_KG = None
+        if want_max:
+            wide = at_least_fp32(q_KNGD.dtype)
+            largest_KG = q_KNGD.new_full(q_KNGD.shape[::2], -torch.inf, dtype=wide)
         saved = []
         for heads in _together(q_KNGD):
             q, keys_KDN, v, out = q_KNGD[heads], k_KND[heads].mT, v_KNV[heads], out_KNGV[heads]
             for block in sequences.blocks:
                 logits = torch.bmm(q[:, block.queries].flatten(1, 2), keys_KDN[:, :, block.keys])
-                by_query = logits.unflatten(1, (-1, q.shape[2]))
-                block.hide(by_query)
-                if largest_KG is not None:
-                    torch.maximum(largest_KG[heads], _largest(by_query), out=largest_KG[heads])
-                p = torch._softmax(logits, -1, False, out=logits)  # in place: fresh memory costs more
+                largest = None if largest_KG is None else largest_KG[heads]
+                p = _softmax(logits.unflatten(1, (-1, q.shape[2])), block, sequences, scale, largest)
                 torch.bmm(p, v[:, block.keys], out=out[:, block.queries].view(*p.shape[:2], -1))
                 if any(ctx.needs_input_grad):
                     saved.append(p)
         ctx.save_for_backward(q_KNGD, k_KND, v_KNV, *saved)
-        ctx.sequences = sequences
+        ctx.sequences, ctx.scale = sequences, scale
         if largest_KG is None:
             return out_KNGV, None
         largest_H = largest_KG.flatten().float()
@@ -92,11 +153,45 @@ class _BlockCausal(torch.autograd.Function):
                 p = next(probabilities)
                 grad = grad_KNGV[heads, block.queries].flatten(1, 2)
                 grad_p = torch.bmm(grad, values_KVN[:, :, block.keys])
-                grad_logits = torch._softmax_backward_data(grad_p, p, -1, p.dtype, grad_input=grad_p)
+                grad_logits = _softmax_gradient(grad_p, p, block, ctx.sequences, ctx.scale)
                 grad_v[:, block.keys].baddbmm_(p.mT, grad)  # p is in the cache now
                 grad_k[:, block.keys].baddbmm_(grad_logits.mT, q[:, block.queries].flatten(1, 2))
                 torch.bmm(grad_logits, k[:, block.keys], out=grad_q[:, block.queries].view(*p.shape[:2], -1))
-        return grad_q_KNGD, grad_k_KND, grad_v_KNV, None, None
+        return grad_q_KNGD, grad_k_KND, grad_v_KNV, None, None, None
+
+
+def _softmax(
+    logits_KQGS: Tensor, block: QueryBlock, sequences: Sequences, scale: float, largest_KG: Tensor | None
+) -> Tensor:
+    """softmax(scale * logits) over the keys that are seen, in the logits' place, (K, Q G, S); fresh memory would
+    cost more. Takes the largest scaled logits into largest_KG."""
+    flat = logits_KQGS.flatten(1, 2)
+    if trains(logits_KQGS):
+        starts_Q = sequences.bounds_N[0][block.queries]
+        _softmax_forward(
+            *(FORMATS[flat.dtype], flat, len(flat), len(starts_Q), *logits_KQGS.shape[2:], starts_Q),
+            *(block.queries.start, block.keys.start, 0 if largest_KG is None else largest_KG, scale),
+        )
+        return flat
+    logits_KQGS.mul_(scale)
+    block.hide(logits_KQGS)
+    if largest_KG is not None:
+        torch.maximum(largest_KG, _largest(logits_KQGS).to(largest_KG.dtype), out=largest_KG)
+    return torch._softmax(flat, -1, False, out=flat)
+
+
+def _softmax_gradient(
+    grad_p: Tensor, p: Tensor, block: QueryBlock, sequences: Sequences, scale: float
+) -> Tensor:
+    """The gradient of the logits in the place of that of the probabilities, both (K, Q G, S)."""
+    if trains(p):
+        starts_Q = sequences.bounds_N[0][block.queries]
+        _softmax_backward(
+            *(FORMATS[p.dtype], grad_p, p, len(p), len(starts_Q), p.shape[1] // len(starts_Q), p.shape[2]),
+            *(starts_Q, block.queries.start, block.keys.start, scale),
+        )
+        return grad_p
+    return torch._softmax_backward_data(grad_p, p, -1, p.dtype, grad_input=grad_p).mul_(scale)
 
 
 def _largest(logits_KQGS: Tensor) -> Tensor:
@@ -154,7 +249,7 @@ def attention(
         (tokens, heads, width), value = q_NHD.shape, v_KNV.shape[-1]
         out = q_NHD.new_empty(tokens, heads, value)
         sizes = tokens, heads, len(k_KND), width, value
-        place = CODES[stored_BSW.dtype], stored_BSW, stored_BSW.shape[1]
+        place = FORMATS[stored_BSW.dtype], stored_BSW, stored_BSW.shape[1]
         _attend(q_NHD.contiguous(), *sizes, *place, sequences.slot_N, sequences.positions_N, out, scale)
         return out, None
     if stored_BSW is not None:
@@ -174,9 +269,11 @@ def attention(
         out, largest = attention_triton.attention(q, None, k, None, v, *sequences.bounds_N, scale)
         return out, largest if max_logits else None
     if max_logits or not is_accelerator(q_HND.device):
-        q_KNGD = (q_HND * scale).unflatten(0, (len(k_KND), -1)).transpose(1, 2).contiguous()
+        q_KNGD = q_HND.unflatten(0, (len(k_KND), -1)).transpose(1, 2).contiguous()
         k_KND, v_KNV = k_KND.contiguous(), v_KNV.contiguous()
-        out, largest = _BlockCausal.apply(q_KNGD, k_KND, v_KNV, sequences, max_logits)
+        native = trains(q_KNGD) and q_KNGD.dtype == torch.float32
+        apply = _NativeAttention.apply if native else _BlockCausal.apply
+        out, largest = apply(q_KNGD, k_KND, v_KNV, sequences, scale, max_logits)
         return out.transpose(0, 1).flatten(1, 2), largest
     return _fused(q_HND, k_KND, v_KNV, sequences, scale), None
 

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import is_accelerator, runs_triton
+from lichen.ops.native import FORMATS, Kernel, trains
+
+_cross_entropy = Kernel("cross_entropy", "8q")
 
 IGNORE = -100
 PRODUCT_BYTES = 32 << 20  # of logits multiplied at a time
@@ -59,6 +62,21 @@ def _losses(logits_NV: Tensor, targets_N: Tensor, replace_by_grad: bool) -> Tens
         from lichen.ops import cross_entropy_triton
 
         return cross_entropy_triton.losses(logits_NV, targets_N, IGNORE, replace_by_grad)
+    if trains(logits_NV):
+        losses_N = torch.empty(len(logits_NV), dtype=torch.float32)
+        targets_N = targets_N.contiguous()
+        _cross_entropy(
+            *(
+                FORMATS[logits_NV.dtype],
+                logits_NV,
+                *logits_NV.shape,
+                targets_N,
+                IGNORE,
+                losses_N,
+                replace_by_grad,
+            )
+        )
+        return losses_N
     losses = []
     on_cpu = logits_NV.device.type == "cpu"
     rows = max(1, CACHE_BYTES // (4 * logits_NV.shape[1])) if on_cpu else len(logits_NV)

@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lichen.ops.native import Kernel, few
-from lichen.ops.packed import CODES
+from lichen.ops.native import FORMATS, Kernel, few
 
 _embed = Kernel("embed", "7q")
 
@@ -14,6 +13,6 @@ def embedding(tokens: Tensor, table_VH: Tensor, dtype: torch.dtype) -> Tensor:
     """tokens (...) int64, table (V, H) -> (..., H) of this type."""
     if tokens.ndim == 1 and few(tokens, dtype):
         out = torch.empty(len(tokens), table_VH.shape[1])
-        _embed(tokens.contiguous(), len(tokens), CODES[table_VH.dtype], table_VH, *table_VH.shape, out)
+        _embed(tokens.contiguous(), len(tokens), FORMATS[table_VH.dtype], table_VH, *table_VH.shape, out)
         return out
     return F.embedding(tokens, table_VH).to(dtype)

@@ -1,11 +1,11 @@
 """Routed experts without capacity limits: every token reaches all of its experts (dropless).
 
 `experts_reference` loops over the experts and is what autograd would do. `routed_experts` sorts the
-token copies by expert, so that an expert's tokens are one contiguous group of rows, and pads the groups
-with rows that count for nothing. On CPU all groups get the size of the largest, so that one batched
-product serves all experts; the waste is bounded by MAX_PADDING, beyond which (a badly balanced router)
-groups keep their own size, rounded up to ROWS because the library builds a kernel for every fresh
-matrix shape, and each has a product of its own. Accelerators take another way, which waits for no number:
+token copies by expert, so that an expert's tokens are one contiguous group of rows. On CPU in fp32 each
+group has a product of its own. In bf16 the groups are padded with rows that count for nothing: all get the
+size of the largest, so that one batched product serves all experts; the waste is bounded by MAX_PADDING,
+beyond which (a badly balanced router) groups keep their own size, rounded up to ROWS because the library
+builds a kernel for every fresh matrix shape. Accelerators take another way, which waits for no number:
 `lichen.ops.experts_grouped`.
 
 Rows move by `index_select` and come back by `embedding_bag`, a weighted sum of chosen rows: on CPU these
@@ -14,6 +14,8 @@ are several times faster than the advanced indexing that computes the same.
 Shapes: N tokens, k experts per token, E experts, H hidden, I expert width, P padded rows.
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import is_accelerator
-from lichen.ops.experts_grouped import grouped_experts
+from lichen.ops.experts_grouped import GroupedExperts, grouped_experts
 from lichen.ops.linear import linear
 from lichen.ops.native import Kernel, few
 from lichen.ops.packed import Packed, Weight, kernel_arguments
-from lichen.ops.swiglu import silu_mul_backward
+from lichen.ops.swiglu import silu_mul_rows, silu_mul_rows_backward
 
 _experts = Kernel("experts", "14q")
 
@@ -50,19 +52,21 @@ def experts_reference(
 class Groups:
     """Where each token copy goes in the padded, expert-sorted rows.
 
-    counts_E: copies per expert. row_Nk: the row of each copy. token_P: the token in each row (0 for
-    padding). starts: the first row of each expert and, at the end, the number of rows. equal: whether
-    all groups have one size.
+    counts_E: copies per expert. row_Nk: the row of each copy. token_P: the token in each row, some token for
+    padding. copy_P: which of the N k copies, N k for padding. starts: the first row of each expert and, at the
+    end, the number of rows. equal: whether all groups have one size.
     """
 
-    def __init__(self, experts_Nk: Tensor, n_experts: int) -> None:
+    def __init__(self, experts_Nk: Tensor, n_experts: int, dtype: torch.dtype) -> None:
         copies = experts_Nk.flatten()
-        self.counts_E = torch.bincount(copies, minlength=n_experts)
-        size_E = (self.counts_E + (ROWS - 1)) // ROWS * ROWS
-        largest = int(size_E.max())
-        self.equal = largest * n_experts <= MAX_PADDING * copies.numel() + ROWS * n_experts
-        if self.equal:
-            size_E = size_E.new_full((n_experts,), largest)
+        self.counts_E = size_E = torch.bincount(copies, minlength=n_experts)
+        self.equal = False
+        if dtype == torch.bfloat16:
+            size_E = (size_E + (ROWS - 1)) // ROWS * ROWS
+            largest = int(size_E.max())
+            self.equal = largest * n_experts <= MAX_PADDING * copies.numel() + ROWS * n_experts
+            if self.equal:
+                size_E = size_E.new_full((n_experts,), largest)
         self.ends_E = size_E.cumsum(0)
         self.starts = [0, *self.ends_E.tolist()]
         order = copies.argsort(stable=True)
@@ -70,67 +74,72 @@ class Groups:
         shift = shift_E.index_select(0, copies.index_select(0, order))
         row_of_sorted = torch.arange(order.numel(), device=order.device) + shift
         self.row_Nk = torch.empty_like(copies).scatter_(0, order, row_of_sorted).view_as(experts_Nk)
-        token = order // experts_Nk.shape[1]
-        self.token_P = order.new_zeros(self.starts[-1]).scatter_(0, row_of_sorted, token)
+        self.copy_P = order.new_full((self.starts[-1],), len(order)).scatter_(0, row_of_sorted, order)
+        self.token_P = self.copy_P.clamp(max=len(order) - 1) // experts_Nk.shape[1]
 
     def products(self, rows_PX: Tensor, stack_EXY: Tensor) -> Tensor:
-        """Each expert's rows times its matrix: (P, X), (E, X, Y) -> (P, Y)."""
-        if self.equal:
-            return torch.bmm(rows_PX.unflatten(0, (len(stack_EXY), -1)), stack_EXY).flatten(0, 1)
-        out = rows_PX.new_empty(len(rows_PX), stack_EXY.shape[2])
-        for matrix, start, end in zip(stack_EXY, self.starts, self.starts[1:], strict=False):
-            torch.mm(rows_PX[start:end], matrix, out=out[start:end])
-        return out
+        """Each expert's rows times its matrix, of equal groups: (P, X), (E, X, Y) -> (P, Y)."""
+        return torch.bmm(rows_PX.unflatten(0, (len(stack_EXY), -1)), stack_EXY).flatten(0, 1)
 
     def outer_products(self, left_PX: Tensor, right_PY: Tensor) -> Tensor:
-        """Each expert's left rows, transposed, times its right rows: (E, X, Y) fp32."""
-        experts = len(self.counts_E)
-        if self.equal:
-            left, right = (x.unflatten(0, (experts, -1)) for x in (left_PX, right_PY))
-            return torch.bmm(left.transpose(1, 2), right).float()
-        out = left_PX.new_empty(experts, left_PX.shape[1], right_PY.shape[1], dtype=torch.float32)
-        for matrix, start, end in zip(out, self.starts, self.starts[1:], strict=False):
-            matrix.copy_(left_PX[start:end].t() @ right_PY[start:end])
-        return out
+        """Each expert's left rows, transposed, times its right rows, of equal groups: (E, X, Y)."""
+        left, right = (x.unflatten(0, (len(self.counts_E), -1)) for x in (left_PX, right_PY))
+        return torch.bmm(left.transpose(1, 2), right)
+
+    def sums(self, rows_PX: Tensor, weights_Nk: Tensor | None = None) -> Tensor:
+        """The sum of each token's rows, weighted: (P, X) -> (N, X)."""
+        return F.embedding_bag(self.row_Nk, rows_PX, mode="sum", per_sample_weights=weights_Nk)
+
+    @property
+    def slices(self) -> Iterator[tuple[int, slice]]:
+        """Every expert and its rows."""
+        return enumerate(slice(start, end) for start, end in pairwise(self.starts))
 
 
-class _RoutedExperts(torch.autograd.Function):
-    """The padded form, differentiated by hand: padding needs no gradient, weights get theirs in fp32."""
+class _OneByOne(torch.autograd.Function):
+    """Every expert from its tokens to its output before the next, so that its rows stay in the cache between
+    its products; differentiated by hand as `GroupedExperts` is."""
 
     @staticmethod
     def forward(
         ctx: Any, x_NH: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor, groups: Groups
     ) -> Tensor:
-        dtype = x_NH.dtype
+        dtype, rows = x_NH.dtype, len(groups.token_P)
         gate_up, down = gate_up_E2IH.to(dtype), down_EHI.to(dtype)
-        x_PH = x_NH.index_select(0, groups.token_P)
-        h_P2I = groups.products(x_PH, gate_up.transpose(1, 2))
-        gate_PI, up_PI = h_P2I.chunk(2, -1)
-        active_PI = F.silu(gate_PI)
-        a_PI = active_PI * up_PI
-        y_PH = groups.products(a_PI, down.transpose(1, 2))
-        ctx.save_for_backward(x_PH, h_P2I, active_PI, a_PI, y_PH, weights_Nk, gate_up, down)
-        ctx.groups = groups
-        return F.embedding_bag(groups.row_Nk, y_PH, mode="sum", per_sample_weights=weights_Nk.to(dtype))
+        x_PH, y_PH = x_NH.new_empty(rows, x_NH.shape[1]), x_NH.new_empty(rows, x_NH.shape[1])
+        h_P2I = x_NH.new_empty(rows, gate_up.shape[1])
+        for e, own in groups.slices:
+            torch.index_select(x_NH, 0, groups.token_P[own], out=x_PH[own])
+            torch.mm(x_PH[own], gate_up[e].t(), out=h_P2I[own])
+            torch.mm(silu_mul_rows(h_P2I[own]), down[e].t(), out=y_PH[own])
+        ctx.save_for_backward(x_PH, h_P2I, weights_Nk, gate_up, down)
+        ctx.groups, ctx.masters = groups, gate_up_E2IH.dtype
+        return groups.sums(y_PH, weights_Nk.to(dtype))
 
     @staticmethod
     def backward(ctx: Any, grad_NH: Tensor) -> tuple[Tensor | None, ...]:
-        x_PH, h_P2I, active_PI, a_PI, y_PH, weights_Nk, gate_up, down = ctx.saved_tensors
+        x_PH, h_P2I, weights_Nk, gate_up, down = ctx.saved_tensors
         groups: Groups = ctx.groups
-        grad_PH = grad_NH.index_select(0, groups.token_P)
-        grad_weight_P = torch.linalg.vecdot(grad_PH, y_PH)
+        weight_P = F.pad(weights_Nk.flatten(), (0, 1)).index_select(0, groups.copy_P)  # 0 for padding
+        grad_weight_P, grad_x_PH = torch.empty_like(weight_P), torch.empty_like(x_PH)
+        grad_gate_up = torch.empty_like(gate_up, dtype=ctx.masters)
+        grad_down = torch.empty_like(down, dtype=ctx.masters)
+        for e, own in groups.slices:
+            grad = grad_NH.index_select(0, groups.token_P[own])
+            grad_h, a, grad_weight_P[own] = silu_mul_rows_backward(grad @ down[e], h_P2I[own], weight_P[own])
+            _product_into(grad_down[e], grad.t(), a)
+            _product_into(grad_gate_up[e], grad_h.t(), x_PH[own])
+            torch.mm(grad_h, gate_up[e], out=grad_x_PH[own])
         grad_weights = grad_weight_P.index_select(0, groups.row_Nk.flatten()).view_as(weights_Nk)
-        weight_P = weights_Nk.new_zeros(groups.starts[-1])  # of each row's copy, 0 for padding
-        weight_P.scatter_(0, groups.row_Nk.flatten(), weights_Nk.flatten())
-        grad_y = grad_PH.mul_(weight_P.to(grad_PH.dtype).unsqueeze(1))
-        grad_down = groups.outer_products(grad_y, a_PI)
-        grad_a = groups.products(grad_y, down)
-        grad_h = torch.empty_like(h_P2I)
-        gate_PI, up_PI = h_P2I.chunk(2, -1)
-        silu_mul_backward(grad_a, gate_PI, active_PI, up_PI, *grad_h.chunk(2, -1))
-        grad_gate_up = groups.outer_products(grad_h, x_PH)
-        grad_x = F.embedding_bag(groups.row_Nk, groups.products(grad_h, gate_up), mode="sum")
-        return grad_x, grad_weights.to(weights_Nk.dtype), grad_gate_up, grad_down, None
+        return groups.sums(grad_x_PH), grad_weights, grad_gate_up, grad_down, None
+
+
+def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """left right in the place of `out`, which may have another format."""
+    if out.dtype == left.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left @ right)
 
 
 def _for_few(
@@ -176,8 +185,9 @@ def routed_experts(
         return grouped_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     if len(x_NH) <= FEW_TOKENS and not torch.is_grad_enabled():
         return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
-    groups = Groups(experts_Nk, gate_up_E2IH.shape[0])
-    return _RoutedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)
+    groups = Groups(experts_Nk, gate_up_E2IH.shape[0], x_NH.dtype)
+    apply = GroupedExperts.apply if groups.equal else _OneByOne.apply
+    return apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)
 
 
 def _unpacked(weight: Weight, dtype: torch.dtype) -> Tensor:

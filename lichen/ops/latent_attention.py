@@ -11,16 +11,91 @@ training everything is expanded; for new tokens after stored ones the cheaper fo
 Shapes as in `lichen.ops.attention`; L latent width, R rotated width, C = D - R content width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lichen.ops.attention import attention, has_kernel, stored_attention
 from lichen.ops.linear import linear
-from lichen.ops.native import Kernel, few
-from lichen.ops.packed import CODES
+from lichen.ops.native import FORMATS, Kernel, few, trains
 from lichen.ops.sequences import Sequences
 
 _attend_latents = Kernel("attend_latents", "18qd")
+_join = Kernel("join_heads", "12q")
+_split = Kernel("split_heads", "11q")
+
+
+class _Joined(torch.autograd.Function):
+    """Content (N, H, C) and rotated parts (N, H, R), or (N, R) that all heads share: (H, N, C + R)."""
+
+    @staticmethod
+    def forward(ctx: Any, content_NHC: Tensor, rotary: Tensor) -> Tensor:
+        ctx.shape, ctx.width, ctx.shared = content_NHC.shape, rotary.shape[-1], rotary.ndim == 2
+        return _joined(content_NHC, rotary)
+
+    @staticmethod
+    def backward(ctx: Any, grad_HND: Tensor) -> tuple[Tensor, Tensor]:
+        content_NHC = grad_HND.new_empty(ctx.shape)
+        return content_NHC, _parted(grad_HND.contiguous(), content_NHC, ctx.width, ctx.shared)
+
+
+class _KeysAndValues(torch.autograd.Function):
+    """What the latents were projected to (N, H, C + V), and the shared rotated key (N, R): keys (H, N, C + R) and
+    values (H, N, V)."""
+
+    @staticmethod
+    def forward(ctx: Any, projected_NHX: Tensor, rope_key_NR: Tensor, content: int) -> tuple[Tensor, Tensor]:
+        ctx.shape, ctx.content, ctx.width = projected_NHX.shape, content, rope_key_NR.shape[-1]
+        content_NHC, value_NHV = projected_NHX.tensor_split([content], -1)
+        return _joined(content_NHC, rope_key_NR), _joined(value_NHV, rope_key_NR[:, :0])
+
+    @staticmethod
+    def backward(ctx: Any, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, Tensor, None]:
+        projected_NHX = grad_k.new_empty(ctx.shape)
+        content_NHC, value_NHV = projected_NHX.tensor_split([ctx.content], -1)
+        rope_key_NR = _parted(grad_k.contiguous(), content_NHC, ctx.width, shared=True)
+        _parted(grad_v.contiguous(), value_NHV, 0, shared=True)
+        return projected_NHX, rope_key_NR, None
+
+
+def _joined(content_NHC: Tensor, rotary: Tensor) -> Tensor:
+    tokens, heads, content = content_NHC.shape
+    out = content_NHC.new_empty(heads, tokens, content + rotary.shape[-1])
+    by_head = rotary.stride(1) if rotary.ndim == 3 else 0
+    _join(
+        *(
+            FORMATS[out.dtype],
+            content_NHC,
+            content_NHC.stride(0),
+            content_NHC.stride(1),
+            rotary,
+            rotary.stride(0),
+            by_head,
+            out,
+        ),
+        *(tokens, heads, content, rotary.shape[-1]),
+    )
+    return out
+
+
+def _parted(joined_HND: Tensor, content_NHC: Tensor, width: int, shared: bool) -> Tensor:
+    """Write the content's channels to content_NHC and return the others, (N, H, R), or added up (N, R)."""
+    tokens, heads, content = content_NHC.shape
+    rotary = joined_HND.new_empty((tokens, width) if shared else (tokens, heads, width))
+    _split(
+        *(
+            FORMATS[rotary.dtype],
+            joined_HND,
+            content_NHC,
+            content_NHC.stride(0),
+            content_NHC.stride(1),
+            rotary,
+            shared,
+        ),
+        *(tokens, heads, content, width),
+    )
+    return rotary
 
 
 def latent_attention(
@@ -52,6 +127,11 @@ def latent_attention(
             q_content_NHC, q_rotary_NHR, k_NHC, k_rotary_NHR, v_NHV, *sequences.bounds_N, scale
         )
         return out, largest if max_logits else None
+    if stored_BSW is None and trains(q_content_NHC):
+        projected_NHX = linear(latent_NL, up).unflatten(-1, (heads, -1))
+        k, v = _KeysAndValues.apply(projected_NHX, rope_key_NR, content)
+        q = _Joined.apply(q_content_NHC, q_rotary_NHR)
+        return attention(q, k, v, None, sequences, scale, max_logits)
     if stored_BSW is None:
         k, v = _expanded(latent_NL, rope_key_NR, up, q_content_NHC)
         q = torch.cat([q_content_NHC.transpose(0, 1), q_rotary_NHR.transpose(0, 1)], -1)
@@ -91,7 +171,7 @@ def _absorbed(
     by_token, by_head, _ = q_content_NHC.stride()
     _attend_latents(
         *(q_content_NHC, by_token, q_rotary_NHR.contiguous(), tokens, heads, content, rotary, latent, value),
-        *(CODES[up.dtype], up, CODES[stored_BSW.dtype], stored_BSW, stored_BSW.shape[1]),
+        *(FORMATS[up.dtype], up, FORMATS[stored_BSW.dtype], stored_BSW, stored_BSW.shape[1]),
         *(sequences.slot_N, by_head, sequences.positions_N, out, scale),
     )
     return out

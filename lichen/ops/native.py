@@ -30,8 +30,8 @@ from lichen.machine.accelerator import is_accelerator
 
 SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-
-
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""How kernels number the formats of numbers."""
 FEW = 64
 """Tokens of a pass that the kernels of a decoding step serve."""
 
@@ -46,6 +46,11 @@ def few(x: Tensor, dtype: torch.dtype | None = None) -> bool:
         and not is_accelerator(x.device)
         and library() is not None
     )
+
+
+def trains(x: Tensor) -> bool:
+    """Whether the kernels of a training step serve x: on a CPU, in fp32 or bf16."""
+    return x.device.type == "cpu" and FORMATS.get(x.dtype, 2) < 2 and library() is not None
 
 
 class Kernel:
@@ -117,8 +122,8 @@ def library() -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         warnings.warn(
-            "there is no C++ compiler, so PyTorch's operators do what kernels of our own would do several "
-            "times as fast; install one (Debian and Ubuntu: apt-get install g++; macOS: "
+            "there is no C++ compiler, so PyTorch's operators do what kernels would do, which takes longer, in "
+            "decoding several times; install one (Debian and Ubuntu: apt-get install g++; macOS: "
             "xcode-select --install)",
             stacklevel=2,
         )
@@ -129,8 +134,8 @@ def library() -> ctypes.CDLL | None:
         told = getattr(error, "stderr", None)
         reason = told.decode(errors="replace").strip() if told else error
         warnings.warn(
-            f"the kernels could not be compiled with {compiler}, so PyTorch's operators, which are several "
-            f"times as slow, take their place: {reason}",
+            f"the kernels could not be compiled with {compiler}, so PyTorch's operators do what "
+            f"they would do, which takes longer, in decoding several times: {reason}",
             stacklevel=2,
         )
         return None

@@ -15,9 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import runs_triton
-from lichen.ops.native import Kernel, few
+from lichen.ops.native import FORMATS, Kernel, few, trains
 
 _rms_norm = Kernel("rms_norm", "6qd")
+_norm_forward = Kernel("norm_forward", "8qd")
+_norm_backward = Kernel("norm_backward", "10q")
+SUMMED = 32  # rows whose gradients of the weight the kernel adds up
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -48,6 +51,33 @@ class _RMSNorm(torch.autograd.Function):
         mean = (weighted @ weight.float()).div_(x.shape[-1]).unsqueeze(-1)
         grad_x.mul_(weight.float()).sub_(normed.mul_(mean)).mul_(r)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+class _NativeRMSNorm(torch.autograd.Function):
+    """One pass over memory in each direction (`lichen/ops/kernels/training.cpp`)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x_ND = _rows(x)
+        rows, width = x_ND.shape
+        out, r_N = x.new_empty(x.shape), x.new_empty(rows, dtype=torch.float32)
+        _norm_forward(
+            *(FORMATS[x.dtype], x_ND, x_ND.stride(0), weight.float().contiguous(), out, r_N, rows, width), eps
+        )
+        ctx.save_for_backward(x_ND, weight, r_N)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_ND, weight, r_N = ctx.saved_tensors
+        rows, width = x_ND.shape
+        grad_x = grad.new_empty(grad.shape)
+        sums = r_N.new_empty(-(-rows // SUMMED), width)
+        _norm_backward(
+            *(FORMATS[grad.dtype], grad.contiguous(), x_ND, x_ND.stride(0), weight.float().contiguous(), r_N),
+            *(grad_x, sums, rows, width),
+        )
+        return grad_x, sums.sum(0).to(weight.dtype), None
 
 
 class _TritonRMSNorm(torch.autograd.Function):
@@ -83,4 +113,4 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return _TritonRMSNorm.apply(x, weight, eps)
     if not torch.is_grad_enabled():
         return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
-    return _RMSNorm.apply(x, weight, eps)
+    return (_NativeRMSNorm if trains(x) else _RMSNorm).apply(x, weight, eps)

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lichen.ops.native import Kernel, library
+from lichen.ops.native import FORMATS, Kernel, library
 
 GROUP, ROWS = 32, 8
-CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""How the kernels number the formats of rows as they are in a tensor."""
-PACKED_CODES = {torch.bfloat16: 3, torch.float16: 4, torch.int8: 5, torch.uint8: 6}
-"""And of packed ones: of uint8, two numbers of four bits in a byte."""
+PACKED_FORMATS = {torch.bfloat16: 3, torch.float16: 4, torch.int8: 5, torch.uint8: 6}
+"""How kernels number packed formats: of uint8, two numbers of four bits in a byte."""
 
 _unpack = Kernel("unpack", "8q")
 
@@ -60,7 +58,7 @@ class Packed:
         if library() is None:
             return self._dense(dtype)[begin:end] if not stack else self._dense(dtype)
         out = torch.empty(end - begin, width, dtype=dtype)
-        _unpack(*kernel_arguments(self), begin, end, width, CODES[dtype], out)
+        _unpack(*kernel_arguments(self), begin, end, width, FORMATS[dtype], out)
         return out.view(*stack, -1, width)
 
     def _dense(self, dtype: torch.dtype) -> Tensor:
@@ -83,8 +81,8 @@ def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
 def kernel_arguments(weight: Weight) -> tuple[int, Tensor, Tensor | int]:
     """How a kernel is told of a weight: format, numbers, scales."""
     if isinstance(weight, Packed):
-        return PACKED_CODES[weight.dtype], weight.data, 0 if weight.scales is None else weight.scales
-    return CODES[weight.dtype], weight, 0
+        return PACKED_FORMATS[weight.dtype], weight.data, 0 if weight.scales is None else weight.scales
+    return FORMATS[weight.dtype], weight, 0
 
 
 def can_pack(weight: Tensor) -> bool:

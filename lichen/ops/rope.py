@@ -14,10 +14,11 @@ from torch import Tensor
 
 from lichen.arch.parts.rope import Llama3Scaling, Rope, Yarn
 from lichen.machine.accelerator import runs_triton, upload
-from lichen.ops.native import Kernel, few
+from lichen.ops.native import FORMATS, Kernel, few, trains
 
 _turns = Kernel("turns", "5qd")
 _rope = Kernel("rope", "9q")
+_rotate_heads = Kernel("rotate", "10q")
 
 
 def frequencies(rope: Rope, dim: int) -> Tensor:
@@ -88,6 +89,14 @@ def _turned(x: Tensor, turn: Tensor, interleaved: bool, back: bool = False) -> T
 
         heads = x if x.ndim == 3 else x.unsqueeze(1)
         return rope_triton.rotate(heads, turn.flatten(0, -2), interleaved, back).view(x.shape)
+    if trains(x) and x.ndim in (2, 3) and x.stride(-1) == 1 and turn.numel() * 2 == len(x) * x.shape[-1]:
+        out = x.new_empty(x.shape)
+        count, by_head = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
+        _rotate_heads(
+            *(FORMATS[x.dtype], x, x.stride(0), by_head, turn.contiguous(), out),
+            *(len(x), count, turn.shape[-1], interleaved + 2 * back),
+        )
+        return out
     return _rotate(x, turn.conj() if back else turn, interleaved)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lichen.machine.accelerator import upload
 
+COLUMNS = 64  # as ALIGN in lichen/ops/kernels/attention.cpp
 BLOCK = 128  # queries per block: measured best of 64-256 on CPU (docs/log.md)
 
 
@@ -31,6 +32,13 @@ class QueryBlock(NamedTuple):
     queries: slice
     keys: slice
     hidden_QS: Tensor
+
+    def kept_numbers(self, groups: int) -> int:
+        """How many the kernel of attention keeps for the backward pass, of one key head's query heads."""
+        first, end = self.keys.start // COLUMNS * COLUMNS, self.keys.stop
+        return (
+            (self.queries.stop - self.queries.start) * groups * (-(-(end - first) // COLUMNS) * COLUMNS + 16)
+        )
 
     def hide(self, logits_KQGS: Tensor) -> None:
         """Set the logits of the hidden keys to -inf, in place."""
@@ -141,6 +149,12 @@ class Sequences:
         both = torch.stack([ends - lengths, ends]).repeat_interleave(lengths, 1)
         starts_N, ends_N = upload(both, self.device)
         return starts_N, ends_N
+
+    @cached_property
+    def block_table(self) -> Tensor:
+        """First query, end of the queries and first key of every block, (blocks, 3) int64."""
+        table = [(block.queries.start, block.queries.stop, block.keys.start) for block in self.blocks]
+        return torch.tensor(table)
 
     @cached_property
     def blocks(self) -> list[QueryBlock]:

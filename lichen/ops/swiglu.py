@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import runs_triton
-from lichen.ops.native import Kernel, few
+from lichen.ops.native import FORMATS, Kernel, few, trains
 
 _silu_mul = Kernel("silu_mul", "4q")
+_forward = Kernel("swiglu_forward", "7q")
+_backward = Kernel("swiglu_backward", "13q")
 
 
 class _SiluMul(torch.autograd.Function):
@@ -20,6 +22,12 @@ class _SiluMul(torch.autograd.Function):
 
             ctx.save_for_backward(gate, up)
             return swiglu_triton.silu_mul(gate.flatten(0, -2), up.flatten(0, -2)).view(gate.shape)
+        if trains(gate):
+            gate, up = _aligned(gate, up)
+            ctx.save_for_backward(gate, up)
+            out = gate.new_empty(gate.shape)
+            _forward(FORMATS[gate.dtype], gate, up, gate.stride(-2), out, *_sizes(gate))
+            return out
         active = F.silu(gate)
         ctx.save_for_backward(gate, active, up)
         return active * up
@@ -34,10 +42,30 @@ class _SiluMul(torch.autograd.Function):
             flat = (x.flatten(0, -2) for x in (grad, gate, up, grad_gate, grad_up))
             swiglu_triton.silu_mul_backward(*flat)
             return grad_gate, grad_up
+        if trains(grad):
+            gate, up = ctx.saved_tensors
+            grad_gate, grad_up = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
+            _backward(
+                *(FORMATS[grad.dtype], grad.contiguous(), gate, up, gate.stride(-2), 0, grad_gate, grad_up),
+                *(gate.shape[-1], 0, 0, *_sizes(gate)),
+            )
+            return grad_gate, grad_up
         gate, active, up = ctx.saved_tensors
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         silu_mul_backward(grad, gate, active, up, grad_gate, grad_up)
         return grad_gate, grad_up
+
+
+def _aligned(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """gate and up (..., I) so that their rows lie equally far apart."""
+    if gate.ndim == 2 and gate.stride() == up.stride() and gate.stride(1) == 1:
+        return gate, up
+    return gate.contiguous(), up.contiguous()
+
+
+def _sizes(x: Tensor) -> tuple[int, int]:
+    """Rows and their length."""
+    return x.numel() // x.shape[-1], x.shape[-1]
 
 
 def silu_mul_backward(
@@ -78,6 +106,13 @@ def silu_mul_rows_backward(grad_PI: Tensor, h_P2I: Tensor, weight_P: Tensor) -> 
 
         product, grad_weight = swiglu_triton.weighted_silu_mul_backward(
             grad_PI, gate, up, weight_P, grad_gate, grad_up
+        )
+        return grad_h, product, grad_weight
+    if trains(grad_PI):
+        product, grad_weight = torch.empty_like(grad_PI), torch.empty_like(weight_P)
+        _backward(
+            *(FORMATS[grad_PI.dtype], grad_PI, gate, up, h_P2I.stride(0), weight_P, grad_gate, grad_up),
+            *(grad_h.stride(0), product, grad_weight, *_sizes(grad_PI)),
         )
         return grad_h, product, grad_weight
     active, weight = F.silu(gate), weight_P.to(grad_PI.dtype).unsqueeze(1)

@@ -22,9 +22,10 @@ from lichen.ops.embedding import embedding
 from lichen.ops.experts import experts_reference, routed_experts
 from lichen.ops.latent_attention import latent_attention
 from lichen.ops.linear import FEW_IN_FP32, linear
+from lichen.ops.native import FORMATS as ROW_FORMATS
 from lichen.ops.native import NotRecorded, Recording
 from lichen.ops.norm import rms_norm
-from lichen.ops.packed import CODES, GROUP, Packed, pack
+from lichen.ops.packed import GROUP, Packed, pack
 from lichen.ops.rope import apply_rope, turns
 from lichen.ops.sequences import Sequences
 from lichen.ops.swiglu import silu_mul
@@ -107,7 +108,7 @@ def test_numbers_are_rounded_as_pytorch_rounds_them(dtype: torch.dtype) -> None:
     x = torch.cat([x, torch.tensor([torch.nan])])[None]
     out = torch.empty(1, 1, x.shape[1], dtype=dtype)
     zero = torch.zeros(1, dtype=torch.int64)
-    _keep(x, 0, 1, x.shape[1], CODES[dtype], out, 1, x.shape[1], zero, zero)
+    _keep(x, 0, 1, x.shape[1], ROW_FORMATS[dtype], out, 1, x.shape[1], zero, zero)
     expected = x.to(dtype)[None]
     assert torch.equal(out.nan_to_num(1.5, 2e4, -2e4), expected.nan_to_num(1.5, 2e4, -2e4))
     assert torch.equal(out.isnan(), expected.isnan())

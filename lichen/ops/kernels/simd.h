@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -78,6 +79,12 @@ inline vec load_nibbles(const uint8_t* p, bool high) {  // bytes p[0..LANES), on
     return _mm512_permutexvar_ps(high ? _mm512_srli_epi32(x, 4) : x, values);  // which reads four bits
 }
 inline void store(float* p, vec x) { _mm512_storeu_ps(p, x); }
+inline void store(bf16* p, vec x) {
+    __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    bits = _mm512_mask_mov_epi32(bits, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+}
 inline vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
 inline vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
 inline vec mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
@@ -114,6 +121,14 @@ inline vec load_nibbles(const uint8_t* p, bool high) {
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(x, _mm256_set1_epi32(8)));
 }
 inline void store(float* p, vec x) { _mm256_storeu_ps(p, x); }
+inline void store(bf16* p, vec x) {
+    __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    bits = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256 quiet = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+    bits = _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(bits), quiet, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+    bits = _mm256_srli_epi32(bits, 16);
+    _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1)));
+}
 inline vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
 inline vec sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
 inline vec mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
@@ -160,6 +175,12 @@ inline vec load_nibbles(const uint8_t* p, bool high) {
     return vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(x), vdupq_n_s32(8)));
 }
 inline void store(float* p, vec x) { vst1q_f32(p, x); }
+inline void store(bf16* p, vec x) {
+    uint32x4_t bits = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    bits = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    bits = vbslq_u32(vceqq_f32(x, x), bits, vdupq_n_u32(0x7fc00000));
+    vst1_u16((uint16_t*)p, vshrn_n_u32(bits, 16));
+}
 inline vec add(vec a, vec b) { return vaddq_f32(a, b); }
 inline vec sub(vec a, vec b) { return vsubq_f32(a, b); }
 inline vec mul(vec a, vec b) { return vmulq_f32(a, b); }
@@ -187,6 +208,7 @@ inline vec load(const fp16* p) { return number(*p); }
 inline vec load(const int8_t* p) { return *p; }
 inline vec load_nibbles(const uint8_t* p, bool high) { return float(high ? *p >> 4 : *p & 15) - 8; }
 inline void store(float* p, vec x) { *p = x; }
+inline void store(bf16* p, vec x) { put(p, x); }
 inline vec add(vec a, vec b) { return a + b; }
 inline vec sub(vec a, vec b) { return a - b; }
 inline vec mul(vec a, vec b) { return a * b; }
