@@ -86,6 +86,10 @@ class Groups:
         left, right = (x.unflatten(0, (len(self.counts_E), -1)) for x in (left_PX, right_PY))
         return torch.bmm(left.transpose(1, 2), right)
 
+    def of_tokens(self, x_NX: Tensor) -> Tensor:
+        """Each row's token: (N, X) -> (P, X)."""
+        return x_NX.index_select(0, self.token_P)
+
     def sums(self, rows_PX: Tensor, weights_Nk: Tensor | None = None) -> Tensor:
         """The sum of each token's rows, weighted: (P, X) -> (N, X)."""
         return F.embedding_bag(self.row_Nk, rows_PX, mode="sum", per_sample_weights=weights_Nk)
