@@ -371,15 +371,18 @@ def demo_part(quick: bool) -> None:
     folder = Path(os.environ.get("TMPDIR", tempfile.gettempdir())) / f"lichen-gpu-{os.getpid()}"
     library = Path(json.__file__).parents[1]
     names = ["json"] if quick else ["asyncio", "email", "unittest", "xml", "http", "multiprocessing", "json"]
+    recipe = ROOT / "recipes" / "demo.toml"
     start = time.perf_counter()
-    vocabulary = 400 if quick else 8192
+    config = read_recipe(recipe).model.config
+    assert isinstance(config, dict)
+    vocabulary = 400 if quick else config["vocab_size"]
     prepare([str(library / name) for name in names], folder / "data", vocab_size=vocabulary, family="kimi_k2")
     figure("demo: preparing the data", time.perf_counter() - start, "s")
     overrides = [f"data.path={folder / 'data'}", "sample.prompts=[]", "eval.every=0"]
     if quick:
         overrides += ["train.tokens_per_step=256", "train.seq_len=64", "model.config.hidden_size=32"]
         overrides += ["model.config.vocab_size=400", "model.config.num_hidden_layers=2", "train.dtype=fp32"]
-    trainer = Trainer(start_run(read_recipe(ROOT / "recipes" / "demo.toml", overrides), folder / "run"))
+    trainer = Trainer(start_run(read_recipe(recipe, overrides), folder / "run"))
     steps = 2 if quick else 40
     for _ in range(max(1, steps // 8)):
         trainer.train_step()

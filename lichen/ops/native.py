@@ -50,7 +50,7 @@ def few(x: Tensor, dtype: torch.dtype | None = None) -> bool:
 
 def trains(x: Tensor) -> bool:
     """Whether the kernels of a training step serve x: on a CPU, in fp32 or bf16."""
-    return x.device.type == "cpu" and FORMATS.get(x.dtype, 2) < 2 and library() is not None
+    return not is_accelerator(x.device) and FORMATS.get(x.dtype, 2) < 2 and library() is not None
 
 
 class Kernel:

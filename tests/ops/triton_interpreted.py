@@ -19,6 +19,7 @@ from torch import Tensor
 from lichen.machine import accelerator
 
 accelerator.runs_triton = lambda device_type: True
+accelerator.is_accelerator = lambda device: True
 
 from lichen.arch.parts.rope import Rope  # noqa: E402
 from lichen.ops import (  # noqa: E402

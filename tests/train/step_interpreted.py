@@ -25,6 +25,7 @@ from lichen.ops import (
     cross_entropy,
     experts,
     experts_grouped,
+    native,
     norm,
     rope,
     swiglu,
@@ -84,7 +85,7 @@ def main() -> None:
     for module in (attention, cross_entropy, experts_grouped, norm, rope, rules, swiglu):
         module.runs_triton = lambda device_type: True
     newton_schulz.runs_triton = lambda device_type: False  # symmetric products have a test of their own
-    for module in (attention, cross_entropy, experts):
+    for module in (attention, cross_entropy, experts, native):
         module.is_accelerator = lambda device: True
     found = {}
     for (name, spec, recipe), theirs in zip(cases, plain, strict=True):

@@ -60,7 +60,9 @@ def test_nothing_is_read_back_within_a_step(make_trainer, monkeypatch, model: st
         return dict.fromkeys(values, 1.0)
 
     monkeypatch.setattr(step_module, "default_device", lambda: torch.device("meta"))
-    monkeypatch.setattr(step_module, "matrix_rate", lambda dtype, device: 1.0)
+    monkeypatch.setattr(step_module, "matmul_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(step_module, "warn_if_emulated", lambda *_: None)
+    monkeypatch.setattr(step_module, "ceiling", lambda dtype, device: 1.0)
     monkeypatch.setattr(step_module, "read_together", read)
     monkeypatch.setattr(rules, "adamw", fused_adamw_without_numbers)
     trainer = make_trainer(*MODELS[model], "train.dtype=bf16", "train.micro_batch=2")
@@ -97,11 +99,14 @@ def test_steps_are_those_of_a_cpu(make_trainer, request, model: str) -> None:
     expected = [plain.train_step() for _ in range(4)]
     request.getfixturevalue("as_accelerator")
     queued = make_trainer(*overrides)
-    for ours in expected:
+    # What is rounded otherwise in one step is seen by the next through half-precision products, and grows.
+    for ours, apart in zip(expected, (1e-6, 1e-4, 1e-3, 5e-3), strict=True):
         theirs = queued.train_step()
         for name in ("loss", "cross_entropy", "mtp", "balance", "grad_norm", "max_logit"):
             expected_value = getattr(ours, name)
-            assert getattr(theirs, name) == (expected_value and pytest.approx(expected_value, rel=2e-4)), name
+            assert getattr(theirs, name) == (expected_value and pytest.approx(expected_value, rel=apart)), (
+                name
+            )
         assert theirs.load_worst == pytest.approx(ours.load_worst, rel=0.05)
         assert theirs.clipped_heads == ours.clipped_heads
     if model == "deepseek_v3":
