@@ -132,7 +132,7 @@ class Sequences:
 
     @property
     def whole(self) -> bool:
-        """Whether the list is all that there is to see, as in training and of prompts from their beginning."""
+        """Whether the list is all that there is to see, as in training and at the beginning of a text."""
         return self.kept is None or not any(self.kept)
 
     @cached_property

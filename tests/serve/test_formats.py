@@ -72,8 +72,8 @@ def opened(folder: Path, weights: str, stored: str) -> Transformer:
 
 @needs_kernels
 def test_auto_loses_nothing_that_shows(folder: Path, stored: str, model_class: str) -> None:
-    """What is stored in bf16 stays as it is: the same texts. What is stored in fp32 is rounded to fp16: of a
-    trained model tests/train/test_export.py asks for the same texts too; random weights magnify any change."""
+    """Stored in bf16: as it is, and so the same texts. Stored in fp32: rounded to fp16; of a trained model
+    tests/train/test_export.py asks for the same texts too, while random weights magnify any change."""
     theirs = MODELS[model_class][0].from_pretrained(folder, dtype=torch.float32).eval()
     ours = opened(folder, "auto", stored)
     draws = torch.Generator().manual_seed(2)
