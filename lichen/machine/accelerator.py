@@ -24,6 +24,11 @@ def runs_triton(device_type: str) -> bool:
     return device_type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
 
 
+def captures(device: torch.device) -> bool:
+    """Whether what a device is given can be captured as a graph, and played again."""
+    return device.type == "cuda"
+
+
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`; from a CPU to a GPU without waiting for what the GPU does."""
     if tensor.device.type == "cpu" and device.type == "cuda":
