@@ -20,7 +20,7 @@ AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS
 
 test-avx2: $(READY) ## number formats and quick benchmarks, without 16-bit arithmetic
 	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/machine tests/benchmarks/test_quick.py \
-	  tests/optim/test_newton_schulz.py tests/serve/test_open.py tests/train/test_step.py
+	  tests/optim/test_newton_schulz.py tests/train/test_step.py tests/parity/test_checkpoints.py
 
 lint: $(READY) ## style, types and import layers
 	$(BIN)/ruff check .

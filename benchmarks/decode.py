@@ -3,8 +3,9 @@
     python -m benchmarks.decode [--batch 1 8] [--threads 1] [--formats fp32 int8] [--json FILE]
 
 Greedy, after a prompt of 512 tokens, with weights kept in each of FORMATS; the texts of the fp32 contenders
-must be equal. Turns alternate between the prompt with one token and the prompt with many: the difference is
-the decoding. llama.cpp takes part where `gguf` and `llama-cpp-python` are installed.
+must be equal. Turns alternate between the prompt, with the first token, and the tokens after it, for which
+transformers has to read the prompt again: there the difference is the decoding. llama.cpp takes part where
+`gguf` and `llama-cpp-python` are installed.
 
 A token's floor is the time to read, once, the weights that it uses and the cache, at the rate at which this
 machine reads as many bytes as the model has.
@@ -35,6 +36,7 @@ from lichen.kv.contiguous import Contiguous
 from lichen.machine.precision import multiplies_bf16
 from lichen.machine.rates import memory_rate
 from lichen.nn.transformer import Transformer
+from lichen.ops.native import library
 from lichen.serve.decode import Decoder
 from lichen.serve.formats import Formats, Weights, formats_for
 from lichen.serve.sampling import SamplingParams
@@ -62,15 +64,12 @@ TRANSFORMERS = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if multiplies
 CPU = torch.device("cpu")
 
 OURS, THEIRS, LLAMA_CPP = "lichen", "transformers", "llama.cpp"
+Rows = dict[tuple[str, Weights], dict[str, Any]]
+"""A table's rows by who takes part and the format."""
 
 
 def prompts(batch: int, length: int, vocab_size: int) -> Tensor:
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
-
-
-def new_tokens(turn: int, many: int) -> int:
-    """Even turns generate one token, which the prompt's own pass gives; odd turns `many` more."""
-    return 1 + many * (turn % 2)
 
 
 def fingerprint(tokens: Tensor) -> float:
@@ -113,9 +112,14 @@ def ours(folder: Path, name: Weights, batch: int, length: int, many: int) -> Ste
     model = open_ours(folder, name)
     prompt = prompts(batch, length, model.spec.vocab_size)
 
+    text = decoder(model, prompt, many)
+
     def step(turn: int) -> float:
-        tokens = decoder(model, prompt, many).texts(new_tokens(turn, many) - 1)
-        return fingerprint(torch.tensor(list(tokens)).T)
+        nonlocal text
+        if turn % 2 == 0:
+            text = decoder(model, prompt, many)
+            return fingerprint(text.next_B.unsqueeze(1))
+        return fingerprint(torch.tensor(list(text.texts(many))).T)
 
     return step
 
@@ -129,7 +133,7 @@ def theirs(folder: Path, name: Weights, batch: int, length: int, many: int) -> S
     prompt = prompts(batch, length, model.config.vocab_size)
 
     def step(turn: int) -> float:
-        count = new_tokens(turn, many)
+        count = 1 + many * (turn % 2)
         text = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
@@ -147,11 +151,15 @@ def llama(file: Path, batch: int, length: int, many: int) -> Step:
     sequences = llama_cpp.Sequences(file, batch, length + many)
     prompt = prompts(batch, length, sequences.vocab_size)
 
+    tokens: list[Tensor] = []
+
     def step(turn: int) -> float:
-        sequences.clear()
-        tokens = [sequences.next_logits(prompt).argmax(-1, keepdim=True)]
-        while len(tokens) < new_tokens(turn, many):
-            tokens.append(sequences.next_logits(tokens[-1]).argmax(-1, keepdim=True))
+        if turn % 2 == 0:
+            sequences.clear()
+            tokens[:] = [sequences.next_logits(prompt).argmax(-1, keepdim=True)]
+        else:
+            for _ in range(many):
+                tokens.append(sequences.next_logits(tokens[-1]).argmax(-1, keepdim=True))
         return fingerprint(torch.cat(tokens, 1))
 
     return step
@@ -189,11 +197,12 @@ def bytes_per_step(spec: ModelSpec, weight_bytes: float, cache: str, batch: int,
     return read
 
 
-def phases(result: Result, many: int) -> tuple[float, float]:
-    """Median CPU seconds of the prompt, and of one step of the text after it."""
-    short, long = result.laps[0::2], result.laps[1::2]
-    prompt = median(lap.cpu for lap in short)
-    return prompt, (median(lap.cpu for lap in long) - prompt) / many
+def phases(result: Result, many: int, again: bool) -> tuple[float, float]:
+    """Median CPU seconds of the prompt, and of one step of the text after it; again: the text's turns read
+    the prompt too."""
+    prompt = median(lap.cpu for lap in result.laps[0::2])
+    text = median(lap.cpu for lap in result.laps[1::2])
+    return prompt, (text - prompt * again) / many
 
 
 def logits_differ(folder: Path, file: Path, length: int) -> float:
@@ -254,7 +263,7 @@ def compare(report: Report, folder: Path, batch: int, threads: int, options: arg
     rates = {r.name: max(r.values) for r in found[len(entrants) :]}
     rows: Rows = {}
     for (who, name), result in results.items():
-        prompt, step = phases(result, many)
+        prompt, step = phases(result, many, again=who == THEIRS)
         cached = {OURS: formats_of_ours(folder, name).compute, THEIRS: TRANSFORMERS.get(name)}.get(who)
         cache = "fp32" if cached == torch.float32 else "bf16"  # of 16 bits
         read = bytes_per_step(spec, FORMATS[name].bytes, cache, batch, length + many // 2)
@@ -272,9 +281,6 @@ def compare(report: Report, folder: Path, batch: int, threads: int, options: arg
     report.say(f"\nThis machine reads {read_at}. Tokens per second are per second of CPU time.\n")
     for name in held:
         targets(report, title, batch, name, rows)
-
-
-Rows = dict[tuple[str, Weights], dict[str, Any]]
 
 
 def targets(report: Report, title: str, batch: int, name: Weights, rows: Rows) -> None:
@@ -314,12 +320,17 @@ def bounds(report: Report, folder: Path, options: argparse.Namespace) -> None:
         report.target(f"{who}, batch 1: share of {REMAINDER} and {VIEWS} in a step", share, at_most=0.15)
 
 
+def usual() -> list[Weights]:
+    """The formats that are no detour here: bf16 where it is multiplied fast, fewer bits with kernels."""
+    native: list[Weights] = ["fp32", "bf16"] if multiplies_bf16("cpu") else ["fp32"]
+    return native if library() is None else [*native, "fp16", "int8", "int4"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    native = [name for name in FORMATS if name != "bf16" or multiplies_bf16("cpu")]
-    parser.add_argument("--formats", choices=FORMATS, nargs="+", default=native, help="of the weights")
+    parser.add_argument("--formats", choices=FORMATS, nargs="+", default=usual(), help="of the weights")
     parser.add_argument("--prompt", type=int, default=512, help="tokens in the cache")
     parser.add_argument("--tokens", type=int, default=32, help="tokens generated after the first")
     parser.add_argument("--rounds", type=int, default=5, help="counted texts of every contender")

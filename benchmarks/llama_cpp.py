@@ -1,8 +1,9 @@
 """llama.cpp as a contender of `benchmarks.decode`: the same weights as GGUF, and its own greedy text.
 
 Needs `gguf` and `llama-cpp-python`, which compiles llama.cpp for the processor at hand, in minutes; with
-CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON" for any that has AVX2. The weights of a folder in the Hugging Face layout are written as fp32
-once; llama.cpp's own quantizer makes every other format from that file.
+CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON", for any that has AVX2. The
+weights of a folder in the Hugging Face layout are written as fp32 once; llama.cpp's own quantizer makes
+every other format from that file.
 """
 
 from __future__ import annotations

@@ -163,8 +163,8 @@ class _BlockCausal(torch.autograd.Function):
 def _softmax(
     logits_KQGS: Tensor, block: QueryBlock, sequences: Sequences, scale: float, largest_KG: Tensor | None
 ) -> Tensor:
-    """softmax(scale * logits) over the keys that are seen, in the logits' place, (K, Q G, S); fresh memory would
-    cost more. Takes the largest scaled logits into largest_KG."""
+    """softmax(scale * logits) over the keys that are seen, in the logits' place, (K, Q G, S): fresh memory
+    would cost more. Takes the largest scaled logits into largest_KG."""
     flat = logits_KQGS.flatten(1, 2)
     if trains(logits_KQGS):
         starts_Q = sequences.bounds_N[0][block.queries]

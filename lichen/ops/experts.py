@@ -53,8 +53,8 @@ class Groups:
     """Where each token copy goes in the padded, expert-sorted rows.
 
     counts_E: copies per expert. row_Nk: the row of each copy. token_P: the token in each row, some token for
-    padding. copy_P: which of the N k copies, N k for padding. starts: the first row of each expert and, at the
-    end, the number of rows. equal: whether all groups have one size.
+    padding. copy_P: which of the N k copies, N k for padding. starts: the first row of each expert and, at
+    the end, the number of rows. equal: whether all groups have one size.
     """
 
     def __init__(self, experts_Nk: Tensor, n_experts: int, dtype: torch.dtype) -> None:

@@ -70,7 +70,7 @@ class Rows:
 
 
 class GroupedExperts(torch.autograd.Function):
-    """What `routed_experts` computes, differentiated by hand: padding needs no gradient."""
+    """All experts at once, differentiated by hand: padding needs no gradient, weights get theirs in fp32."""
 
     @staticmethod
     def forward(

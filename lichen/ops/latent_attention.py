@@ -41,8 +41,8 @@ class _Joined(torch.autograd.Function):
 
 
 class _KeysAndValues(torch.autograd.Function):
-    """What the latents were projected to (N, H, C + V), and the shared rotated key (N, R): keys (H, N, C + R) and
-    values (H, N, V)."""
+    """What the latents were projected to (N, H, C + V), and the shared rotated key (N, R): keys (H, N, C + R)
+    and values (H, N, V)."""
 
     @staticmethod
     def forward(ctx: Any, projected_NHX: Tensor, rope_key_NR: Tensor, content: int) -> tuple[Tensor, Tensor]:

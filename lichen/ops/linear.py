@@ -25,9 +25,14 @@ _linear = Kernel("linear", "10q")
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x (..., in) times weight (out, in), plus bias (out,): (..., out) in x's dtype."""
-    if few(x) and x.ndim == 2 and (len(x) <= FEW_IN_FP32 or weight.dtype != x.dtype):
+    if (
+        few(x)
+        and x.ndim == 2
+        and weight.dtype != torch.float64
+        and (len(x) <= FEW_IN_FP32 or weight.dtype != x.dtype)
+    ):
         rows, width = weight.shape
-        y = torch.empty(len(x), rows)
+        y = torch.empty(len(x), rows, dtype=torch.float32)
         _linear(
             x, x.stride(0), len(x), *kernel_arguments(weight), rows, width, 0 if bias is None else bias, y
         )

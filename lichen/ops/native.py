@@ -122,8 +122,8 @@ def library() -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         warnings.warn(
-            "there is no C++ compiler, so PyTorch's operators do what kernels would do, which takes longer, in "
-            "decoding several times; install one (Debian and Ubuntu: apt-get install g++; macOS: "
+            "there is no C++ compiler, so PyTorch's operators compute what kernels would, which takes longer "
+            "(decoding several times as long); install one (Debian and Ubuntu: apt-get install g++; macOS: "
             "xcode-select --install)",
             stacklevel=2,
         )
@@ -134,8 +134,8 @@ def library() -> ctypes.CDLL | None:
         told = getattr(error, "stderr", None)
         reason = told.decode(errors="replace").strip() if told else error
         warnings.warn(
-            f"the kernels could not be compiled with {compiler}, so PyTorch's operators do what "
-            f"they would do, which takes longer, in decoding several times: {reason}",
+            f"the kernels could not be compiled with {compiler}, so PyTorch's operators compute what they "
+            f"would, which takes longer (decoding several times as long): {reason}",
             stacklevel=2,
         )
         return None

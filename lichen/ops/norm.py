@@ -106,7 +106,7 @@ def _rows(x: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) of any float dtype, weight (D,) -> (..., D) in x's dtype, computed in fp32."""
     if few(x) and weight.dtype == torch.float32:
-        rows, y = x.flatten(0, -2), torch.empty(x.shape)
+        rows, y = x.flatten(0, -2), torch.empty(x.shape, dtype=torch.float32)
         _rms_norm(rows, rows.stride(0), weight, y, *rows.shape, eps)
         return y
     if runs_triton(x.device.type):

@@ -14,7 +14,7 @@ def choose_experts(logits_NE: Tensor, bias_E: Tensor | None, spec: Router) -> tu
     tokens, experts = logits_NE.shape
     chosen = spec.num_experts_per_tok
     ids = torch.empty(tokens, chosen, dtype=torch.int64)
-    weights = torch.empty(tokens, chosen)
+    weights = torch.empty(tokens, chosen, dtype=torch.float32)
     sizes = tokens, experts, chosen, spec.n_group, min(spec.topk_group, spec.n_group)
     flags = spec.scoring_func == "sigmoid", spec.norm_topk_prob
     _choose(

@@ -59,6 +59,12 @@ def folder(model_class: str, stored: str, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
+@pytest.fixture(autouse=True)
+def multiplies_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared with fp32 is computed in fp32, on every machine."""
+    monkeypatch.setattr(formats_module, "matmul_dtype", lambda device: torch.float32)
+
+
 def opened(folder: Path, weights: str, stored: str) -> Transformer:
     return load_in(formats_for(weights, stored, CPU), folder, CPU)
 
