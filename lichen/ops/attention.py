@@ -252,7 +252,7 @@ def attention(
         place = FORMATS[stored_BSW.dtype], stored_BSW, stored_BSW.shape[1]
         _attend(q_NHD.contiguous(), *sizes, *place, sequences.slot_N, sequences.positions_N, out, scale)
         return out, None
-    if stored_BSW is not None:
+    if stored_BSW is not None and not sequences.whole:
         keys = k_KND.shape[0] * k_KND.shape[2]
         outs = []
         for batch in sequences.batches:

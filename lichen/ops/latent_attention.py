@@ -118,7 +118,7 @@ def latent_attention(
     up = up.to(latent_NL.dtype)
     heads, content = q_content_NHC.shape[1:]
     latent, value = latent_NL.shape[-1], len(up) // heads - content
-    if stored_BSW is None and has_kernel(up.device, content, q_rotary_NHR.shape[-1], value):
+    if sequences.whole and has_kernel(up.device, content, q_rotary_NHR.shape[-1], value):
         from lichen.ops import attention_triton
 
         k_NHC, v_NHV = linear(latent_NL, up).unflatten(-1, (heads, -1)).split([content, value], -1)
@@ -127,12 +127,12 @@ def latent_attention(
             q_content_NHC, q_rotary_NHR, k_NHC, k_rotary_NHR, v_NHV, *sequences.bounds_N, scale
         )
         return out, largest if max_logits else None
-    if stored_BSW is None and trains(q_content_NHC):
+    if sequences.whole and trains(q_content_NHC):
         projected_NHX = linear(latent_NL, up).unflatten(-1, (heads, -1))
         k, v = _KeysAndValues.apply(projected_NHX, rope_key_NR, content)
         q = _Joined.apply(q_content_NHC, q_rotary_NHR)
         return attention(q, k, v, None, sequences, scale, max_logits)
-    if stored_BSW is None:
+    if sequences.whole:
         k, v = _expanded(latent_NL, rope_key_NR, up, q_content_NHC)
         q = torch.cat([q_content_NHC.transpose(0, 1), q_rotary_NHR.transpose(0, 1)], -1)
         return attention(q, k, v, None, sequences, scale, max_logits)

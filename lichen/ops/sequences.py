@@ -130,6 +130,11 @@ class Sequences:
         positions = torch.tensor([position for span in spans for position in span])
         return upload(positions, self.device)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the list is all that there is to see, as in training and of prompts from their beginning."""
+        return self.kept is None or not any(self.kept)
+
     @cached_property
     def _starts(self) -> list[int]:
         return [0, *accumulate(self.lengths[:-1])]
@@ -257,6 +262,8 @@ class Decoding(Sequences):
     places of every sequence and masks what is later than its token, and nothing waits for the device. So a
     pass can be captured as a graph and played again with other positions.
     """
+
+    whole = False
 
     def __init__(self, positions_B: Tensor, reach: int) -> None:
         rows = len(positions_B)

@@ -24,8 +24,9 @@ from tests.parity.conftest import DEEPSEEK
 
 CPU = torch.device("cpu")
 GREEDY = SamplingParams(temperature=0, max_tokens=48)
+WHOLE_GROUPS = {"moe_intermediate_size": 32, "v_head_dim": 16}
 MODELS = {
-    "deepseek_v3": (DeepseekV3ForCausalLM, DeepseekV3Config(**DEEPSEEK | {"moe_intermediate_size": 32, "v_head_dim": 16})),
+    "deepseek_v3": (DeepseekV3ForCausalLM, DeepseekV3Config(**DEEPSEEK | WHOLE_GROUPS)),
     "llama": (
         LlamaForCausalLM,
         LlamaConfig(
@@ -75,7 +76,8 @@ def test_auto_loses_nothing_that_shows(folder: Path, stored: str, model_class: s
     trained model tests/train/test_export.py asks for the same texts too; random weights magnify any change."""
     theirs = MODELS[model_class][0].from_pretrained(folder, dtype=torch.float32).eval()
     ours = opened(folder, "auto", stored)
-    prompts = [torch.randint(160, (1, n), generator=torch.Generator().manual_seed(n)) for n in (3, 70)]
+    draws = torch.Generator().manual_seed(2)
+    prompts = [torch.randint(160, (1, length), generator=draws) for length in (3, 70)]
     for prompt in prompts:
         with torch.no_grad():
             expected, logits = theirs(prompt).logits, logits_of(ours, prompt)
@@ -158,5 +160,5 @@ def test_what_a_format_means(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats_module, "library", lambda: None)
     assert formats_for("auto", "float32", CPU) == Formats(fp32, fp32)
     assert formats_for("auto", "bfloat16", CPU) == Formats(bf16, bf16)
-    with pytest.raises(LichenError, match="need a C\\+\\+ compiler.*apt-get install"):
+    with pytest.raises(LichenError, match=r"need a C\+\+ compiler.*apt-get install"):
         formats_for("int4", "float32", CPU)
