@@ -7,21 +7,26 @@ take the same way.
 
 import time
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def is_accelerator(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-@cache
 def runs_triton(device_type: str) -> bool:
     """Whether devices of this type run Triton's kernels."""
-    return device_type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
+    return device_type == "cuda" and torch.version.hip is None and _HAS_TRITON
+
+
+def captures(device: torch.device) -> bool:
+    """Whether what a device is given can be captured as a graph, and played again."""
+    return device.type == "cuda"
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lichen.kv.contiguous import Contiguous
-from lichen.machine.accelerator import Download, is_accelerator, upload
+from lichen.machine.accelerator import Download, captures, is_accelerator, upload
 from lichen.nn.forward import Pass
 from lichen.nn.transformer import Transformer
 from lichen.ops.native import NotRecorded, Recording
@@ -63,7 +63,7 @@ class Decoder:
         reach = min(reach, self.storage.capacity)
         if self._records:
             self._advance(self._logits_by_kernels(reach))
-        elif self.next_B.device.type != "cuda":
+        elif not captures(self.next_B.device):
             self._play(reach)
         else:
             if reach not in self._graphs:

@@ -8,11 +8,12 @@ so a model that fills the card is not captured. Elsewhere each pass is called.
 
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lichen.machine.accelerator import upload
+from lichen.machine.accelerator import captures, upload
 from lichen.nn.transformer import Transformer
 from lichen.train.objective import LossOutput, NextToken
 
@@ -36,7 +37,7 @@ class Player:
         self._parameters = list(model.parameters())
         self._called: dict[tuple[int, ...], int] = {}
         self._captured: dict[tuple[int, ...], Captured] = {}
-        self._captures = self._parameters[0].device.type == "cuda"
+        self._captures = captures(self._parameters[0].device)
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None  # graphs never play at once
 
     @property
@@ -46,8 +47,7 @@ class Player:
     def __call__(
         self, tokens: Tensor, targets: Tensor, segment_ids: Tensor | None = None, *, normalizer: int
     ) -> LossOutput:
-        """Leave the gradients of the objective, divided by `normalizer`, or add them to those that are there;
-        what it returns is good until the next call."""
+        """Leave the gradients of the objective, divided by `normalizer`, or add them to what is there."""
         device = self._parameters[0].device
         packed = self._objective.pack(self._model, tokens, targets, segment_ids, normalizer)
         shape = tuple(tokens.shape)
@@ -63,7 +63,7 @@ class Player:
         played.graph.replay()
         for parameter, gradient in zip(self._parameters, played.gradients, strict=True):
             parameter.grad = gradient
-        return played.output
+        return _copied(played.output)  # the next time the graph writes there again
 
     def _pass(self, packed: Tensor, shape: tuple[int, ...]) -> LossOutput:
         rows, length = shape
@@ -97,3 +97,14 @@ class Player:
         self._captured[key] = Captured(graph, packed, output, [p.grad for p in self._parameters])
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient  # nothing has been computed yet
+
+
+def _copied(output: LossOutput) -> LossOutput:
+    """The same numbers in other memory."""
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: tensor.clone() for name, tensor in value.items()}
+        return None if value is None else value.clone()
+
+    return LossOutput(**{name: copied(value) for name, value in vars(output).items()})

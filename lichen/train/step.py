@@ -166,11 +166,9 @@ class Trainer:
                 if value is not None:
                     totals[name] = totals.get(name, 0) + value
             for name, layer in output.routing.items():
-                counts[name] = counts[name] + layer if name in counts else layer.clone()
+                counts[name] = counts[name] + layer if name in counts else layer
             for name, layer in output.max_logits.items():
-                max_logits[name] = (
-                    torch.maximum(max_logits[name], layer) if name in max_logits else layer.clone()
-                )
+                max_logits[name] = torch.maximum(max_logits[name], layer) if name in max_logits else layer
         return totals, counts, max_logits
 
     def _apply_lr(self) -> float:

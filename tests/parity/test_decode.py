@@ -121,6 +121,35 @@ def test_a_sequence_enters_while_others_are_continued(model: Transformer, as_acc
     assert [column[1] for column in after] == alone[6][:8]
 
 
+def test_graphs_are_played_with_what_is_new(
+    model: Transformer, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way from a prompt to graphs, one for the first places and one for more, and back; they themselves
+    are a stand-in, which computes nothing while it is captured."""
+    ids = prompt(12).tolist()
+    params = SamplingParams(temperature=0.7, seed=3, max_tokens=30)
+    ordinary = list(generate(model, ids, params, eos_ids=()))
+    request.getfixturevalue("graphs")
+    monkeypatch.setattr(decode_module, "SMALLEST_REACH", 16)
+    made: list[int] = []
+    capture, play = Decoder._captured, Decoder._play
+
+    def captured(decoder: Decoder, reach: int) -> object:
+        passes: list[int] = []
+        # The last of the three is the captured one.
+        monkeypatch.setattr(Decoder, "_play", lambda d, r: passes.append(r) or len(passes) == 3 or play(d, r))
+        graph = capture(decoder, reach)
+        monkeypatch.setattr(Decoder, "_play", play)
+        assert passes == [reach] * 3
+        graph.play = lambda: play(decoder, reach)
+        made.append(reach)
+        return graph
+
+    monkeypatch.setattr(Decoder, "_captured", captured)
+    assert list(generate(model, ids, params, eos_ids=())) == ordinary
+    assert made == [16, 32, 42]
+
+
 def test_a_seed_draws_what_the_ordinary_pass_draws(
     model: Transformer, request: pytest.FixtureRequest
 ) -> None:
