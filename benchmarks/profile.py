@@ -24,7 +24,7 @@ KINDS = {
     r"lt|gt|eq|ne|ge|le|and|or|not|bool|cos|sin|reciprocal|sign",
 }
 REST = "other operators"
-REMAINDER = "Python and dispatch"
+REMAINDER = "own kernels, Python and dispatch"
 
 
 def cpu_seconds(step: Step, turns: int) -> dict[str, float]:
