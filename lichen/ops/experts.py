@@ -2,11 +2,11 @@
 
 `experts_reference` loops over the experts and is what autograd would do. `routed_experts` sorts the
 token copies by expert, so that an expert's tokens are one contiguous group of rows, and pads the groups to
-multiples of ROWS with rows that count for nothing: libraries build kernels for fresh matrix shapes, and round
-the last rows of an odd number otherwise. On CPU in fp32 each group has products of its own. In bf16 all groups
-get the size of the largest, so that one batched product serves all experts; the waste is bounded by
-MAX_PADDING, beyond which (a badly balanced router) they keep their own. Other devices have a grouped product
-for ragged groups.
+multiples of ROWS with rows that count for nothing: libraries build kernels for fresh matrix shapes, and
+round the last rows of an odd number otherwise. On CPU in fp32 each group has products of its own. In bf16
+all groups get the size of the largest, so that one batched product serves all experts; the waste is bounded
+by MAX_PADDING, beyond which (a badly balanced router) they keep their own. Other devices have a grouped
+product for ragged groups.
 
 Rows move by `index_select` and come back by `embedding_bag`, a weighted sum of chosen rows: on CPU these
 are several times faster than the advanced indexing that computes the same.
