@@ -5,13 +5,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench chromium
+.PHONY: demo test test-avx2 lint bench chromium
 
 demo: $(READY) ## data, training, export and three completions in a few minutes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/demo.sh
 
 test: lint chromium ## everything that is checked
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+	@$(MAKE) --no-print-directory test-avx2
+
+# What depends on how the processor multiplies, once more as on one that has no more than AVX2. Each library
+# has a variable of its own: oneDNN (products in bf16 and fp16), PyTorch's own loops, MKL (products in fp32).
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
+
+test-avx2: $(READY) ## number formats and quick benchmarks, without 16-bit arithmetic
+	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/machine tests/benchmarks/test_quick.py \
+	  tests/optim/test_newton_schulz.py tests/train/test_step.py tests/parity/test_checkpoints.py
 
 lint: $(READY) ## style, types and import layers
 	$(BIN)/ruff check .

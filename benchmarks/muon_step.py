@@ -9,7 +9,7 @@ matrix. pytorch_optimizer and heavyball take part if they are installed (pip ins
 
 The floor is the three products of every Newton-Schulz step, as plain batched products of the very same
 shapes in the very same chunks, measured in the same race. After the race of the tiny model come the cost of
-QK-clip and the forms of Newton-Schulz by shape, and last a GPU, if there is one.
+QK-clip and the forms of Newton-Schulz by shape. A GPU's figures come from `python -m benchmarks.gpu`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from transformers import DeepseekV3Config
 
 from benchmarks import models
 from benchmarks.muon_forms import forms
-from benchmarks.muon_gpu import gpu
 from benchmarks.muon_peers import OPTIONAL, OURS, PEERS, REFERENCE, Make, installed, matrices_of, spread
 from benchmarks.muon_qk_clip import cost
 from benchmarks.race import Contender, Step, apart, race
@@ -181,7 +180,6 @@ def main() -> None:
         if "tiny" in options.case:
             cost(report, threads, rounds, options.quick)
             forms(report, threads, rounds)
-    gpu(report, rounds)
     report.end(options.json)
 
 

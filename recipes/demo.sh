@@ -3,7 +3,8 @@
 # Finished steps are skipped and a training that was stopped goes on, so it can be run again at any time.
 set -eu
 
-DATA=data/stdlib
+CODE=data/plain
+DATA=data/code
 RUN=runs/demo
 MODEL=models/demo
 
@@ -13,26 +14,25 @@ step() {
 }
 
 complete() {
-  one_line=$(printf %s "$1" | awk 'NR > 1 { printf "\\n" } { printf "%s", $0 }')
-  printf "\n\$ lichen sample %s \$'%s' --temperature 0.6 --seed 1 --max-tokens 96\n" "$MODEL" "$one_line"
-  lichen sample "$MODEL" "$1" --temperature 0.6 --seed 1 --max-tokens 96
+  printf "\n\$ printf '%s' | lichen sample %s - --temperature 0.4 --seed 1 --max-tokens 96\n" "$1" "$MODEL"
+  printf '%b' "$1" | lichen sample "$MODEL" - --temperature 0.4 --seed 1 --max-tokens 96
 }
 
 trap 'printf "\nStopped. To go on: make demo\n"; exit 130' INT TERM
 
-echo "Python's standard library becomes training data, a small Kimi-K2-shaped model learns from it for"
-echo "a few minutes, and then completes code. Ctrl-C stops; make demo goes on."
+echo "The code of Python's standard library becomes training data, a small Kimi-K2-shaped model learns from"
+echo "it for at most four minutes, and then completes code. Ctrl-C stops; make demo goes on."
 
-step data prepare --out "$DATA"
+if [ ! -d "$DATA" ]; then
+  printf '\n$ python recipes/plain_code.py %s\n' "$CODE"
+  python recipes/plain_code.py "$CODE"
+fi
+step data prepare "$CODE" --vocab-size 4096 --out "$DATA"
 step train recipes/demo.toml --out "$RUN"
 step export "$RUN" "$MODEL"
-complete 'def read_lines(path):'
-complete 'class Stack:
-    def __init__(self'
-complete 'import os
-import sys
-
-def main('
+complete 'def read_lines(path):\n'
+complete 'class Stack:\n    def __init__(self'
+complete 'import os\nimport sys\n\ndef main('
 
 cat <<END
 

@@ -5,10 +5,14 @@ A shell that runs the tests in the background has them ignore it, and every chil
 
 from __future__ import annotations
 
+import importlib
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +46,49 @@ def read(model: Transformer, tokens: Tensor, storage: Contiguous) -> Tensor:
     """The logits after each of the new tokens (B, T) of all sequences in `storage`: (B, T, vocab_size)."""
     at = storage.take([tokens.shape[1]] * len(tokens))
     return model.logits(model(tokens.flatten(), at)).unflatten(0, tokens.shape)
+
+
+@pytest.fixture
+def as_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks is told that a CPU is an accelerator: its forms of everything but Triton's kernels."""
+    for name in ("lichen.train.loop", "lichen.serve.generate"):  # and all that these import
+        importlib.import_module(name)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lichen.") and hasattr(module, "is_accelerator"):
+            monkeypatch.setattr(module, "is_accelerator", lambda device: True)
+
+
+class PlayedGraph:
+    """In the place of a CUDA graph: `play` does again what was captured, to the same memory."""
+
+    play: Callable[[], object]
+
+    def replay(self) -> None:
+        self.play()
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        assert isinstance(generator, torch.Generator)
+
+
+@pytest.fixture
+def graphs(as_accelerator: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that is taken for a GPU with graphs; whoever captures gives its `PlayedGraph` what to play."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lichen.") and hasattr(module, "captures"):
+            monkeypatch.setattr(module, "captures", lambda device: True)
+    aside = SimpleNamespace(wait_stream=lambda stream: None)
+    for name, stand_in in {
+        "CUDAGraph": PlayedGraph,
+        "Stream": lambda: aside,
+        "current_stream": lambda: aside,
+        "stream": lambda stream: nullcontext(),
+        "graph": lambda graph, pool=None: nullcontext(),
+        "graph_pool_handle": lambda: None,
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=1 << 40),
+        "max_memory_allocated": lambda device: 0,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,6 +24,10 @@ def sample(
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be given several times.")
     ] = None,
+    weights: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"],
+        typer.Option(help="How to keep the weights; auto is the fastest that loses nothing that shows."),
+    ] = "auto",
 ) -> None:
     """Continue PROMPT with a trained model, and print the text as it comes.
 
@@ -37,7 +41,7 @@ def sample(
 
     params = SamplingParams(temperature, top_p, top_k, seed, max_tokens, tuple(stop or ()))
     text = _read_prompt(prompt)
-    trained = open_model(model, default_device())
+    trained = open_model(model, default_device(), weights)
     tokens = generate(trained.model, trained.tokenizer.encode(text).ids, params, eos_ids=trained.eos_ids)
     if sys.stdout.isatty():
         typer.secho(text, bold=True, nl=False)

@@ -26,7 +26,10 @@ from lichen.arch.declaration import Entries, State
 from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError
 from lichen.nn.forward import Pass
-from lichen.ops.sequences import Sequences
+from lichen.ops.native import FORMATS, Kernel, few
+from lichen.ops.sequences import Decoding, Sequences
+
+_keep = Kernel("keep", "10q")
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,16 @@ class Contiguous:
             self.lengths[slot] += new
         return Pass(Sequences(new_tokens, kept, slots, device=self.device), self)
 
+    def take_one_each(self, positions_B: Tensor, reach: int) -> Pass:
+        """The pass over one more token of every sequence, at `positions` (slots,) on the device, all of them
+        before `reach`. Who plays it counts `lengths` himself.
+
+        Raises LichenError for a model that keeps something else than entries of every token.
+        """
+        if not all(buffer.is_whole for layer in self._buffers for buffer in layer) or any(self._states):
+            raise LichenError("a step of static shape is made only for attention to every token")
+        return Pass(Decoding(positions_B, reach), self)
+
     # ---------------------------------------------------------------------------------- what a part keeps
 
     def append(
@@ -143,6 +156,9 @@ class Contiguous:
         returns what is stored of them now, (slots, room, widths side by side). They lie side by side in the
         part's declaration."""
         buffer = self._find(layer, every, tuple(entries))
+        if buffer.is_whole and all(few(entry) for entry in entries.values()):
+            self._append_few(buffer, sequences, entries)
+            return buffer.data
         joined = torch.cat([entries[item.name] for item in buffer.entries], -1).to(buffer.data.dtype)
         if buffer.is_whole:
             buffer.data[sequences.slot_N, sequences.positions_N] = joined
@@ -151,6 +167,17 @@ class Contiguous:
             places = buffer.places(end - new, end)
             buffer.data[slot, places] = theirs[len(theirs) - len(places) :]
         return buffer.data
+
+    def _append_few(self, buffer: Buffer, sequences: Sequences, entries: Mapping[str, Tensor]) -> None:
+        """Of a few tokens, each entry where it belongs."""
+        start = 0
+        _, capacity, room = buffer.data.stride()[0], buffer.data.shape[1], buffer.data.stride(1)
+        for item in buffer.entries:
+            entry = entries[item.name]
+            to = buffer.data[..., start:]
+            place = FORMATS[to.dtype], to, capacity, room, sequences.slot_N, sequences.positions_N
+            _keep(entry, entry.stride(0), len(entry), item.width, *place)
+            start += item.width
 
     def read(
         self, layer: int, slot: int, names: tuple[str, ...], every: int = 1, length: int | None = None

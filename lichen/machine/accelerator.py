@@ -24,6 +24,11 @@ def runs_triton(device_type: str) -> bool:
     return device_type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
 
 
+def captures(device: torch.device) -> bool:
+    """Whether what a device is given can be captured as a graph, and played again."""
+    return device.type == "cuda"
+
+
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`; from a CPU to a GPU without waiting for what the GPU does."""
     if tensor.device.type == "cpu" and device.type == "cuda":
@@ -51,3 +56,24 @@ class Moment:
         if self.event is None or later.event is None:
             return later.clock - self.clock
         return self.event.elapsed_time(later.event) / 1e3
+
+
+class Download:
+    """The numbers of a tensor as they are now, to be read later: the device goes on meanwhile."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: torch.Event | None = None
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.Event(tensor.device)
+            self._event.record()
+        else:
+            self._host = tensor.to("cpu", copy=True)
+
+    def read(self) -> list[int]:
+        """Waits until the device has got as far."""
+        if self._event is not None:
+            self._event.synchronize()
+        numbers: list[int] = self._host.tolist()
+        return numbers

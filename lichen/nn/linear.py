@@ -3,10 +3,10 @@
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lichen.nn.roles import Role
+from lichen.ops.embedding import embedding
 from lichen.ops.linear import linear
 from lichen.ops.norm import rms_norm
 
@@ -20,12 +20,13 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.packs = True  # whether it may be kept in fewer bits than 16
         self.roles = {"weight": role or Role("matrix")}
         if bias:
             self.roles["bias"] = Role("bias")
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -52,4 +53,4 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
     def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-        return F.embedding(tokens, self.weight).to(dtype)
+        return embedding(tokens, self.weight, dtype)

@@ -44,20 +44,20 @@ class MLAttention(nn.Module):
         self.kv_b_proj = Linear(
             spec.kv_lora_rank, heads * (spec.qk_nope_head_dim + spec.v_head_dim), role=per_head
         )
+        self.kv_b_proj.packs = False  # absorbed attention reads it along rows and along columns
         self.o_proj = Linear(heads * spec.v_head_dim, hidden_size, bias)
 
     def forward(self, x_NH: Tensor, at: Pass) -> Tensor:
         q_content, q_rotary = self._queries(x_NH, at)
         latent, rope_key = self._latents(x_NH, at)
         stored = at.keep(self.layer, latent=latent, rope_key=rope_key)
-        up = self.kv_b_proj.weight.to(x_NH.dtype)
         out, largest = latent_attention(
             q_content,
             q_rotary,
             latent,
             rope_key,
             stored,
-            up,
+            self.kv_b_proj.weight,
             at.sequences,
             self.scale,
             at.observes("max_logits"),

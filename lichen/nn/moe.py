@@ -8,6 +8,7 @@ from lichen.nn.dense import MLP
 from lichen.nn.forward import Pass
 from lichen.nn.roles import Role
 from lichen.nn.router import TopK
+from lichen.ops.add import add
 from lichen.ops.experts import routed_experts
 
 
@@ -35,4 +36,4 @@ class MoELayer(nn.Module):
     def forward(self, x_NH: Tensor, at: Pass) -> Tensor:
         experts_Nk, weights_Nk = self.gate(x_NH, at)
         y_NH = routed_experts(x_NH, experts_Nk, weights_Nk, self.experts.gate_up_proj, self.experts.down_proj)
-        return y_NH if self.shared_experts is None else y_NH + self.shared_experts(x_NH, at)
+        return y_NH if self.shared_experts is None else add(y_NH, self.shared_experts(x_NH, at))

@@ -3,10 +3,11 @@
 from torch import Tensor, nn
 
 from lichen.nn.forward import Pass
+from lichen.ops.add import add
 
 
 class Sum(nn.Module):
     """x + f(norm(x))."""
 
     def forward(self, x_NH: Tensor, norm: nn.Module, sub_layer: nn.Module, at: Pass) -> Tensor:
-        return x_NH + sub_layer(norm(x_NH), at)
+        return add(x_NH, sub_layer(norm(x_NH), at))

@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from lichen.arch.parts.moe import Router
 from lichen.nn.forward import Pass
 from lichen.nn.roles import Role
+from lichen.ops.chosen import chosen
+from lichen.ops.linear import linear
+from lichen.ops.native import few
+from lichen.ops.routing import choose_experts
 
 
 class TopK(nn.Module):
@@ -36,11 +40,13 @@ class TopK(nn.Module):
 
     def forward(self, x_NH: Tensor, at: Pass) -> tuple[Tensor, Tensor]:
         """The chosen experts (N, k) int64 and their weights (N, k) fp32."""
+        if few(x_NH) and not at.observes("routing"):
+            return choose_experts(linear(x_NH, self.weight), self.e_score_correction_bias, self.spec)
         logits_NE = F.linear(x_NH.float(), self.weight.float())
         sigmoid = self.spec.scoring_func == "sigmoid"
         scores_NE = logits_NE.sigmoid() if sigmoid else logits_NE.softmax(-1)
         experts_Nk = self.choose(scores_NE.detach())
-        weights_Nk = scores_NE.gather(1, experts_Nk)
+        weights_Nk = chosen(scores_NE, experts_Nk)
         if self.spec.norm_topk_prob:
             weights_Nk = weights_Nk / (weights_Nk.sum(-1, keepdim=True) + 1e-20)
         at.record("routing", self, (self.spec, scores_NE, experts_Nk))

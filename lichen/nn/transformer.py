@@ -16,6 +16,10 @@ from lichen.nn.linear import Embedding, Linear, RMSNorm
 from lichen.nn.mtp import MTPLayer
 from lichen.nn.roles import Role
 from lichen.ops.linear import linear
+from lichen.ops.native import few
+
+FEW_IN_FP32 = {torch.float32: 64, torch.bfloat16: 16}
+"""Tokens of a pass of inference that kernels on a CPU compute, in fp32, by what longer passes compute in."""
 
 
 class Trunk(nn.Module):
@@ -54,11 +58,13 @@ class Transformer(nn.Module):
         return self.model.norm(x_NH)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return self.model.embed_tokens(tokens, self.compute_dtype)
+        in_fp32 = len(tokens) <= FEW_IN_FP32.get(self.compute_dtype, 0) and few(tokens, torch.float32)
+        dtype = torch.float32 if in_fp32 else self.compute_dtype
+        return self.model.embed_tokens(tokens, dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., hidden_size) -> (..., vocab_size) fp32."""
-        return linear(hidden, self.head_weight.to(hidden.dtype)).float()
+        return linear(hidden, self.head_weight).float()
 
     @property
     def head_weight(self) -> Tensor:

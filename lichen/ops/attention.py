@@ -24,13 +24,15 @@ from torch import Tensor
 
 from lichen.machine.accelerator import is_accelerator, runs_triton
 from lichen.machine.precision import at_least_fp32
-from lichen.ops.native import FORMATS, Kernel, trains
+from lichen.ops.native import FORMATS, Kernel, few, trains
 from lichen.ops.sequences import BLOCK, Batch, QueryBlock, Sequences
 
 _attention_forward = Kernel("attention_forward", "14qd")
 _attention_backward = Kernel("attention_backward", "16qd")
 _softmax_forward = Kernel("softmax_forward", "10qd")
 _softmax_backward = Kernel("softmax_backward", "10qd")
+
+_attend = Kernel("attend", "12qd")
 
 WIDEST = 256  # channels of a head that the fused kernel takes
 HEADS = 8  # key heads per pass on CPU: measured best of 2-16 (docs/log.md)
@@ -243,6 +245,13 @@ def attention(
     Returns the output (N, H, V) and, with `max_logits`, the largest scaled logit of each head over the list,
     (H,) fp32; else, and of stored tokens, None.
     """
+    if stored_BSW is not None and few(q_NHD := q_HND.transpose(0, 1)) and stored_BSW.is_contiguous():
+        (tokens, heads, width), value = q_NHD.shape, v_KNV.shape[-1]
+        out = q_NHD.new_empty(tokens, heads, value)
+        sizes = tokens, heads, len(k_KND), width, value
+        place = FORMATS[stored_BSW.dtype], stored_BSW, stored_BSW.shape[1]
+        _attend(q_NHD.contiguous(), *sizes, *place, sequences.slot_N, sequences.positions_N, out, scale)
+        return out, None
     if stored_BSW is not None:
         keys = k_KND.shape[0] * k_KND.shape[2]
         outs = []

@@ -2,7 +2,7 @@
 
 FlashAttention-2 (arXiv 2307.08691) for a flat list of tokens: a block of queries visits the keys from the
 start of its first query's sequence to its own end, so nothing is computed for keys of earlier documents, and
-no mask is ever stored. The largest logit that QK-clip needs is the running maximum of the softmax, at no cost.
+no mask is ever stored. The largest logit that QK-clip needs is the softmax's running maximum, at no cost.
 
 A head's channels come in two parts, content and rotary, that are read where they lie: the rotary key of MLA
 (arXiv 2405.04434), which all heads share, is never copied to each, and widths are padded to powers of two one
@@ -188,7 +188,9 @@ def _run(q: Tensor, blocks: Blocks) -> dict[str, Any]:
 
 
 @triton.jit
-def _rows(start, token, head, token_stride, head_stride, tokens, WIDTH: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rows(  # type: ignore[no-untyped-def]
+    start, token, head, token_stride, head_stride, tokens, WIDTH: tl.constexpr, PADDED: tl.constexpr
+):
     """Rows of one head, (tokens, channels), 0 beyond what there is."""
     channel = tl.arange(0, PADDED)[None, :]
     here = start + token[:, None].to(tl.int64) * token_stride + head * head_stride + channel
@@ -196,7 +198,9 @@ def _rows(start, token, head, token_stride, head_stride, tokens, WIDTH: tl.const
 
 
 @triton.jit
-def _store(start, token, head, token_stride, head_stride, tokens, value, WIDTH: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _store(  # type: ignore[no-untyped-def]
+    start, token, head, token_stride, head_stride, tokens, value, WIDTH: tl.constexpr, PADDED: tl.constexpr
+):
     channel = tl.arange(0, PADDED)[None, :]
     here = start + token[:, None].to(tl.int64) * token_stride + head * head_stride + channel
     tl.store(here, value.to(start.dtype.element_ty), mask=(token[:, None] < tokens) & (channel < WIDTH))

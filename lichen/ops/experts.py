@@ -25,7 +25,11 @@ from torch import Tensor
 from lichen.machine.accelerator import is_accelerator
 from lichen.ops.experts_grouped import GroupedExperts, grouped_experts
 from lichen.ops.linear import linear
+from lichen.ops.native import Kernel, few
+from lichen.ops.packed import Packed, Weight, kernel_arguments
 from lichen.ops.swiglu import silu_mul_rows, silu_mul_rows_backward
+
+_experts = Kernel("experts", "14q")
 
 ROWS = {torch.float32: 16, torch.bfloat16: 32}  # group sizes are multiples of this
 MAX_PADDING = 1.75  # padded rows per real one that equal groups may cost; both measured in docs/log.md
@@ -82,6 +86,10 @@ class Groups:
         """Each expert's left rows, transposed, times its right rows, of equal groups: (E, X, Y)."""
         left, right = (x.unflatten(0, (len(self.counts_E), -1)) for x in (left_PX, right_PY))
         return torch.bmm(left.transpose(1, 2), right)
+
+    def of_tokens(self, x_NX: Tensor) -> Tensor:
+        """Each row's token: (N, X) -> (P, X)."""
+        return x_NX.index_select(0, self.token_P)
 
     def sums(self, rows_PX: Tensor, weights_Nk: Tensor | None = None) -> Tensor:
         """The sum of each token's rows, weighted: (P, X) -> (N, X)."""
@@ -163,17 +171,30 @@ def _for_few(
 
 
 def routed_experts(
-    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
+    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Weight, down_EHI: Weight
 ) -> Tensor:
     """What `experts_reference` computes, fast: (N, H) in x's dtype.
 
     x (N, H) in the compute dtype, experts (N, k) int64, weights (N, k) fp32, gate_up (E, 2I, H) with the
     gate's rows first, down (E, H, I).
     """
-    if is_accelerator(x_NH.device):
+    if few(x_NH):
+        out = torch.empty_like(x_NH)
+        sizes = *x_NH.shape, experts_Nk.contiguous(), weights_Nk.contiguous(), experts_Nk.shape[1]
+        matrices = *kernel_arguments(gate_up_E2IH), *kernel_arguments(down_EHI)
+        _experts(x_NH, *sizes, *matrices, down_EHI.shape[2], out)
+        return out
+    gate_up_E2IH, down_EHI = _unpacked(gate_up_E2IH, x_NH.dtype), _unpacked(down_EHI, x_NH.dtype)
+    aligned = all(x.shape[-1] * x_NH.element_size() % 16 == 0 for x in (gate_up_E2IH, down_EHI))
+    if is_accelerator(x_NH.device) and aligned:  # as grouped products ask
         return grouped_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     if len(x_NH) <= FEW_TOKENS and not torch.is_grad_enabled():
         return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     groups = Groups(experts_Nk, gate_up_E2IH.shape[0], x_NH.dtype)
     apply = GroupedExperts.apply if groups.equal else _OneByOne.apply
     return apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)
+
+
+def _unpacked(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Masters stay as they are: a cast that autograd sees would round their gradients."""
+    return weight.dense(dtype) if isinstance(weight, Packed) else weight

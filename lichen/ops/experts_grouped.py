@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lichen.machine.accelerator import runs_triton
 from lichen.ops.swiglu import silu_mul_rows, silu_mul_rows_backward
 
 ROWS = 16
+FEW_COPIES = 64  # at inference: with more, some of which share an expert, grouped products read less
 
 
 class Rows:
@@ -50,8 +52,20 @@ class Rows:
         """Each expert's left rows, transposed, times its right rows: (E, X, Y)."""
         return F.grouped_mm(left_PX.t(), right_PY, offs=self.ends_E)
 
+    def of_tokens(self, x_NX: Tensor) -> Tensor:
+        """Each row's token: (N, X) -> (P, X)."""
+        if runs_triton(x_NX.device.type):
+            from lichen.ops import rows_triton
+
+            return rows_triton.take(x_NX.contiguous(), self.token_P)
+        return x_NX.index_select(0, self.token_P)
+
     def sums(self, rows_PX: Tensor, weights_Nk: Tensor | None = None) -> Tensor:
         """The sum of each token's rows, weighted: (P, X) -> (N, X), added up in fp32."""
+        if runs_triton(rows_PX.device.type):
+            from lichen.ops import rows_triton
+
+            return rows_triton.sums(rows_PX, self.row_Nk, weights_Nk)
         return F.embedding_bag(self.row_Nk, rows_PX, mode="sum", per_sample_weights=weights_Nk)
 
 
@@ -64,7 +78,7 @@ class GroupedExperts(torch.autograd.Function):
     ) -> Tensor:
         dtype = x_NH.dtype
         gate_up, down = gate_up_E2IH.to(dtype), down_EHI.to(dtype)
-        x_PH = x_NH.index_select(0, rows.token_P)
+        x_PH = rows.of_tokens(x_NH)
         h_P2I = rows.products(x_PH, gate_up.transpose(1, 2))
         y_PH = rows.products(silu_mul_rows(h_P2I), down.transpose(1, 2))
         ctx.save_for_backward(x_PH, h_P2I, weights_Nk, gate_up, down)
@@ -75,7 +89,7 @@ class GroupedExperts(torch.autograd.Function):
     def backward(ctx: Any, grad_NH: Tensor) -> tuple[Tensor | None, ...]:
         x_PH, h_P2I, weights_Nk, gate_up, down = ctx.saved_tensors
         rows: Rows = ctx.rows
-        grad_PH = grad_NH.index_select(0, rows.token_P)
+        grad_PH = rows.of_tokens(grad_NH)
         # The routing weight is a factor of the expert's output, so of what comes before `down` as well, where
         # rows are narrower; padding has weight 0.
         weight_P = F.pad(weights_Nk.flatten(), (0, 1)).index_select(0, rows.copy_P)
@@ -91,5 +105,22 @@ def grouped_experts(
     x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
 ) -> Tensor:
     """`lichen.ops.experts.routed_experts` on an accelerator: (N, H) in x's dtype."""
+    if not torch.is_grad_enabled() and experts_Nk.numel() <= FEW_COPIES:
+        return _gathered(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     rows = Rows(experts_Nk, len(down_EHI))
     return GroupedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, rows)
+
+
+def _gathered(
+    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
+) -> Tensor:
+    """Inference with a few tokens: each copy by the matrices of its expert, without a row of padding."""
+    if runs_triton(x_NH.device.type) and gate_up_E2IH.is_contiguous() and down_EHI.is_contiguous():
+        from lichen.ops import experts_few_triton
+
+        return experts_few_triton.gathered_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
+    dtype, experts = x_NH.dtype, experts_Nk.flatten()
+    x_C1H = x_NH.repeat_interleave(experts_Nk.shape[1], 0).unsqueeze(1)
+    h = torch.bmm(x_C1H, gate_up_E2IH.index_select(0, experts).to(dtype).transpose(1, 2))
+    y = torch.bmm(silu_mul_rows(h.squeeze(1)).unsqueeze(1), down_EHI.index_select(0, experts).to(dtype).mT)
+    return (y.view(*experts_Nk.shape, -1) * weights_Nk.to(dtype).unsqueeze(-1)).sum(1)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from lichen.ops.attention import attention, has_kernel, stored_attention
 from lichen.ops.linear import linear
-from lichen.ops.native import FORMATS, Kernel, trains
+from lichen.ops.native import FORMATS, Kernel, few, trains
 from lichen.ops.sequences import Sequences
 
+_attend_latents = Kernel("attend_latents", "18qd")
 _join = Kernel("join_heads", "12q")
 _split = Kernel("split_heads", "11q")
 
@@ -112,6 +113,9 @@ def latent_attention(
 
     up (H (C + V), L): W_uk and W_uv of every head in turn.
     """
+    if stored_BSW is not None and few(q_content_NHC) and stored_BSW.is_contiguous():
+        return _absorbed(q_content_NHC, q_rotary_NHR, stored_BSW, up, sequences, scale), None
+    up = up.to(latent_NL.dtype)
     heads, content = q_content_NHC.shape[1:]
     latent, value = latent_NL.shape[-1], len(up) // heads - content
     if stored_BSW is None and has_kernel(up.device, content, q_rotary_NHR.shape[-1], value):
@@ -150,6 +154,27 @@ def latent_attention(
             out = stored_attention(q, k, v.contiguous(), batch, scale)
             outs.append(out.transpose(1, 2).flatten(0, 1))
     return outs[0] if len(outs) == 1 else torch.cat(outs), None
+
+
+def _absorbed(
+    q_content_NHC: Tensor,
+    q_rotary_NHR: Tensor,
+    stored_BSW: Tensor,
+    up: Tensor,
+    sequences: Sequences,
+    scale: float,
+) -> Tensor:
+    """The absorbed form for a few tokens: (N, H, V)."""
+    (tokens, heads, content), rotary, latent = q_content_NHC.shape, q_rotary_NHR.shape[-1], up.shape[1]
+    value = len(up) // heads - content
+    out = q_content_NHC.new_empty(tokens, heads, value)
+    by_token, by_head, _ = q_content_NHC.stride()
+    _attend_latents(
+        *(q_content_NHC, by_token, q_rotary_NHR.contiguous(), tokens, heads, content, rotary, latent, value),
+        *(FORMATS[up.dtype], up, FORMATS[stored_BSW.dtype], stored_BSW, stored_BSW.shape[1]),
+        *(sequences.slot_N, by_head, sequences.positions_N, out, scale),
+    )
+    return out
 
 
 def absorbs(length: int, content: int, latent: int, value: int) -> bool:

@@ -20,33 +20,100 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lichen.machine.accelerator import is_accelerator
 
 SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.uint8: 4}
-"""How kernels call the formats of numbers; of uint8, two numbers of four bits in a byte."""
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""How kernels number the formats of numbers."""
+FEW = 64
+"""Tokens of a pass that the kernels of a decoding step serve."""
+
+
+def few(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether the kernels of a decoding step serve x (tokens, ...), or what of `dtype` will be made of it: a
+    few tokens of inference in fp32, on a CPU."""
+    return (
+        (dtype or x.dtype) == torch.float32
+        and x.shape[0] <= FEW
+        and not torch.is_grad_enabled()
+        and not is_accelerator(x.device)
+        and library() is not None
+    )
 
 
 def trains(x: Tensor) -> bool:
     """Whether the kernels of a training step serve x: on a CPU, in fp32 or bf16."""
-    return x.device.type == "cpu" and FORMATS.get(x.dtype, 2) < 2 and library() is not None
+    return not is_accelerator(x.device) and FORMATS.get(x.dtype, 2) < 2 and library() is not None
 
 
 class Kernel:
-    """A kernel by name; `layout` has a letter for each argument: q whole number or tensor, d real."""
+    """A kernel by name; `layout`, as in `struct`: q for a whole number or a tensor, d for a real number."""
 
     def __init__(self, name: str, layout: str) -> None:
         self._name, self._pack = name, Struct(layout).pack
         self._function: Callable[[bytes], None] | None = None
 
     def __call__(self, *arguments: Tensor | int | float) -> None:
-        block = self._pack(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
+        block = self._pack(*[x.data_ptr() if isinstance(x, Tensor) else x for x in arguments])
         if self._function is None:
             self._function = getattr(library(), self._name)
         self._function(block)
+        if _recording:
+            _recording[-1].calls.append((self._function, block))
+
+
+class NotRecorded(Exception):
+    """An operation that is no kernel computed something; `args` name it."""
+
+
+class Recording(TorchDispatchMode):
+    """The kernels that were called within a `with`, to be called again with the same memory.
+
+    What they read from memory, such as tokens and positions, may have changed by then. Raises NotRecorded
+    where PyTorch's own operators compute something, which would not be repeated.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, bytes]] = []
+        self._made: list[Any] = []  # whose memory the calls use
+        self._list: ctypes.Array | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not (func.is_view or func.overloadpacket in _ALLOCATE):
+            raise NotRecorded(str(func))
+        made = func(*args, **(kwargs or {}))
+        self._made.append(made)
+        return made
+
+    def __enter__(self) -> "Recording":
+        _recording.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _recording.pop()
+        super().__exit__(*error)
+
+    def play(self) -> None:
+        """Call them all again."""
+        if self._list is None:
+            self._list = (ctypes.c_void_p * (2 * len(self.calls)))()
+            for i, (function, block) in enumerate(self.calls):
+                self._list[2 * i] = ctypes.cast(function, ctypes.c_void_p).value
+                self._list[2 * i + 1] = ctypes.cast(ctypes.c_char_p(block), ctypes.c_void_p).value
+        _play(ctypes.addressof(self._list), len(self.calls))
+
+
+_play = Kernel("play", "2q")
+_recording: list[Recording] = []
+_ALLOCATE = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty}
 
 
 @functools.cache
@@ -81,19 +148,16 @@ def _load(compiler: str) -> ctypes.CDLL:
     ).stdout  # the compiler's version and the processor's instructions, among others
     sources = sorted(SOURCES.iterdir())
     content = b"".join(source.read_bytes() for source in sources)
-    name = (
-        f"kernels-{hashlib.sha256(b' '.join([content, macros, *map(str.encode, flags)])).hexdigest()[:16]}.so"
-    )
-    path = _cache() / name
+    identity = hashlib.sha256(b" ".join([content, macros, *map(str.encode, flags)])).hexdigest()
+    path = _cache() / f"kernels-{identity[:16]}.so"
     if not path.exists():
         print("compiling the kernels for this processor (once)", file=sys.stderr)
-        handle, building = tempfile.mkstemp(prefix=name, dir=path.parent)
+        handle, building = tempfile.mkstemp(prefix=path.name, dir=path.parent)
         os.close(handle)
         try:
             units = [str(source) for source in sources if source.suffix == ".cpp"]
-            subprocess.run(
-                [compiler, *flags, *units, "-o", building], capture_output=True, check=True, timeout=600
-            )
+            command = [compiler, *flags, *units, "-o", building]
+            subprocess.run(command, capture_output=True, check=True, timeout=600)
             os.replace(building, path)
         finally:
             Path(building).unlink(missing_ok=True)

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import runs_triton
-from lichen.ops.native import FORMATS, Kernel, trains
+from lichen.ops.native import FORMATS, Kernel, few, trains
 
+_rms_norm = Kernel("rms_norm", "6qd")
 _norm_forward = Kernel("norm_forward", "8qd")
 _norm_backward = Kernel("norm_backward", "10q")
 SUMMED = 32  # rows whose gradients of the weight the kernel adds up
@@ -104,6 +105,10 @@ def _rows(x: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) of any float dtype, weight (D,) -> (..., D) in x's dtype, computed in fp32."""
+    if few(x) and weight.dtype == torch.float32:
+        rows, y = x.flatten(0, -2), torch.empty(x.shape, dtype=torch.float32)
+        _rms_norm(rows, rows.stride(0), weight, y, *rows.shape, eps)
+        return y
     if runs_triton(x.device.type):
         return _TritonRMSNorm.apply(x, weight, eps)
     if not torch.is_grad_enabled():

@@ -12,7 +12,6 @@ import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 PROGRAMS = 512  # of the backward pass
-WIDEST = 16384  # columns that a program can hold
 
 
 def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -35,9 +34,7 @@ def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor
     return out_ND, r_N
 
 
-def rms_norm_backward(
-    grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, r_N: Tensor
-) -> tuple[Tensor, Tensor]:
+def rms_norm_backward(grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, r_N: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x, in its dtype, and of the weight, fp32."""
     rows, width = x_ND.shape
     programs = min(PROGRAMS, rows)

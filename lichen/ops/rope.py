@@ -6,6 +6,7 @@ Published checkpoints pair channels in two ways: neighbours (0,1), (2,3), ... or
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from lichen.arch.parts.rope import Llama3Scaling, Rope, Yarn
 from lichen.machine.accelerator import runs_triton, upload
-from lichen.ops.native import FORMATS, Kernel, trains
+from lichen.ops.native import FORMATS, Kernel, few, trains
 
+_turns = Kernel("turns", "5qd")
+_rope = Kernel("rope", "9q")
 _rotate_heads = Kernel("rotate", "10q")
 
 
@@ -53,9 +56,19 @@ def _llama3(inverse: Tensor, scaling: Llama3Scaling) -> Tensor:
     return inverse * fast + inverse / scaling.factor * (1 - fast)
 
 
+@cache
+def _frequencies_on(device: torch.device, rope: Rope, dim: int) -> Tensor:
+    return upload(frequencies(rope, dim), device)
+
+
 def turns(rope: Rope, dim: int, positions: Tensor) -> Tensor:
     """cos + i sin of every pair's angle at `positions` (...): (..., dim/2) complex64, scaled as YaRN asks."""
-    angles = positions[..., None].float() * upload(frequencies(rope, dim), positions.device)
+    if positions.ndim == 1 and few(positions, torch.float32):
+        out = torch.empty(len(positions), dim // 2, dtype=torch.complex64)
+        inverse = _frequencies_on(positions.device, rope, dim)
+        _turns(positions, inverse, out, len(positions), dim // 2, rope.attention_factor)
+        return out
+    angles = positions[..., None].float() * _frequencies_on(positions.device, rope, dim)
     return torch.polar(torch.full_like(angles, rope.attention_factor), angles)
 
 
@@ -102,6 +115,11 @@ class _ApplyRope(torch.autograd.Function):
 
 def apply_rope(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
     """Turn x (..., D) by `turn` (broadcastable to (..., D/2), complex64); x's dtype and layout stay."""
+    if few(x) and x.ndim < 4:
+        out = torch.empty(x.shape, dtype=torch.float32)
+        heads, by_head = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
+        _rope(x, x.stride(0), by_head, turn, out, len(x), heads, turn.shape[-1], interleaved)
+        return out
     if not torch.is_grad_enabled():
         return _turned(x, turn, interleaved)
     return _ApplyRope.apply(x, turn, interleaved)

@@ -1,4 +1,4 @@
-"""Rotary position embedding in one pass over memory: a Triton kernel. `lichen.ops.rope` states what it does."""
+"""Rotary position embedding in one pass over memory: a Triton kernel. `lichen.ops.rope` states it."""
 
 from __future__ import annotations
 

@@ -212,3 +212,56 @@ class Sequences:
             level = len(set(kept)) == 1
             batches.append(Batch(tokens, slots, (rows, new), max(kept) + new, level, positions_BT))
         return batches
+
+
+class Bounds(Sequences):
+    """Rows whose sequences only the device knows: where every token's own starts and ends in the list.
+
+    Nothing about such a list depends on a number that the program would have to know, so that a pass over
+    it can be captured as a graph and played again with other sequences.
+    """
+
+    def __init__(self, starts_N: Tensor, ends_N: Tensor, row: int) -> None:
+        super().__init__([row] * (len(starts_N) // row), row=row, device=starts_N.device)
+        self.bounds_N = starts_N, ends_N
+
+    @property
+    def whole_rows(self) -> bool:
+        """Who asks has to allow for several in a row."""
+        return False
+
+    @cached_property
+    def allowed_BTT(self) -> Tensor:
+        start_BT = self.bounds_N[0].view(-1, self.row)
+        causal = torch.ones(1, self.row, self.row, dtype=torch.bool, device=self.device).tril_()
+        return causal & (start_BT[:, :, None] == start_BT[:, None, :])
+
+    @cached_property
+    def blocks(self) -> list[QueryBlock]:
+        """From the beginning of the row, whichever keys are not seen."""
+        position_N = torch.arange(self.total, device=self.device)
+        blocks = []
+        for row in range(0, self.total, self.row):
+            for start in range(row, row + self.row, self._block):
+                end = min(start + self._block, row + self.row)
+                keys, queries = position_N[row:end], position_N[start:end, None]
+                hidden = (keys > queries) | (keys < self.bounds_N[0][start:end, None])
+                blocks.append(QueryBlock(slice(start, end), slice(row, end), hidden))
+        return blocks
+
+
+class Decoding(Sequences):
+    """One new token of every sequence in storage, all in order, at positions that only the device knows.
+
+    Every pass over such a list has one shape, whatever the positions: attention reads the first `reach`
+    places of every sequence and masks what is later than its token, and nothing waits for the device. So a
+    pass can be captured as a graph and played again with other positions.
+    """
+
+    def __init__(self, positions_B: Tensor, reach: int) -> None:
+        rows = len(positions_B)
+        super().__init__([1] * rows, [0] * rows, range(rows), device=positions_B.device)
+        self.positions_N = positions_B
+        self.slot_N = torch.arange(rows, device=positions_B.device)
+        everything = slice(0, rows)
+        self.batches = [Batch(everything, everything, (rows, 1), reach, False, positions_B.unsqueeze(1))]

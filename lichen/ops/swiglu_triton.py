@@ -31,7 +31,12 @@ def silu_mul_backward(
 
 
 def weighted_silu_mul_backward(
-    grad_NI: Tensor, gate_NI: Tensor, up_NI: Tensor, weight_N: Tensor, grad_gate_NI: Tensor, grad_up_NI: Tensor
+    grad_NI: Tensor,
+    gate_NI: Tensor,
+    up_NI: Tensor,
+    weight_N: Tensor,
+    grad_gate_NI: Tensor,
+    grad_up_NI: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """As `silu_mul_backward` of weight * silu(gate) * up; returns that product itself, and the gradient of
     the weights, fp32."""
@@ -108,10 +113,7 @@ def _backward(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    if WEIGHTED:
-        w = tl.load(weight + row).to(tl.float32)
-    else:
-        w = 1.0
+    w = tl.load(weight + row).to(tl.float32) if WEIGHTED else 1.0
     total = tl.zeros((COLUMNS,), dtype=tl.float32)
     for start in range(0, width, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
@@ -123,14 +125,10 @@ def _backward(  # type: ignore[no-untyped-def]
         active = g * sigmoid
         if WEIGHTED:
             total += d * active * u
-            tl.store(
-                out + row * out_row + column, (w * active * u).to(out.dtype.element_ty), mask=exists
-            )
+            tl.store(out + row * out_row + column, (w * active * u).to(out.dtype.element_ty), mask=exists)
         d_gate = w * d * u * (sigmoid + active * (1.0 - sigmoid))
         d_up = w * d * active
-        tl.store(
-            grad_gate + row * grad_gate_row + column, d_gate.to(grad_gate.dtype.element_ty), mask=exists
-        )
+        tl.store(grad_gate + row * grad_gate_row + column, d_gate.to(grad_gate.dtype.element_ty), mask=exists)
         tl.store(grad_up + row * grad_up_row + column, d_up.to(grad_up.dtype.element_ty), mask=exists)
     if WEIGHTED:
         tl.store(grad_weight + row, tl.sum(total, 0))

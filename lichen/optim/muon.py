@@ -88,8 +88,9 @@ class Muon(torch.optim.Optimizer):
     ) -> Tensor | None:
         """Update every parameter that has a gradient; `closure` recomputes the loss first.
 
-        found_inf: a 0-d fp32 tensor that lies where the parameters do, 0, or 1 if nothing is to be changed, as
-        where a gradient is not finite: so that nobody has to wait for a GPU to know. Not of sharded matrices.
+        found_inf: a 0-d fp32 tensor where the parameters are: 1 if nothing is to be changed, as where a
+        gradient is not finite, else 0. So nobody has to wait for a GPU to know. Cut matrices (DTensors) do
+        not heed it.
         """
         with torch.enable_grad():
             loss = None if closure is None else closure()

@@ -62,23 +62,23 @@ EPSILON = 1e-7
 TOGETHER = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 5}
 
 
-# Symmetric products of fewer rows have too few tiles for half of them to be worth a kernel of their own: on an
-# H100 batched products of PyTorch's are faster up to 1,024 rows (QuACK's gate; docs/log.md).
+# Symmetric products of fewer rows have too few tiles for half of them to be worth a kernel of their own: up
+# to 1,024 rows PyTorch's batched products are faster on an H100 (QuACK's gate; docs/log.md).
 KERNEL_ROWS = 1025
 
 # By shorter side: up to this one, in which dtype, in the Gram form from which ratio of longer to shorter side
-# on, and whether transposed. For CPUs, with AMX and without, `python -m benchmarks.muon_step` found it. For
-# other devices counted, not measured: with half of every symmetric product left out, three and two steps
-# together need fewer operations from a ratio of 1 on, but more launches, and they round more often.
+# on, and whether transposed. For CPUs, with bf16 arithmetic (AMX) and without, benchmarks/muon_step.py found
+# it. For other devices counted, not measured: with half of every symmetric product left out, three and two
+# steps together need fewer operations from a ratio of 1 on, but more launches, and they round more often.
 METHODS: dict[str, tuple[tuple[float, torch.dtype, float, bool], ...]] = {
-    "amx": (
+    "bf16": (
         (15, torch.float32, 4.0, False),
         (31, torch.float32, 2.0, False),
         (255, torch.bfloat16, 3.0, False),
         (1023, torch.bfloat16, 2.0, False),
         (inf, torch.bfloat16, 2.0, True),
     ),
-    "cpu": ((15, torch.float32, 4.0, False), (inf, torch.float32, 2.0, False)),
+    "fp32": ((15, torch.float32, 4.0, False), (inf, torch.float32, 2.0, False)),
     "elsewhere": ((inf, torch.float16, 1.5, False),),
 }
 
@@ -99,7 +99,7 @@ class Form(NamedTuple):
 
 def form_for(device: torch.device, rows: int, columns: int) -> Form:
     """How to orthogonalise (rows, columns) matrices on `device`."""
-    kind = "elsewhere" if device.type != "cpu" else "amx" if multiplies_bf16("cpu") else "cpu"
+    kind = "elsewhere" if device.type != "cpu" else "bf16" if multiplies_bf16("cpu") else "fp32"
     shorter, longer = sorted((rows, columns))
     _, dtype, gram_ratio, transpose = next(row for row in METHODS[kind] if shorter <= row[0])
     together = TOGETHER[dtype] if longer >= gram_ratio * shorter else 1

@@ -28,8 +28,9 @@ def qk_clip(model: nn.Module, max_logits: Mapping[str, Tensor], tau: float) -> d
         sharded or `model` is in DistributedDataParallel, every rank gives those of its own batch and the
         maximum over the ranks counts.
 
-    Returns the number of clipped heads per module, for which it waits for the device. Raises LichenError for a logit that is not finite,
-    for a wrong number of heads, and for an attention that QK-clip is not defined for.
+    Returns the number of clipped heads per module, for which it waits for the device. Raises LichenError for
+    a logit that is not finite, for a wrong number of heads, and for an attention that QK-clip is not defined
+    for.
     """
     largest = largest_everywhere(model, max_logits)
     for name, logits in largest.items():

@@ -50,9 +50,7 @@ def muon_update(
 
             x, form, sizes = _room(parameters)
             pairs = [(gradient, momentum) for _, gradient, momentum in chunk]
-            update_triton.advance(
-                pairs, x.split(sizes), recipe.momentum, recipe.nesterov, EPSILON, found_inf
-            )
+            update_triton.advance(pairs, x.split(sizes), recipe.momentum, recipe.nesterov, EPSILON, found_inf)
             steps = _orthogonalized(x, form, recipe).split(sizes)
         else:
             directions = (advance(momentum, gradient, recipe, found_inf) for _, gradient, momentum in chunk)
@@ -92,9 +90,7 @@ def _orthogonalized(x: Tensor, form: Form, recipe: OptimizerRecipe) -> Tensor:
     return orthogonalize(x, schedule, together=form.together, transpose=form.transpose)
 
 
-def move(
-    parameter: Tensor, step: Tensor, group: dict[str, Any], found_inf: Tensor | None = None
-) -> None:
+def move(parameter: Tensor, step: Tensor, group: dict[str, Any], found_inf: Tensor | None = None) -> None:
     """parameter (1 - lr weight_decay) - lr step, in fp32 or better, rounded once; where `found_inf` is not 0,
     nothing.
 

@@ -111,9 +111,9 @@ def _advance(  # type: ignore[no-untyped-def]
     entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
     row, column, exists = (entry // columns).to(tl.int64), entry % columns, entry < entries
     here = averages + matrix * m_matrix + row * m_row + column * m_column
-    g = tl.load(
-        gradient + matrix * g_matrix + row * g_row + column * g_column, mask=exists, other=0.0
-    ).to(averages.dtype.element_ty)
+    g = tl.load(gradient + matrix * g_matrix + row * g_row + column * g_column, mask=exists, other=0.0).to(
+        averages.dtype.element_ty
+    )
     m = tl.load(here, mask=exists, other=0.0)
     new = g + momentum * m
     if HOLDS:

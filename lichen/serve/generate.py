@@ -7,8 +7,10 @@ from torch import Tensor
 
 from lichen.errors import LichenError
 from lichen.kv.contiguous import Contiguous
+from lichen.machine.accelerator import upload
 from lichen.nn.transformer import Transformer
-from lichen.serve.sampling import SamplingParams, sample
+from lichen.serve.decode import Decoder
+from lichen.serve.sampling import SamplingParams, checked
 
 # A long prompt enters the cache in pieces, so that attention scores take bounded memory.
 PREFILL_CHUNK = 2048
@@ -37,15 +39,14 @@ def generate(
     capacity = min(context, len(prompt_ids) + params.max_tokens)
     storage = Contiguous(model.spec, 1, capacity, model.compute_dtype, device)
 
-    for chunk in torch.tensor(prompt_ids, device=device).split(PREFILL_CHUNK):
+    for chunk in upload(torch.tensor(prompt_ids), device).split(PREFILL_CHUNK):
         logits = _next_logits(model, chunk, storage)
-    for position in range(len(prompt_ids), capacity):
-        next_token = sample(logits, params, generator)
-        if (token := int(next_token)) in eos_ids:
+    decoder = Decoder(model, storage, params, generator)
+    decoder.enter(logits)
+    for (token,) in decoder.texts(capacity - len(prompt_ids) - 1):
+        if checked(token) in eos_ids:
             return
         yield token
-        if position + 1 < capacity:
-            logits = _next_logits(model, next_token, storage)
 
 
 @torch.no_grad()

@@ -21,10 +21,9 @@ from lichen.data.tokenizer import (
 from lichen.errors import LichenError
 from lichen.files.json_file import read_json
 from lichen.files.sealed import find_damage
-from lichen.machine.precision import matmul_dtype
 from lichen.nn.transformer import Transformer
+from lichen.serve.formats import Weights, formats_for, load_in
 from lichen.weights.checkpoints import Damage, is_checkpoint, newest_good, read_versioned
-from lichen.weights.load import load_model
 
 EXPORT_MARK = "lichen.json"
 """What an export says about itself; a folder from elsewhere has none."""
@@ -41,33 +40,33 @@ class Opened:
     eos_ids: frozenset[int]
 
 
-def open_model(folder: Path, device: torch.device) -> Opened:
+def open_model(folder: Path, device: torch.device, weights: Weights = "auto") -> Opened:
     """Open what `folder` holds: a run's newest good checkpoint, a checkpoint, or the folder itself.
 
-    Weights stored as fp32, as in a run, compute in fp32; others in bf16 where `device` multiplies it faster.
+    `weights`: the format to keep them in (`lichen.serve.formats`).
 
-    Raises LichenError when there is no model, a run has no good checkpoint, or model and tokenizer do not
-    belong together.
+    Raises LichenError when there is no model, a run has no good checkpoint, model and tokenizer do not belong
+    together, or `device` cannot keep weights so.
     """
-    weights = _model_folder(folder)
-    _check_exported_tokenizer(weights)
-    spec = load_spec(weights)
-    dtype = torch.float32 if spec.dtype == "float32" else matmul_dtype(device)
-    checkpoint = weights.resolve().parent
+    model_folder = _model_folder(folder)
+    _check_exported_tokenizer(model_folder)
+    spec = load_spec(model_folder)
+    stored = spec.dtype
+    checkpoint = model_folder.resolve().parent
     run = checkpoint.parent.parent
-    if (weights / TOKENIZER_FILE).is_file() or not is_run(run):
-        tokenizer_path, ends = tokenizer_file(weights), _published_end_ids(weights, spec)
+    if (model_folder / TOKENIZER_FILE).is_file() or not is_run(run):
+        tokenizer_path, ends = tokenizer_file(model_folder), _published_end_ids(model_folder, spec)
         tokenizer = load_tokenizer(tokenizer_path)
     else:  # a checkpoint of a version that kept the tokenizer beside its checkpoints only
         manifest = run_manifest(run)
         check_tokenizer(checkpoint, manifest)
-        dtype, tokenizer_path = torch.float32, tokenizer_file(run)
+        stored, tokenizer_path = "float32", tokenizer_file(run)
         tokenizer = load_tokenizer(tokenizer_path)
         ends = end_ids(special_ids(tokenizer, manifest.parameters.family))
-    model = load_model(weights, dtype, device, param_dtype=dtype)
+    model = load_in(formats_for(weights, stored, device), model_folder, device)
     if vocabulary_size(tokenizer) > model.spec.vocab_size:
         raise LichenError(
-            f"{tokenizer_path} has {vocabulary_size(tokenizer):,} tokens and the model in {weights} a "
+            f"{tokenizer_path} has {vocabulary_size(tokenizer):,} tokens and the model in {model_folder} a "
             f"vocab_size of {model.spec.vocab_size:,}; they do not belong together"
         )
     return Opened(model, tokenizer, frozenset(ends))

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lichen.errors import LichenError
 
+NO_NUMBER = -1
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -56,12 +58,32 @@ def sample(logits_BV: Tensor, params: SamplingParams, generator: torch.Generator
 
     Raises LichenError when the logits are not numbers, as after a diverged training or in a damaged file.
     """
-    if not logits_BV.amax(-1).isfinite().all():
-        raise LichenError("the model's output is not a number (NaN or infinity): its weights are damaged")
+    tokens_B = draw(logits_BV, params, generator)
+    for token in tokens_B.tolist():
+        checked(token)
+    return tokens_B
+
+
+def draw(logits_BV: Tensor, params: SamplingParams, generator: torch.Generator) -> Tensor:
+    """`sample` where the logits lie, waiting for nothing: NO_NUMBER in place of a token where they are not
+    numbers, for `checked` to find once it is read."""
     if params.temperature == 0:
-        return logits_BV.argmax(-1)
-    ids_BK, probabilities_BK = candidates(logits_BV, params)
-    return ids_BK.gather(-1, torch.multinomial(probabilities_BK, 1, generator=generator)).squeeze(-1)
+        tokens_B = logits_BV.argmax(-1)
+    else:
+        ids_BK, probabilities_BK = candidates(logits_BV, params)
+        # As `torch.multinomial` draws one token, without its questions to the device: the first of K clocks
+        # to ring, each of which rings at a random time, the sooner the likelier its token.
+        clocks_BK = torch.empty_like(probabilities_BK).exponential_(generator=generator)
+        first_B1 = (probabilities_BK / clocks_BK).argmax(-1, keepdim=True)
+        tokens_B = ids_BK.gather(-1, first_B1).squeeze(-1)
+    return tokens_B.where(logits_BV.amax(-1).isfinite(), NO_NUMBER)
+
+
+def checked(token: int) -> int:
+    """A drawn token. Raises LichenError where there was none to draw."""
+    if token == NO_NUMBER:
+        raise LichenError("the model's output is not a number (NaN or infinity): its weights are damaged")
+    return token
 
 
 def candidates(logits_BV: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:

@@ -100,6 +100,11 @@ def point(study: Study, path: Path, arm: Arm, values: tuple[tuple[str, Scalar], 
         recipe = read_recipe(path.parent / study.base, overrides)
     except LichenError as error:
         raise LichenError(f"study {path}, arm {arm.name}: {error}") from None
+    if recipe.train.minutes:
+        raise LichenError(
+            f"study {path}, arm {arm.name}: with train.minutes the runs would not be of equal length; "
+            'give the arm set = { "train.minutes" = 0 }, or other train.steps'
+        )
     return Point(arm.name, values, seed, recipe)
 
 

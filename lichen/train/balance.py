@@ -13,9 +13,11 @@ from lichen.arch.parts.moe import Router
 
 def copies_by_row(experts_Nk: Tensor, real_BT: Tensor, n_experts: int) -> Tensor:
     """Token copies that each row sends to each expert, (B, E) int64; real_BT is 0 for padding, else 1."""
-    rows, chosen = len(real_BT), experts_Nk.shape[1]
-    copies_BE = experts_Nk.new_zeros(rows, n_experts)
-    return copies_BE.scatter_add_(1, experts_Nk.view(rows, -1), real_BT.repeat_interleave(chosen, 1))
+    experts_BTk1 = experts_Nk.view(*real_BT.shape, -1, 1)
+    sent_BTkE = experts_BTk1 == torch.arange(n_experts, device=experts_Nk.device)
+    return sent_BTkE.logical_and_(real_BT[..., None, None] > 0).sum(
+        (1, 2)
+    )  # adding up would be atomic on a GPU
 
 
 def balance_by_row(router: Router, scores_NE: Tensor, copies_BE: Tensor, real_BT: Tensor) -> Tensor:

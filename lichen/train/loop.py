@@ -11,7 +11,7 @@ from rich.console import Console
 from lichen.errors import LichenError, is_out_of_memory
 from lichen.files.atomic import write_text
 from lichen.files.lock import locked
-from lichen.train import state
+from lichen.train import budget, state
 from lichen.train.evaluate import evaluate, samples
 from lichen.train.metrics import MetricsLog, StepMetrics
 from lichen.train.progress import Progress
@@ -74,15 +74,14 @@ def stop_signals(handler: Callable[[int], object]) -> Iterator[None]:
 
 
 def _take_steps(run: Run, console: Console) -> signal.Signals | None:
-    steps = run.recipe.train.steps
-    with Progress(run.folder.resolve().name, steps, console) as progress:
+    with Progress(run.folder.resolve().name, run.recipe.train.steps, console) as progress:
         stop = StopRequest(progress.note)
         with stop_signals(stop):
             checkpoint = _last_checkpoint(run, progress)
             trainer = Trainer(run, checkpoint)
             run.divergence.unlink(missing_ok=True)
             with MetricsLog(run.folder, trainer.step) as log:
-                while trainer.step < steps and stop.signal is None:
+                while trainer.step < trainer.steps and stop.signal is None:
                     try:
                         metrics = _step(trainer)
                     except Exception as error:
@@ -91,13 +90,18 @@ def _take_steps(run: Run, console: Console) -> signal.Signals | None:
                         raise _explained(error, run, trainer.step, checkpoint) from error
                     log.append(metrics)
                     progress.update(metrics)
-                    if _due(run.recipe.checkpoint.every, trainer.step, steps):
+                    if budget.is_due(trainer):
+                        log.sync()
+                        checkpoint, said = budget.decide(trainer)
+                        progress.note(said)
+                        progress.steps = trainer.steps
+                    elif _due(run.recipe.checkpoint.every, trainer.step, trainer.steps):
                         log.sync()
                         checkpoint = state.save(trainer)
                 if trainer.step > (step_of(checkpoint) if checkpoint else 0):
                     log.sync()
                     state.save(trainer)
-    return stop.signal if trainer.step < steps else None
+    return stop.signal if trainer.step < trainer.steps else None
 
 
 def _last_checkpoint(run: Run, progress: Progress) -> Path | None:
@@ -118,9 +122,9 @@ def _step(trainer: Trainer) -> StepMetrics:
     """One optimizer step and, where they are due after it, an evaluation and samples."""
     recipe = trainer.run.recipe
     metrics = trainer.train_step()
-    if _due(recipe.eval.every, trainer.step, recipe.train.steps) and (scores := evaluate(trainer)):
+    if _due(recipe.eval.every, trainer.step, trainer.steps) and (scores := evaluate(trainer)):
         metrics = replace(metrics, validation_loss=scores[0], bits_per_byte=scores[1])
-    if recipe.sample.prompts and _due(recipe.sample.every, trainer.step, recipe.train.steps):
+    if recipe.sample.prompts and _due(recipe.sample.every, trainer.step, trainer.steps):
         metrics = replace(metrics, samples=samples(trainer))
     return metrics
 

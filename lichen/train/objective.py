@@ -1,15 +1,15 @@
 """What a training pass minimises: next-token cross-entropy, multi-token prediction, balance of experts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lichen.machine.accelerator import upload
+from lichen.machine.accelerator import is_accelerator, upload
 from lichen.nn.forward import Pass
 from lichen.nn.transformer import Transformer
 from lichen.ops.cross_entropy import IGNORE, linear_cross_entropy
-from lichen.ops.sequences import Sequences
+from lichen.ops.sequences import Bounds, Sequences
 from lichen.train.balance import balance_by_row, copies_by_row
 
 
@@ -27,9 +27,25 @@ class LossOutput:
     cross_entropy: Tensor
     mtp: Tensor | None
     balance: Tensor | None
-    n_targets: int
     routing: dict[str, Tensor]
     max_logits: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a pass reads of a batch (B, T), where the model is.
+
+    tokens_DN, targets_DN: tokens and targets of N = B T positions, and then, for every depth of multi-token
+    prediction, those so much later. counted_B: targets in each row; real_BT: 0 for padding, else 1. All
+    int64. divisor: of the sums, 0-d fp32.
+    """
+
+    tokens_DN: Tensor
+    targets_DN: Tensor
+    counted_B: Tensor
+    real_BT: Tensor
+    divisor: Tensor
+    sequences: Sequences
 
 
 @dataclass(frozen=True)
@@ -58,65 +74,96 @@ class NextToken:
 
         The batch may lie on the CPU whatever the model's device: then nothing has to wait for that to count.
         """
-        counted = targets != IGNORE
-        n_targets = int(counted.sum())
-        divisor = max(1, n_targets if normalizer is None else normalizer)
-        observed = [name for name in ("routing", "max_logits") if getattr(self, name)]
         device = model.head_weight.device
         rows, length = tokens.shape
-        at = Pass(Sequences.packed(rows, length, segment_ids, device=device), observe=observed)
+        packed = self.pack(model, tokens, targets, segment_ids, normalizer)
+        inputs = self.unpack(model, upload(packed, device), rows, length)
+        if not is_accelerator(device):  # where looking for keys that nobody sees costs less than they do
+            inputs = replace(inputs, sequences=Sequences.packed(rows, length, segment_ids, device=device))
+        return self.loss(model, inputs)
 
-        hidden_NH = model(upload(tokens.flatten(), device), at)
-        cross_entropy = _cross_entropy(model, hidden_NH, targets) / divisor
+    def pack(
+        self,
+        model: Transformer,
+        tokens: Tensor,
+        targets: Tensor,
+        segment_ids: Tensor | None,
+        normalizer: int | None,
+    ) -> Tensor:
+        """All that the device is told of a batch, in one piece: (numbers,) int64, where the batch lies."""
+        counted_B = (targets != IGNORE).sum(-1)
+        divisor = counted_B.sum().clamp(min=1) if normalizer is None else torch.tensor(max(1, normalizer))
+        real = torch.ones_like(targets) if segment_ids is None else segment_ids >= 0
+        both = [tokens], [targets]
+        for depth in range(1, 1 + self._depths(model)):
+            both[0].append(tokens.roll(-depth, 1))  # what wraps around meets no target
+            both[1].append(_one_further(both[1][-1], segment_ids))
+        rows, length = tokens.shape
+        bounds = Sequences.packed(rows, length, segment_ids).bounds_N
+        parts = *both[0], *both[1], *bounds, real, counted_B, divisor
+        return torch.cat([part.flatten().to(tokens.device, torch.int64) for part in parts])
+
+    def unpack(self, model: Transformer, packed: Tensor, rows: int, length: int) -> Inputs:
+        """What `pack` told of a batch of `rows` x `length`; on the device and without waiting for it."""
+        positions, lists = rows * length, 1 + self._depths(model)
+        sizes = [lists * positions, lists * positions, positions, positions, positions, rows, 1]
+        tokens, targets, starts, ends, real, counted, divisor = packed.split(sizes)
+        return Inputs(
+            tokens_DN=tokens.view(lists, positions),
+            targets_DN=targets.view(lists, positions),
+            counted_B=counted,
+            real_BT=real.view(rows, length),
+            divisor=divisor.squeeze(0).float(),
+            sequences=Bounds(starts.to(torch.int32), ends.to(torch.int32), length),
+        )
+
+    def loss(self, model: Transformer, inputs: Inputs) -> LossOutput:
+        """All that remains to be computed, on the device and without waiting for it."""
+        observed = [name for name in ("routing", "max_logits") if getattr(self, name)]
+        at = Pass(inputs.sequences, observe=observed)
+        hidden_NH = model(inputs.tokens_DN[0], at)
+        cross_entropy = (
+            linear_cross_entropy(hidden_NH, model.head_weight, inputs.targets_DN[0]) / inputs.divisor
+        )
         loss = cross_entropy
         mtp = None
-        if self.mtp_weight > 0 and model.mtp_layers:
-            mtp = _multi_token(model, hidden_NH, tokens, targets, segment_ids, at) / divisor
+        if self._depths(model):
+            mtp = _multi_token(model, hidden_NH, inputs, at) / inputs.divisor
             loss = loss + self.mtp_weight * mtp
 
         names = {module: name for name, module in model.named_modules()}
-        real = torch.ones_like(targets) if segment_ids is None else (segment_ids >= 0).to(targets.dtype)
-        real = upload(real, device)
         routing, balances = {}, []
         for module, (router, scores_NE, experts_Nk) in at.records.get("routing", {}).items():
-            copies_BE = copies_by_row(experts_Nk, real, router.n_routed_experts)
+            copies_BE = copies_by_row(experts_Nk, inputs.real_BT, router.n_routed_experts)
             routing[names[module]] = copies_BE.sum(0)
             if router.aux_loss_alpha > 0:
-                balances.append(balance_by_row(router, scores_NE, copies_BE, real))
+                balances.append(balance_by_row(router, scores_NE, copies_BE, inputs.real_BT))
         balance = None
         if balances:
-            balance = (torch.stack(balances).sum(0) * upload(counted.sum(-1), device)).sum() / divisor
+            balance = (torch.stack(balances).sum(0) * inputs.counted_B).sum() / inputs.divisor
             loss = loss + balance
         return LossOutput(
             loss=loss,
             cross_entropy=cross_entropy.detach(),
             mtp=None if mtp is None else mtp.detach(),
             balance=None if balance is None else balance.detach(),
-            n_targets=n_targets,
             routing=routing,
             max_logits={names[module]: value for module, value in at.records.get("max_logits", {}).items()},
         )
 
+    def _depths(self, model: Transformer) -> int:
+        """Of multi-token prediction."""
+        return len(model.mtp_layers) if self.mtp_weight > 0 else 0
 
-def _cross_entropy(model: Transformer, hidden_NH: Tensor, targets: Tensor) -> Tensor:
-    return linear_cross_entropy(hidden_NH, model.head_weight, upload(targets.flatten(), hidden_NH.device))
 
-
-def _multi_token(
-    model: Transformer,
-    hidden_NH: Tensor,
-    tokens: Tensor,
-    targets: Tensor,
-    segment_ids: Tensor | None,
-    at: Pass,
-) -> Tensor:
+def _multi_token(model: Transformer, hidden_NH: Tensor, inputs: Inputs, at: Pass) -> Tensor:
     """Mean over depths of the summed cross-entropy. Depth d sees token t+d and predicts t+d+1."""
     total = hidden_NH.new_zeros((), dtype=torch.float32)
-    for depth, layer in enumerate(model.mtp_layers, start=1):
-        ahead = upload(tokens.roll(-depth, 1).flatten(), hidden_NH.device)  # what wraps around meets no target
-        hidden_NH = layer.predict(hidden_NH, model.embed(ahead), at)
-        targets = _one_further(targets, segment_ids)
-        total = total + _cross_entropy(model, layer.shared_head.norm(hidden_NH), targets)
+    later = zip(model.mtp_layers, inputs.tokens_DN[1:], inputs.targets_DN[1:], strict=True)
+    for layer, ahead_N, targets_N in later:
+        hidden_NH = layer.predict(hidden_NH, model.embed(ahead_N), at)
+        normed_NH = layer.shared_head.norm(hidden_NH)
+        total = total + linear_cross_entropy(normed_NH, model.head_weight, targets_N)
     return total / len(model.mtp_layers)
 
 

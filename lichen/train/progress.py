@@ -23,10 +23,13 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 class Progress:
-    """Use as a context manager; `update` after every step, `note` for a sentence that should stay."""
+    """Use as a context manager; `update` after every step, `note` for a sentence that should stay.
+
+    `steps` is how many there will be, which may become fewer.
+    """
 
     def __init__(self, name: str, steps: int, console: Console) -> None:
-        self._name, self._steps, self._console = name, steps, console
+        self._name, self.steps, self._console = name, steps, console
         self._begun: tuple[float, int] | None = None  # when this part of the run began, and its first step
         self._losses: list[float] = []
         self._latest: StepMetrics | None = None
@@ -54,11 +57,11 @@ class Progress:
             self._begun = (now - metrics.seconds, metrics.step)
         began, first = self._begun
         # Evaluations, samples and checkpoints count, because they will come again.
-        self._eta = format_duration((self._steps - metrics.step) * (now - began) / (metrics.step - first + 1))
+        self._eta = format_duration((self.steps - metrics.step) * (now - began) / (metrics.step - first + 1))
         self._losses.append(metrics.cross_entropy)
         if metrics.bits_per_byte is not None:
             self._validation = metrics
-        due = now - self._last_line >= _PLAIN_EVERY or metrics.step == self._steps
+        due = now - self._last_line >= _PLAIN_EVERY or metrics.step == self.steps
         if self._live is None and (due or self._validation is metrics):
             self._last_line = now
             self.note(self._plain_line(metrics))
@@ -66,7 +69,7 @@ class Progress:
             self.note(f"{sample.prompt}{sample.text}\n")
 
     def _plain_line(self, metrics: StepMetrics) -> str:
-        parts = [f"step {metrics.step:,}/{self._steps:,}", f"loss {metrics.cross_entropy:.3f}"]
+        parts = [f"step {metrics.step:,}/{self.steps:,}", f"loss {metrics.cross_entropy:.3f}"]
         if metrics.bits_per_byte is not None:
             parts.append(f"validation {metrics.bits_per_byte:.3f} bits/byte")
         parts.append(f"{metrics.tokens_per_second:,.0f} tokens/s")
@@ -86,8 +89,8 @@ class Progress:
             Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True
         )
         bar.add_row(
-            f"[bold]step {metrics.step:,}[/] of {self._steps:,}",
-            ProgressBar(self._steps, metrics.step, complete_style="green", finished_style="green"),
+            f"[bold]step {metrics.step:,}[/] of {self.steps:,}",
+            ProgressBar(self.steps, metrics.step, complete_style="green", finished_style="green"),
             f"eta [bold]{self._eta}[/]",
         )
         numbers = Table.grid(Column(style="dim", no_wrap=True), Column(no_wrap=True), padding=(0, 1))

@@ -80,7 +80,14 @@ class ScheduleSection(Section):
 
 
 class TrainSection(Section):
-    steps: int = Field(gt=0, description="optimizer steps")
+    steps: int = Field(gt=0, description="optimizer steps; with train.minutes, at most so many")
+    minutes: float = Field(
+        default=0,
+        ge=0,
+        description="budget for the training, with evaluations, samples and checkpoints: its first steps are "
+        "timed, and it takes as many as fit, wsd's decay shortened with them; 0: none. It gives way to "
+        "train.steps on the command line",
+    )
     tokens_per_step: int = Field(gt=0, description="tokens of one optimizer step, a multiple of seq_len")
     seq_len: int = Field(gt=1, description="tokens of one sequence")
     micro_batch: int = Field(
@@ -93,7 +100,7 @@ class TrainSection(Section):
     )
     dtype: Literal["auto", "bf16", "fp32"] = Field(
         default="auto",
-        description="of matrix products; auto is bf16 where the machine multiplies it faster",
+        description="of matrix products; auto is bf16 where the machine is found to multiply it faster",
     )
     clip_grad_norm: float = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
     bias_update_rate: float = Field(
@@ -160,6 +167,24 @@ FIXED = (
 )
 
 
+DECIDED_AFTER = 10
+"""Steps after which it is decided how many fit into train.minutes."""
+
+
+def cut_down(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with no more than so many steps: wsd's decay keeps its share of those after the warm-up."""
+    planned, schedule = recipe.train.steps, recipe.schedule
+    if steps >= planned:
+        return recipe
+    decay = schedule.decay_steps * (steps - schedule.warmup_steps) // (planned - schedule.warmup_steps)
+    return recipe.model_copy(
+        update={
+            "train": recipe.train.model_copy(update={"steps": steps}),
+            "schedule": schedule.model_copy(update={"decay_steps": decay}),
+        }
+    )
+
+
 def read_toml(path: Path, kind: str) -> dict[str, Any]:
     """The content of `path`, a file of that kind. Raises LichenError where it cannot be read."""
     try:
@@ -175,9 +200,12 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe file; `overrides` are `section.key=value` strings that win over the file.
 
+    An override of train.steps sets train.minutes to 0, unless that is given too.
     Raises LichenError for an unreadable file, an unknown key, a wrong type or numbers that disagree.
     """
     values = read_toml(path, "recipe")
+    if any(override.startswith("train.steps=") for override in overrides):
+        overrides = ["train.minutes=0", *overrides]  # who names the steps means them
     for override in overrides:
         _apply(values, override)
     try:
@@ -308,6 +336,12 @@ def _check_numbers(recipe: Recipe, path: Path) -> None:
             f"train.seq_len ({train.seq_len}); the nearest is {nearest}"
         )
     lr_factor(steps=train.steps, step=0, **schedule.model_dump())  # raises for numbers that do not fit
+    if train.minutes and schedule.warmup_steps < 2 * DECIDED_AFTER:
+        raise LichenError(
+            f"recipe {path}: train.minutes needs schedule.warmup_steps of {2 * DECIDED_AFTER} or more (here "
+            f"{schedule.warmup_steps}): while the first steps are timed, the learning rate must not depend "
+            "on how many will follow"
+        )
     if schedule.decay_steps and schedule.kind != "wsd":
         raise LichenError(
             f'recipe {path}: schedule.decay_steps is for kind = "wsd"; here it is "{schedule.kind}"'

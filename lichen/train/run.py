@@ -4,17 +4,22 @@ RUN/recipe.toml     the resolved recipe          RUN/metrics.jsonl   one line pe
 RUN/config.json     the model                    RUN/tensorboard/    the same, for TensorBoard
 RUN/tokenizer.json  its tokens                   RUN/checkpoints/    see `lichen.weights.checkpoints`
 RUN/data.json       the manifest of its data     RUN/report.html     written at the end
-RUN/run.json        format, machine, versions    RUN/plots/          its figures
+RUN/run.json        format, machine, versions,   RUN/plots/          its figures
+                    what was fitted to it
 RUN/lock            who trains, see `lichen.files.lock`
 
 Only training itself reads the data again: what has been trained can be used and exported without them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import lichen
 from lichen.arch.families import read_config, write_config
@@ -25,10 +30,10 @@ from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write, disk_errors
 from lichen.files.json_file import read_json, write_json
 from lichen.files.lock import LOCK_FILE, locked
-from lichen.machine.precision import default_device
+from lichen.machine.precision import default_device, matmul_dtype
 from lichen.machine.rates import machine
 from lichen.serve.open import DATA_FILE, is_run, run_manifest
-from lichen.train.recipe import Recipe, differences, is_fixed, read_recipe, write_recipe
+from lichen.train.recipe import Recipe, cut_down, differences, is_fixed, read_recipe, write_recipe
 from lichen.train.resolve import resolve
 from lichen.weights.checkpoints import FORMAT_VERSION, read_versioned
 
@@ -37,11 +42,13 @@ from lichen.weights.checkpoints import FORMAT_VERSION, read_versioned
 class Run:
     folder: Path
     recipe: Recipe
+    """That of recipe.toml, and what it leaves to the machine as that was decided, once for the whole run."""
     spec: ModelSpec
     manifest: Manifest
     """Of the data that the run began with."""
     facts: dict[str, Any]
-    """What run.json holds: format_version, lichen, started (ISO 8601), machine."""
+    """What run.json holds: format_version, lichen, started (ISO 8601), machine, and `fitted`: the dtype that
+    train.dtype = "auto" is here and, once it is decided, the number of steps within train.minutes."""
 
     @property
     def tokenizer(self) -> Path:
@@ -59,6 +66,17 @@ class Run:
     def divergence(self) -> Path:
         """A sentence that tells where the run diverged; no such file unless it did."""
         return self.folder / "diverged.txt"
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is still to be found how many steps fit into train.minutes."""
+        return self.recipe.train.minutes > 0 and "steps" not in self.facts["fitted"]
+
+    def decided(self, steps: int) -> Run:
+        """This run with so many steps within its train.minutes, which its folder keeps from now on."""
+        facts = self.facts | {"fitted": self.facts["fitted"] | {"steps": steps}}
+        write_json(self.folder / "run.json", facts)
+        return replace(self, facts=facts, recipe=_fitted(self.recipe, facts))
 
     @property
     def has_steps(self) -> bool:
@@ -81,8 +99,9 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
         "lichen": lichen.__version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(default_device()),
+        "fitted": {"dtype": "bf16" if matmul_dtype(default_device()) == torch.bfloat16 else "fp32"},
     }
-    run = Run(folder, recipe, spec, dataset.manifest, facts)
+    run = Run(folder, _fitted(recipe, facts), spec, dataset.manifest, facts)
     with locked(folder):
         if run.has_steps:
             return _same_run(open_run(folder), recipe, spec)
@@ -107,11 +126,11 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     """
     if not is_run(folder):
         raise LichenError(f"{folder} is not a run; it has no recipe.toml and run.json")
-    facts = read_versioned(folder / "run.json")
+    facts = {"fitted": {}} | read_versioned(folder / "run.json")  # which earlier versions did not keep
     spec = read_config(read_json(folder / "config.json"))
     manifest = run_manifest(folder)
     recipe = _changed_recipe(folder, overrides) if overrides else read_recipe(folder / "recipe.toml")
-    return Run(folder, recipe, spec, manifest, facts)
+    return Run(folder, _fitted(recipe, facts), spec, manifest, facts)
 
 
 # ------------------------------------------------------------------------------------------------ details
@@ -127,6 +146,16 @@ def _is_ours(folder: Path) -> bool:
     return names <= {LOCK_FILE} or names >= {LOCK_FILE, "run.json"}
 
 
+def _fitted(recipe: Recipe, facts: dict[str, Any]) -> Recipe:
+    """The recipe with what it leaves to the machine as it was decided when the run began."""
+    train, fitted = recipe.train, facts["fitted"]
+    if train.dtype == "auto" and "dtype" in fitted:
+        recipe = recipe.model_copy(update={"train": train.model_copy(update={"dtype": fitted["dtype"]})})
+    if train.minutes and "steps" in fitted:
+        recipe = cut_down(recipe, fitted["steps"])
+    return recipe
+
+
 def _changed_recipe(folder: Path, overrides: Sequence[str]) -> Recipe:
     path = folder / "recipe.toml"
     with locked(folder):
@@ -137,6 +166,11 @@ def _changed_recipe(folder: Path, overrides: Sequence[str]) -> Recipe:
                     f"{key} is {shown(old)} in the run {folder} and cannot become {shown(new)}: the run's "
                     "weights and place in the data depend on it. Start a new run with another --out"
                 )
+            if key == "train.minutes" and new:
+                raise LichenError(
+                    f"train.minutes counts from the beginning of a run; give {folder} a number of steps "
+                    "instead, such as train.steps=800"
+                )
         write_recipe(changed, path)
     return changed
 
@@ -144,7 +178,7 @@ def _changed_recipe(folder: Path, overrides: Sequence[str]) -> Recipe:
 def _same_run(run: Run, recipe: Recipe, spec: ModelSpec) -> Run:
     told = [
         f"{key} is {shown(old)} there and {shown(new)} here"
-        for key, (new, old) in differences(recipe, run.recipe).items()
+        for key, (new, old) in differences(recipe, read_recipe(run.folder / "recipe.toml")).items()
     ]
     if not told and spec != run.spec:
         ours, theirs = write_config(spec), write_config(run.spec)

@@ -11,6 +11,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
 from lichen.machine.accelerator import Moment, is_accelerator
 from lichen.machine.allocator import keep_freed_memory
-from lichen.machine.precision import default_device, matmul_dtype
-from lichen.machine.rates import matrix_rate
+from lichen.machine.precision import default_device, matmul_dtype, warn_if_emulated
+from lichen.machine.rates import ceiling
 from lichen.nn.router import update_selection_bias
 from lichen.nn.transformer import Transformer
 from lichen.ops.cross_entropy import IGNORE
@@ -35,6 +36,7 @@ from lichen.train import state
 from lichen.train.metrics import StepMetrics, load_ratios, read_together
 from lichen.train.objective import LossOutput, NextToken
 from lichen.train.parallel import Threads
+from lichen.train.player import Player
 from lichen.train.resolve import optimizer_recipe, optimizer_table
 from lichen.train.run import Run
 from lichen.weights.load import load_weights
@@ -45,7 +47,7 @@ class Diverged(LichenError):
 
 
 class Trainer:
-    """Model, objective, optimizer and data of a run. `step` counts the optimizer steps taken."""
+    """Model, objective, optimizer and data of a run. `step` counts the optimizer steps taken, of `steps`."""
 
     def __init__(self, run: Run, checkpoint: Path | None = None) -> None:
         """Begin `run`, or continue it from a verified `checkpoint`, to the last bit as if without a pause.
@@ -77,6 +79,11 @@ class Trainer:
         else:
             self.model.initialize(recipe.train.seed)
         self.parallel = Threads(self.model, recipe.train.micro_batch)
+        self.player = Player(self.model, self.objective)
+
+    @property
+    def steps(self) -> int:
+        return self.run.recipe.train.steps
 
     def train_step(self) -> StepMetrics:
         """Take one optimizer step. Raises Diverged, with nothing applied, when the loss is not finite.
@@ -110,7 +117,7 @@ class Trainer:
             ratios = torch.stack(load_ratios(counts))
             values |= {"load_worst": ratios.max(), "load_mean": ratios.mean()}
         done = Moment.now(self.device)
-        read = read_together(values)
+        read: dict[str, Any] = read_together(values)
         if not (math.isfinite(read["loss"]) and math.isfinite(read["grad_norm"])):
             raise self._diverged(read)
         self.step += 1
@@ -125,7 +132,7 @@ class Trainer:
             seconds=seconds,
             optimizer_seconds=applied.seconds_to(done),
             tokens_per_second=per_second,
-            ceiling_share=per_second * self.flops_per_token / matrix_rate(self.compute_dtype, self.device),
+            ceiling_share=per_second * self.flops_per_token / ceiling(self.compute_dtype, self.device),
             clipped_heads=None if clipped is None else int(clipped),
             **read,
         )
@@ -144,6 +151,8 @@ class Trainer:
         normalizer = int((batch.targets != IGNORE).sum())
 
         def differentiate(model: Transformer, *rows: Tensor) -> LossOutput:
+            if is_accelerator(self.device):
+                return self.player(*rows, normalizer=normalizer)
             output = self.objective(model, *rows, normalizer=normalizer)
             output.loss.backward()
             return replace(output, loss=output.loss.detach())
@@ -199,4 +208,7 @@ def _open_data(run: Run) -> TokenDataset:
 
 
 def _compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    return {"auto": matmul_dtype(device), "bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
+    dtype = {"auto": matmul_dtype(device), "bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
+    if dtype != torch.float32:
+        warn_if_emulated(dtype, device, 'train.dtype = "fp32" is faster')
+    return dtype

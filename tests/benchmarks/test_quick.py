@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from benchmarks import gpu
+from lichen.machine import accelerator
 from lichen.machine.precision import multiplies_bf16
 
 ROOT = Path(__file__).parents[2]
@@ -56,9 +58,59 @@ def test_quick(name: str, column: str, contenders: set[str]) -> None:
     assert all(math.isfinite(target["value"]) for target in found["targets"])
 
 
-def test_muon_says_what_it_did_not_measure() -> None:
-    found, printed = run("muon_step")
-    assert ("not measured: no CUDA device" in printed) != torch.cuda.is_available()
+def test_decode_says_whether_llama_cpp_took_part() -> None:
+    found, printed = run("decode")
+    raced = {row["contender"] for row in found["batch 2, 1 thread"]}
+    assert (found["machine"]["llama_cpp_python"] == "not installed") == (find_spec("llama_cpp") is None)
+    assert any(name.startswith("llama.cpp") for name in raced) == ("llama.cpp's logits" in printed)
+
+
+def test_muon_says_which_peers_there_were() -> None:
+    found, _ = run("muon_step")
     for package in ("pytorch_optimizer", "heavyball"):
         assert (found["machine"][package] == "not installed") == (find_spec(package) is None)
     assert {"forms, 1 thread", "QK-clip, 2 x 64, 1 thread"} <= found.keys()
+
+
+def test_gpu_runs_every_part_and_says_which_failed() -> None:
+    """On a machine without one, a CPU is taken for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "found.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu", "--quick", "--json", str(file)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == 0, done.stderr
+        found = {figure["figure"]: figure for figure in json.loads(file.read_text())}
+    assert not [figure for name, figure in found.items() if name.endswith("failed")]
+    for name, goal in {
+        "train: forward and backward with the largest logits": 60,
+        "train: Muon's step over the model": 18,
+        "train: over transformers' forward and backward": 0.35,
+        "decode: batch 1, a step": 2,
+        "decode: batch 32, a step": 4,
+    }.items():
+        assert found[name]["at_most"] == goal
+        assert f"| {name} " in done.stdout
+    for name in ("train: share of the matrix rate", "demo: recipes/demo.toml"):
+        assert found[name]["value"] > 0
+        assert found[name]["at_least"] > 0
+    assert found["train: the same step has the same bits"]["value"] is True
+    assert all(found[f"{part}: took"]["value"] > 0 for part in gpu.PARTS)
+    assert sum(gpu.SECONDS.values()) <= 7 * 60
+
+
+def test_a_part_that_fails_or_hangs_is_told_and_the_others_go_on(monkeypatch) -> None:
+    monkeypatch.setattr(accelerator, "is_accelerator", accelerator.is_accelerator)  # to have it back
+    monkeypatch.setitem(gpu.PARTS, "kernels", lambda quick: 1 / 0)
+    with pytest.raises(SystemExit):
+        gpu.one_part("kernels", True)
+    figures = gpu.run("machine", True, limit=0.2)
+    assert [figure["value"] for figure in figures if figure["figure"] == "machine: failed"] == [
+        "not done in 0 s"
+    ]
+    assert gpu.goals(figures)[0]["met"] == "FAILED"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
 from lichen.arch.spec import ModelSpec
 from lichen.kv.contiguous import Contiguous
+from lichen.serve import decode
+from lichen.serve.generate import generate
+from lichen.serve.sampling import SamplingParams
 from tests.conftest import loss_of, read
 
 from .conftest import DEEPSEEK, LLAMA, make_model, next_tokens, random_tokens
@@ -59,3 +64,15 @@ def test_storage(spec: ModelSpec) -> None:
         parts = [read(model, part, storage) for part in tokens.to(place).split([30, 1, 9], 1)]
         logits.append(torch.cat(parts, 1).cpu())
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+
+
+@SPECS
+def test_texts(spec: ModelSpec) -> None:
+    """From a graph where there are any, one for the first places and one for more."""
+    texts = []
+    for place in (torch.device("cpu"), device()):
+        model = make_model(spec).to(place)
+        greedy = SamplingParams(temperature=0, max_tokens=30)
+        with patch.object(decode, "SMALLEST_REACH", 16):
+            texts.append(list(generate(model, [5, 3, 9], greedy, eos_ids=())))
+    assert texts[1] == texts[0]

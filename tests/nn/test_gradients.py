@@ -6,6 +6,7 @@ quotient is exact to nine digits and a missing term of one part in a million sho
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lichen.arch.spec import ModelSpec
 from lichen.nn.transformer import Transformer
+from lichen.ops import native, rope
 from tests.conftest import loss_of
 
 from .conftest import DEEPSEEK, LLAMA, ROUTER, make_model, next_tokens, random_tokens, with_router
@@ -29,9 +31,14 @@ STEP = 1e-5
 
 
 @pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> None:
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What computes in fp32 computes in fp64; kernels know no such numbers."""
+    monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(Tensor, "float", Tensor.double)
+    rope._frequencies_on.cache_clear()
+    yield
+    rope._frequencies_on.cache_clear()
 
 
 def whole_loss(model: Transformer, segment_ids: Tensor | None) -> Tensor:

@@ -33,7 +33,9 @@ def interpreted() -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("number_format", "bound"), [("fp32", 5e-6), ("fp16", 1e-3)])
-@pytest.mark.parametrize("kernel", ["attention", "norm", "swiglu", "weighted swiglu", "rope", "cross-entropy"])
+@pytest.mark.parametrize(
+    "kernel", ["attention", "norm", "swiglu", "weighted swiglu", "rope", "gathered experts", "cross-entropy"]
+)
 def test_values_and_gradients(kernel: str, number_format: str, bound: float) -> None:
     errors = {
         case: error

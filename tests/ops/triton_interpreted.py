@@ -19,14 +19,25 @@ from torch import Tensor
 from lichen.machine import accelerator
 
 accelerator.runs_triton = lambda device_type: True
+accelerator.is_accelerator = lambda device: True
 
 from lichen.arch.parts.rope import Rope  # noqa: E402
-from lichen.ops import attention_triton, cross_entropy, norm, rope, swiglu  # noqa: E402
+from lichen.ops import (  # noqa: E402
+    attention_triton,
+    cross_entropy,
+    experts_few_triton,
+    norm,
+    rope,
+    swiglu,
+)
+from lichen.ops.experts import experts_reference  # noqa: E402
 
 Function = Callable[..., Tensor]
 
 
-def errors(ours: Function, theirs: Function, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> float:
+def errors(
+    ours: Function, theirs: Function, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype]
+) -> float:
     """The largest relative error of the value and of every gradient, of inputs rounded to their formats."""
     found = []
     rounded = [x.to(dtype) for x, dtype in zip(inputs, dtypes, strict=True)]
@@ -130,7 +141,10 @@ def main() -> None:
         )
         for width in (24, 1500):
             found[f"swiglu {width}, {name}"] = errors(
-                swiglu.silu_mul, lambda g, u: F.silu(g) * u, [randn(9, width), randn(9, width, seed=1)], [dtype] * 2
+                swiglu.silu_mul,
+                lambda g, u: F.silu(g) * u,
+                [randn(9, width), randn(9, width, seed=1)],
+                [dtype] * 2,
             )
             found[f"weighted swiglu {width}, {name}"] = weighted(width, dtype)
         for interleaved in (False, True):
@@ -142,6 +156,8 @@ def main() -> None:
                     [x],
                     [dtype],
                 )
+        for hidden, inner in ((24, 16), (300, 40)):
+            found[f"gathered experts {hidden}, {name}"] = gathered(hidden, inner, dtype)
         for vocabulary in (50, 5000):
             targets = torch.randint(vocabulary, (40,), generator=torch.Generator().manual_seed(3))
             targets[7] = targets[33] = cross_entropy.IGNORE
@@ -152,6 +168,17 @@ def main() -> None:
                 [dtype, torch.float32 if dtype == torch.float32 else dtype],
             )
     print(json.dumps(found))
+
+
+def gathered(hidden: int, width: int, dtype: torch.dtype) -> float:
+    """Three tokens with three of eight experts each, against a loop over experts in fp64."""
+    chosen = torch.tensor([[5, 7, 0], [0, 1, 5], [2, 0, 7]])
+    x, gate_up, down = randn(3, hidden), randn(8, 2 * width, hidden), randn(8, hidden, width) / width**0.5
+    x, gate_up, down = (t.to(dtype) for t in (x, gate_up / hidden**0.5, down))
+    weights = randn(3, 3).abs()
+    ours = experts_few_triton.gathered_experts(x, chosen, weights, gate_up, down)
+    theirs = experts_reference(x.double(), chosen, weights.double(), gate_up.double(), down.double())
+    return float((ours.double() - theirs).norm() / theirs.norm())
 
 
 def rotated(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:

@@ -120,17 +120,17 @@ def run(runs, tmp_path) -> Run:
 @pytest.mark.parametrize("family", MODELS)
 def test_transformers_computes_the_logits_and_texts_of_the_run(runs, exports, family):
     theirs = AutoModelForCausalLM.from_pretrained(exports[family]).eval()
-    ours = open_model(runs[family].folder, CPU)
+    ours, exact = (open_model(runs[family].folder, CPU, weights) for weights in ("auto", "fp32"))
     prompt = AutoTokenizer.from_pretrained(exports[family])("def f(x):\n    return x", return_tensors="pt")
     ids = prompt["input_ids"]
     assert ours.tokenizer.encode("def f(x):\n    return x").ids == ids[0].tolist()
     with torch.no_grad():
-        expected, logits = theirs(ids).logits, logits_of(ours.model, ids)
+        expected, logits = theirs(ids).logits, logits_of(exact.model, ids)
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
     greedy = theirs.generate(**prompt, max_new_tokens=64, do_sample=False, return_dict_in_generate=False)
     params = SamplingParams(temperature=0, max_tokens=64)
-    for model in (ours.model, load_model(exports[family])):
+    for model in (ours.model, exact.model, load_model(exports[family])):
         text = list(generate(model, ids[0].tolist(), params, eos_ids=ours.eos_ids))
         assert text == [i for i in greedy[0, ids.shape[1] :].tolist() if i not in ours.eos_ids]
 
@@ -284,8 +284,9 @@ def test_a_checkpoint_is_such_a_folder_too(runs, exports, family):
     theirs = AutoModelForCausalLM.from_pretrained(checkpoint / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / "model")
     ids = tokenizer("def f(x):\n    return x", return_tensors="pt")["input_ids"]
-    opened = [open_model(path, CPU) for path in (runs[family].folder, checkpoint, checkpoint / "model")]
-    exported = open_model(exports[family], CPU)
+    folders = runs[family].folder, checkpoint, checkpoint / "model"
+    opened = [open_model(path, CPU, "fp32") for path in folders]
+    exported = open_model(exports[family], CPU, "fp32")
     with torch.no_grad():
         expected = logits_of(exported.model, ids)
         assert (expected - theirs(ids).logits).abs().max() <= 1e-5 * expected.abs().max()

@@ -31,6 +31,9 @@ inline uint32_t as_bits(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); ret
 inline float number(float x) { return x; }
 inline float number(bf16 x) { return as_float(uint32_t(x.bits) << 16); }
 inline float number(fp16 x) {  // IEEE half, subnormal numbers included
+#if defined(__F16C__)
+    return _cvtsh_ss(x.bits);
+#endif
     uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
     if (rest >= 0x7c00) return as_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
     return as_float(sign | as_bits(as_float(rest << 13) * as_float(0x77800000)));  // times 2^112
@@ -58,7 +61,7 @@ inline void put(fp16* to, float x) {
 
 using vec = __m512;
 constexpr int LANES = 16;
-constexpr int TILE_ROWS = 4;  // weight rows at a time, whose sums fit the registers with 4 rows of x
+constexpr int SUMS = 16;  // that are added up at a time in registers
 inline vec zero() { return _mm512_setzero_ps(); }
 inline vec all(float x) { return _mm512_set1_ps(x); }
 inline vec load(const float* p) { return _mm512_loadu_ps(p); }
@@ -72,8 +75,8 @@ inline vec load(const int8_t* p) {
 }
 inline vec load_nibbles(const uint8_t* p, bool high) {  // bytes p[0..LANES), one half of each, less 8
     __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
-    x = high ? _mm512_srli_epi32(x, 4) : _mm512_and_si512(x, _mm512_set1_epi32(15));
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(x, _mm512_set1_epi32(8)));
+    vec values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm512_permutexvar_ps(high ? _mm512_srli_epi32(x, 4) : x, values);  // which reads four bits
 }
 inline void store(float* p, vec x) { _mm512_storeu_ps(p, x); }
 inline void store(bf16* p, vec x) {
@@ -100,7 +103,7 @@ inline vec power_of_two(vec n) {  // whole numbers from -126 to 127
 
 using vec = __m256;
 constexpr int LANES = 8;
-constexpr int TILE_ROWS = 2;
+constexpr int SUMS = 8;
 inline vec zero() { return _mm256_setzero_ps(); }
 inline vec all(float x) { return _mm256_set1_ps(x); }
 inline vec load(const float* p) { return _mm256_loadu_ps(p); }
@@ -152,7 +155,7 @@ inline vec power_of_two(vec n) {
 
 using vec = float32x4_t;
 constexpr int LANES = 4;
-constexpr int TILE_ROWS = 4;
+constexpr int SUMS = 16;
 inline vec zero() { return vdupq_n_f32(0); }
 inline vec all(float x) { return vdupq_n_f32(x); }
 inline vec load(const float* p) { return vld1q_f32(p); }
@@ -196,7 +199,7 @@ inline vec power_of_two(vec n) {
 
 using vec = float;
 constexpr int LANES = 1;
-constexpr int TILE_ROWS = 4;
+constexpr int SUMS = 4;
 inline vec zero() { return 0; }
 inline vec all(float x) { return x; }
 inline vec load(const float* p) { return *p; }
@@ -219,6 +222,13 @@ inline vec round(vec x) { return std::nearbyint(x); }
 inline vec power_of_two(vec n) { return std::ldexp(1.0f, int(n)); }
 
 #endif
+
+inline void save(float* p, vec x) { store(p, x); }
+inline void save(bf16* p, vec x) {
+    float lanes[LANES];
+    store(lanes, x);
+    for (int i = 0; i < LANES; i++) put(p + i, lanes[i]);
+}
 
 // e^x, within 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf).
 inline vec exp(vec x) {
