@@ -1,12 +1,12 @@
 """Routed experts without capacity limits: every token reaches all of its experts (dropless).
 
 `experts_reference` loops over the experts and is what autograd would do. `routed_experts` sorts the
-token copies by expert, so that an expert's tokens are one contiguous group of rows. On CPU in fp32 each
-group has a product of its own. In bf16 the groups are padded with rows that count for nothing: all get the
-size of the largest, so that one batched product serves all experts; the waste is bounded by MAX_PADDING,
-beyond which (a badly balanced router) groups keep their own size, rounded up to ROWS because the library
-builds a kernel for every fresh matrix shape. Accelerators take another way, which waits for no number:
-`lichen.ops.experts_grouped`.
+token copies by expert, so that an expert's tokens are one contiguous group of rows, and pads the groups to
+multiples of ROWS with rows that count for nothing: libraries build kernels for fresh matrix shapes, and
+round the last rows of an odd number otherwise. On CPU in fp32 each group has products of its own. In bf16
+all groups get the size of the largest, so that one batched product serves all experts; the waste is bounded
+by MAX_PADDING, beyond which (a badly balanced router) they keep their own. Other devices have a grouped
+product for ragged groups.
 
 Rows move by `index_select` and come back by `embedding_bag`, a weighted sum of chosen rows: on CPU these
 are several times faster than the advanced indexing that computes the same.
@@ -31,7 +31,7 @@ from lichen.ops.swiglu import silu_mul_rows, silu_mul_rows_backward
 
 _experts = Kernel("experts", "14q")
 
-ROWS = 32  # group sizes are multiples of this
+ROWS = {torch.float32: 16, torch.bfloat16: 32}  # group sizes are multiples of this
 MAX_PADDING = 1.75  # padded rows per real one that equal groups may cost; both measured in docs/log.md
 FEW_TOKENS = 16  # at inference; above some 24 the padded form is faster (docs/log.md)
 
@@ -59,12 +59,13 @@ class Groups:
 
     def __init__(self, experts_Nk: Tensor, n_experts: int, dtype: torch.dtype) -> None:
         copies = experts_Nk.flatten()
-        self.counts_E = size_E = torch.bincount(copies, minlength=n_experts)
+        self.counts_E = torch.bincount(copies, minlength=n_experts)
+        multiple = ROWS.get(dtype, 1)
+        size_E = (self.counts_E + (multiple - 1)) // multiple * multiple
         self.equal = False
         if dtype == torch.bfloat16:
-            size_E = (size_E + (ROWS - 1)) // ROWS * ROWS
             largest = int(size_E.max())
-            self.equal = largest * n_experts <= MAX_PADDING * copies.numel() + ROWS * n_experts
+            self.equal = largest * n_experts <= MAX_PADDING * copies.numel() + multiple * n_experts
             if self.equal:
                 size_E = size_E.new_full((n_experts,), largest)
         self.ends_E = size_E.cumsum(0)
