@@ -136,6 +136,7 @@ def latent_attention(
         k, v = _expanded(latent_NL, rope_key_NR, up, q_content_NHC)
         q = torch.cat([q_content_NHC.transpose(0, 1), q_rotary_NHR.transpose(0, 1)], -1)
         return attention(q, k, v, None, sequences, scale, max_logits)
+    assert stored_BSW is not None  # as something was kept before
     outs = []
     for batch in sequences.batches:
         stored = stored_BSW[batch.slots, : batch.longest].to(q_content_NHC.dtype)
