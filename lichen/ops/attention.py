@@ -54,9 +54,9 @@ def attention_reference(
 
 
 class _NativeAttention(torch.autograd.Function):
-    """Block-causal attention in fp32 by a kernel with products of its own (`lichen/ops/kernels/attention.cpp`):
-    a block stays in the cache from its logits to its output, and hardly a logit is computed that is not seen.
-    Saves the probabilities for the backward pass, as `_BlockCausal` does."""
+    """Block-causal attention in fp32 by a kernel with products of its own
+    (`lichen/ops/kernels/attention.cpp`): a block stays in the cache from its logits to its output, and hardly
+    a logit is computed that is not seen. Saves the probabilities for the backward pass."""
 
     @staticmethod
     def forward(
