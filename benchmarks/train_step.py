@@ -206,7 +206,11 @@ def compare(report: Report, folder: Path, shape: Shape, threads: int, options: a
 
 def goal(shape: Shape, mode: str) -> float | None:
     """How much of their best time ours may take; None where nothing was set."""
-    return {(512, "eager"): 0.55, (512, "compiled"): 0.75, (2048, "eager"): 0.28}.get((shape.length, mode))
+    goals = {
+        torch.bfloat16: {(512, "eager"): 0.55, (512, "compiled"): 0.6, (2048, "eager"): 0.28},
+        torch.float32: {(512, "eager"): 0.7},
+    }
+    return goals.get(NATIVE, {}).get((shape.length, mode))
 
 
 def check_losses(results: list[Result]) -> None:

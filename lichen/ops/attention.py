@@ -7,6 +7,7 @@ Forms of the same mathematics for tokens that are all in the list (`lichen.ops.s
   scores is never computed, nor are the keys of earlier sequences. It knows the largest logit of
   every head as a by-product, which QK-clip needs, and it does not mind that MLA's keys and values have
   different widths, which sends PyTorch's own CPU attention to its slow path.
+* `_NativeAttention`: the same in fp32 on CPU, in one kernel.
 * On GPUs a fused kernel, which knows the largest logits as well (`lichen.ops.attention_triton`), and on
   devices that do not run it `scaled_dot_product_attention` with values padded to the keys' width.
 
@@ -53,8 +54,9 @@ def attention_reference(
 
 
 class _NativeAttention(torch.autograd.Function):
-    """The same in fp32, with products of its own (`lichen/ops/kernels/attention.cpp`): from the logits to the
-    output a block stays in the cache, and of the logits none is computed that is not seen."""
+    """Block-causal attention in fp32 by a kernel with products of its own
+    (`lichen/ops/kernels/attention.cpp`): a block stays in the cache from its logits to its output, and hardly
+    a logit is computed that is not seen. Saves the probabilities for the backward pass."""
 
     @staticmethod
     def forward(

@@ -20,7 +20,7 @@ from lichen.ops.native import FORMATS, Kernel, few, trains
 _rms_norm = Kernel("rms_norm", "6qd")
 _norm_forward = Kernel("norm_forward", "8qd")
 _norm_backward = Kernel("norm_backward", "10q")
-SUMMED = 32  # rows whose gradients of the weight the kernel adds up
+SUMMED = 32  # rows whose gradients of the weight the kernel adds up: its PIECE
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -211,11 +211,16 @@ void softmax_backward(T* grad, const T* p, int64_t heads, int64_t queries, int64
         std::memset(g, 0, seen.first * sizeof(T));
         std::memset(g + seen.last, 0, (keys - seen.last) * sizeof(T));
         g += seen.first;
-        vec dot = zero();
-        for (int64_t i = 0; i < n; i += LANES) dot = fma(get(g, i, n), get(probability, i, n), dot);
-        vec mean = all(sum(dot));
-        for (int64_t i = 0; i < n; i += LANES)
-            set(g, i, n, mul(mul(sub(get(g, i, n), mean), all(scale)), get(probability, i, n)));
+        vec sums[4] = {zero(), zero(), zero(), zero()};
+        int64_t i = 0;
+        for (; i + 4 * LANES <= n; i += 4 * LANES)
+            for (int j = 0; j < 4; j++)
+                sums[j] = fma(load(g + i + j * LANES), load(probability + i + j * LANES), sums[j]);
+        for (; i < n; i += LANES) sums[0] = fma(get(g, i, n), get(probability, i, n), sums[0]);
+        vec mean = all(sum(add(add(sums[0], sums[1]), add(sums[2], sums[3]))));
+        for (i = 0; i + LANES <= n; i += LANES)
+            store(g + i, mul(mul(sub(load(g + i), mean), all(scale)), load(probability + i)));
+        if (i < n) set(g, i, n, mul(mul(sub(get(g, i, n), mean), all(scale)), get(probability, i, n)));
     }
 }
 
