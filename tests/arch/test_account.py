@@ -189,12 +189,14 @@ def test_decode_reads_mla_absorbed() -> None:
 
 
 @pytest.mark.parametrize("spec", [small_deepseek(layers=small_deepseek().layers[:1] * 2), small_llama()])
-def test_decode_is_what_our_engine_computes(spec: ModelSpec) -> None:
-    """Without experts, whose rows the engine may pad; two tokens at once, since PyTorch's counter does not
-    know the fused kernel that serves a single one."""
+def test_decode_is_what_our_engine_computes(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without experts, whose rows the engine may pad, and by PyTorch's operators, which its counter knows; two
+    tokens at once, since it does not know the fused one that serves a single token."""
     from lichen.kv.contiguous import Contiguous
     from lichen.nn.transformer import Transformer
+    from lichen.ops import native
 
+    monkeypatch.setattr(native, "library", lambda: None)
     model = Transformer(spec)
     model.initialize(0)
     storage = Contiguous(spec, slots=1, capacity=64)
