@@ -73,10 +73,10 @@ inline vec load(const fp16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((cons
 inline vec load(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
-inline vec load_nibbles(const uint8_t* p, bool high) {  // bytes p[0..LANES), one half of each, less 8
+inline vec load_nibbles(const uint8_t* p, bool high, vec scale) {  // (half of each byte p[0..LANES) - 8) * scale
     __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
     vec values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm512_permutexvar_ps(high ? _mm512_srli_epi32(x, 4) : x, values);  // which reads four bits
+    return _mm512_permutexvar_ps(high ? _mm512_srli_epi32(x, 4) : x, _mm512_mul_ps(values, scale));  // by four bits
 }
 inline void store(float* p, vec x) { _mm512_storeu_ps(p, x); }
 inline void store(bf16* p, vec x) {
@@ -115,10 +115,12 @@ inline vec load(const fp16* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const _
 inline vec load(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
-inline vec load_nibbles(const uint8_t* p, bool high) {
+inline vec load_nibbles(const uint8_t* p, bool high, vec scale) {
     __m256i x = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
     x = high ? _mm256_srli_epi32(x, 4) : _mm256_and_si256(x, _mm256_set1_epi32(15));
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(x, _mm256_set1_epi32(8)));
+    // As the last bits of 2^23 + n, which needs no conversion; the product is rounded once, and so is exact.
+    vec shifted = _mm256_castsi256_ps(_mm256_or_si256(x, _mm256_set1_epi32(0x4b000000)));
+    return _mm256_mul_ps(_mm256_sub_ps(shifted, _mm256_set1_ps(8388608.0f + 8)), scale);
 }
 inline void store(float* p, vec x) { _mm256_storeu_ps(p, x); }
 inline void store(bf16* p, vec x) {
@@ -167,12 +169,12 @@ inline vec load(const int8_t* p) {
     int8x8_t bytes = vreinterpret_s8_s32(vdup_n_s32(four));
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
 }
-inline vec load_nibbles(const uint8_t* p, bool high) {
+inline vec load_nibbles(const uint8_t* p, bool high, vec scale) {
     uint32_t four;
     std::memcpy(&four, p, 4);
     uint32x4_t x = vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)))));
     x = high ? vshrq_n_u32(x, 4) : vandq_u32(x, vdupq_n_u32(15));
-    return vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(x), vdupq_n_s32(8)));
+    return vmulq_f32(vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(x), vdupq_n_s32(8))), scale);
 }
 inline void store(float* p, vec x) { vst1q_f32(p, x); }
 inline void store(bf16* p, vec x) {
@@ -206,7 +208,7 @@ inline vec load(const float* p) { return *p; }
 inline vec load(const bf16* p) { return number(*p); }
 inline vec load(const fp16* p) { return number(*p); }
 inline vec load(const int8_t* p) { return *p; }
-inline vec load_nibbles(const uint8_t* p, bool high) { return float(high ? *p >> 4 : *p & 15) - 8; }
+inline vec load_nibbles(const uint8_t* p, bool high, vec scale) { return (float(high ? *p >> 4 : *p & 15) - 8) * scale; }
 inline void store(float* p, vec x) { *p = x; }
 inline void store(bf16* p, vec x) { put(p, x); }
 inline vec add(vec a, vec b) { return a + b; }

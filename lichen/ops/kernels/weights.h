@@ -5,8 +5,13 @@
 constexpr int GROUP = 32;  // numbers along a row that share a scale, and that are read together
 constexpr int TOGETHER = 8;  // rows of a matrix that are multiplied together
 
+// Ask for memory that will be read soon; beyond the end of a matrix that is no error.
+inline void fetch_bytes(const void* from, int64_t count) {
+    for (int64_t b = 0; b < count; b += 64) __builtin_prefetch((const char*)from + b);
+}
+
 // A matrix of which row r and column k are read as fp32. `load` reads the lanes from k + j * LANES on, k a
-// multiple of GROUP.
+// multiple of GROUP; `fetch` asks for a group of each of some rows, which are to be multiplied by C rows of x.
 //
 // As rows, one after another, in a format of numbers:
 template <typename T> struct Rows {
@@ -14,7 +19,10 @@ template <typename T> struct Rows {
     int64_t width;
     vec load(int64_t r, int64_t k, int j) const { return ::load(data + r * width + k + j * LANES); }
     float value(int64_t r, int64_t k) const { return number(data[r * width + k]); }
-    void fetch(int64_t, int, int64_t) const {}
+    template <int C> void fetch(int64_t r, int rows, int64_t k) const {
+        if (C > 1)  // one row after another is found by the processor itself
+            for (int i = 0; i < rows; i++) fetch_bytes(data + (r + i) * width + k, GROUP * sizeof(T));
+    }
 };
 
 // Packed (`lichen.ops.packed`): TOGETHER rows at a time, of each its first group, then of each its second, ...
@@ -27,8 +35,8 @@ template <typename T> struct Packed {
     int64_t width;
     vec load(int64_t r, int64_t k, int j) const { return ::load(data + group_of(r, k, width) * GROUP + j * LANES); }
     float value(int64_t r, int64_t k) const { return number(data[group_of(r, k, width) * GROUP + k % GROUP]); }
-    void fetch(int64_t r, int rows, int64_t k) const {
-        for (unsigned b = 0; b < rows * GROUP * sizeof(T); b += 64) __builtin_prefetch((const char*)(data + group_of(r, k, width) * GROUP) + b);
+    template <int C> void fetch(int64_t r, int rows, int64_t k) const {
+        fetch_bytes(data + group_of(r, k, width) * GROUP, rows * GROUP * sizeof(T));
     }
 };
 struct Int8 {
@@ -43,8 +51,8 @@ struct Int8 {
         int64_t group = group_of(r, k, width);
         return data[group * GROUP + k % GROUP] * number(scales[group]);
     }
-    void fetch(int64_t r, int rows, int64_t k) const {
-        for (int b = 0; b < rows * GROUP; b += 64) __builtin_prefetch((const char*)(data + group_of(r, k, width) * GROUP) + b);
+    template <int C> void fetch(int64_t r, int rows, int64_t k) const {
+        fetch_bytes(data + group_of(r, k, width) * GROUP, rows * GROUP);
     }
 };
 struct Int4 {  // byte i of a group holds its number i in the low half and number i + 16 in the high one, plus 8
@@ -54,15 +62,15 @@ struct Int4 {  // byte i of a group holds its number i in the low half and numbe
     vec load(int64_t r, int64_t k, int j) const {
         int64_t group = group_of(r, k, width);
         const uint8_t* bytes = data + group * (GROUP / 2) + j * LANES % (GROUP / 2);
-        return mul(load_nibbles(bytes, j * LANES >= GROUP / 2), all(number(scales[group])));
+        return load_nibbles(bytes, j * LANES >= GROUP / 2, all(number(scales[group])));
     }
     float value(int64_t r, int64_t k) const {
         int64_t group = group_of(r, k, width), i = k % GROUP;
         uint8_t byte = data[group * (GROUP / 2) + i % (GROUP / 2)];
         return (int(i < GROUP / 2 ? byte & 15 : byte >> 4) - 8) * number(scales[group]);
     }
-    void fetch(int64_t r, int rows, int64_t k) const {
-        for (int b = 0; b < rows * GROUP / 2; b += 64) __builtin_prefetch((const char*)(data + group_of(r, k, width) * GROUP / 2) + b);
+    template <int C> void fetch(int64_t r, int rows, int64_t k) const {
+        fetch_bytes(data + group_of(r, k, width) * GROUP / 2, rows * GROUP / 2);
     }
 };
 
@@ -75,7 +83,7 @@ inline void tile(const W& w, int64_t r, int64_t width, const float* x, int64_t x
         for (int c = 0; c < C; c++) sums[i][c] = zero();
     int64_t k = 0;
     for (; k + GROUP <= width; k += GROUP) {
-        w.fetch(r + TOGETHER, R, k);
+        w.template fetch<C>(r + TOGETHER, R, k);
         for (int j = 0; j < GROUP / LANES; j++) {
             vec xs[C];
             for (int c = 0; c < C; c++) xs[c] = ::load(x + c * x_step + k + j * LANES);
