@@ -190,8 +190,8 @@ def test_decode_reads_mla_absorbed() -> None:
 
 @pytest.mark.parametrize("spec", [small_deepseek(layers=small_deepseek().layers[:1] * 2), small_llama()])
 def test_decode_is_what_our_engine_computes(spec: ModelSpec, monkeypatch) -> None:
-    """Without experts, whose rows the engine may pad, and by PyTorch's operators, which its counter knows; two
-    tokens at once, since it does not know the fused one that serves a single token."""
+    """Without experts, whose rows the engine may pad, and by PyTorch's operators, which its counter knows;
+    two tokens at once, since it does not know the fused one that serves a single token."""
     from lichen.kv.contiguous import Contiguous
     from lichen.nn.transformer import Transformer
     from lichen.ops import native

@@ -65,6 +65,13 @@ def test_decode_says_whether_llama_cpp_took_part() -> None:
     assert any(name.startswith("llama.cpp") for name in raced) == ("llama.cpp's logits" in printed)
 
 
+def test_formats_of_weights_are_timed_by_size() -> None:
+    found, _ = run("weight_formats")
+    rows = [(row["matrix"], row["rows"]) for row in found["sizes"]]
+    assert rows == [("96 x 192", 1), ("96 x 192", 8), ("256 x 256", 1), ("256 x 256", 8)]
+    assert all(row[name] > 0 for row in found["sizes"] for name in ("PyTorch fp32", "fp32", "fp16", "int4"))
+
+
 def test_muon_says_which_peers_there_were() -> None:
     found, _ = run("muon_step")
     for package in ("pytorch_optimizer", "heavyball"):
