@@ -20,7 +20,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # for the processes started fro
 KERNELS = "kernels of ours"
 VIEWS = "views"
 REST = "other operators"
-REMAINDER = "own kernels, Python and dispatch"
+REMAINDER = "Python and dispatch"
 
 # The first pattern that matches an operator's name decides. What runs between operators is the remainder.
 KINDS = {
