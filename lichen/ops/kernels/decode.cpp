@@ -339,7 +339,7 @@ extern "C" void unpack(const Argument* a) {
             for (int64_t r = begin; r < end; r++)
                 for (int64_t k = 0; k < width; k += GROUP)
                     for (int j = 0; j < GROUP / LANES; j++)
-                        save(out + (r - begin) * width + k + j * LANES, w.load(r, k, j));
+                        store(out + (r - begin) * width + k + j * LANES, w.load(r, k, j));
         };
         if (a[6].whole == 0) write(at<float>(a[7]));
         else write(at<bf16>(a[7]));

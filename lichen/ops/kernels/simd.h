@@ -92,7 +92,10 @@ inline vec div(vec a, vec b) { return _mm512_div_ps(a, b); }
 inline vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline vec max(vec a, vec b) { return _mm512_max_ps(a, b); }
 inline vec min(vec a, vec b) { return _mm512_min_ps(a, b); }
-inline float sum(vec x) { return _mm512_reduce_add_ps(x); }
+inline __m128 quarter(vec x) {  // 16 lanes added up to 4
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
 inline float largest(vec x) { return _mm512_reduce_max_ps(x); }
 inline vec round(vec x) { return _mm512_roundscale_ps(x, 0); }
 inline vec power_of_two(vec n) {  // whole numbers from -126 to 127
@@ -138,10 +141,8 @@ inline vec div(vec a, vec b) { return _mm256_div_ps(a, b); }
 inline vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
 inline vec min(vec a, vec b) { return _mm256_min_ps(a, b); }
-inline float sum(vec x) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+inline __m128 quarter(vec x) {  // 8 lanes added up to 4
+    return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
 }
 inline float largest(vec x) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -225,12 +226,22 @@ inline vec power_of_two(vec n) { return std::ldexp(1.0f, int(n)); }
 
 #endif
 
-inline void save(float* p, vec x) { store(p, x); }
-inline void save(bf16* p, vec x) {
-    float lanes[LANES];
-    store(lanes, x);
-    for (int i = 0; i < LANES; i++) put(p + i, lanes[i]);
+#if defined(LICHEN_AVX512) || defined(LICHEN_AVX2)
+inline float sum(vec x) {
+    __m128 four = quarter(x), two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+inline void sums_of_4(vec a, vec b, vec c, vec d, float* to) {  // each as `sum` adds it up, to the bit
+    __m128 p = quarter(a), q = quarter(b), r = quarter(c), s = quarter(d);
+    __m128 left = _mm_add_ps(_mm_unpacklo_ps(p, q), _mm_unpackhi_ps(p, q));
+    __m128 right = _mm_add_ps(_mm_unpacklo_ps(r, s), _mm_unpackhi_ps(r, s));
+    _mm_storeu_ps(to, _mm_add_ps(_mm_movelh_ps(left, right), _mm_movehl_ps(right, left)));
+}
+#else
+inline void sums_of_4(vec a, vec b, vec c, vec d, float* to) {
+    to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d);
+}
+#endif
 
 // e^x, within 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf).
 inline vec exp(vec x) {

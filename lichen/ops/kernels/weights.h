@@ -93,12 +93,14 @@ inline void tile(const W& w, int64_t r, int64_t width, const float* x, int64_t x
             }
         }
     }
-    for (int i = 0; i < R; i++)
-        for (int c = 0; c < C; c++) {
-            float total = sum(sums[i][c]);
-            for (int64_t rest = k; rest < width; rest++) total += w.value(r + i, rest) * x[c * x_step + rest];
-            y[c * y_step + i] = total;
-        }
+    for (int c = 0; c < C; c++) {
+        float* to = y + c * y_step;
+        int i = 0;
+        for (; i + 4 <= R; i += 4) sums_of_4(sums[i][c], sums[i + 1][c], sums[i + 2][c], sums[i + 3][c], to + i);
+        for (; i < R; i++) to[i] = sum(sums[i][c]);
+        for (int64_t rest = k; rest < width; rest++)
+            for (i = 0; i < R; i++) to[i] += w.value(r + i, rest) * x[c * x_step + rest];
+    }
 }
 
 // How many rows of w are multiplied at a time with one row of x: of rows that lie apart only one, because memory
@@ -171,9 +173,10 @@ inline void mix(
     const W& w, int64_t begin, int64_t rows, int64_t column, int64_t width, const float* p, int64_t p_step,
     int64_t count, float* out, int64_t out_step
 ) {
+    constexpr int FIT = SUMS / (GROUP / LANES);
     int64_t c = 0;
-    for (; c + 4 <= count; c += 4)
-        mix_of<4>(w, begin, rows, column, width, p + c * p_step, p_step, out + c * out_step, out_step);
+    for (; c + FIT <= count; c += FIT)
+        mix_of<FIT>(w, begin, rows, column, width, p + c * p_step, p_step, out + c * out_step, out_step);
     for (; c < count; c++)
         mix_of<1>(w, begin, rows, column, width, p + c * p_step, p_step, out + c * out_step, out_step);
 }
