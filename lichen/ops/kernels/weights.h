@@ -99,7 +99,7 @@ inline void tile(const W& w, int64_t r, int64_t width, const float* x, int64_t x
         for (; i + 4 <= R; i += 4) sums_of_4(sums[i][c], sums[i + 1][c], sums[i + 2][c], sums[i + 3][c], to + i);
         for (; i < R; i++) to[i] = sum(sums[i][c]);
         for (int64_t rest = k; rest < width; rest++)
-            for (i = 0; i < R; i++) to[i] += w.value(r + i, rest) * x[c * x_step + rest];
+            for (i = 0; i < R; i++) to[i] = std::fma(w.value(r + i, rest), x[c * x_step + rest], to[i]);
     }
 }
 
@@ -163,7 +163,7 @@ inline void mix_of(
     for (; k < width; k++)
         for (int c = 0; c < C; c++) {
             float total = 0;
-            for (int64_t r = 0; r < rows; r++) total += p[c * p_step + r] * w.value(begin + r, column + k);
+            for (int64_t r = 0; r < rows; r++) total = std::fma(p[c * p_step + r], w.value(begin + r, column + k), total);
             out[c * out_step + k] = total;
         }
 }
