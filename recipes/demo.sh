@@ -21,7 +21,7 @@ complete() {
 trap 'printf "\nStopped. To go on: make demo\n"; exit 130' INT TERM
 
 echo "The code of Python's standard library becomes training data, a small Kimi-K2-shaped model learns from"
-echo "it for at most four minutes, and then completes code. Ctrl-C stops; make demo goes on."
+echo "it for about four minutes at most, and then completes code. Ctrl-C stops; make demo goes on."
 
 if [ ! -d "$DATA" ]; then
   printf '\n$ python recipes/plain_code.py %s\n' "$CODE"

@@ -178,7 +178,7 @@ def routed_experts(
     x (N, H) in the compute dtype, experts (N, k) int64, weights (N, k) fp32, gate_up (E, 2I, H) with the
     gate's rows first, down (E, H, I).
     """
-    if few(x_NH):
+    if few(x_NH) and x_NH.is_contiguous():
         out = torch.empty_like(x_NH)
         sizes = *x_NH.shape, experts_Nk.contiguous(), weights_Nk.contiguous(), experts_Nk.shape[1]
         matrices = *kernel_arguments(gate_up_E2IH), *kernel_arguments(down_EHI)

@@ -17,7 +17,7 @@ from lichen.ops.native import Kernel, few
 from lichen.ops.packed import ROWS, Packed, Weight, kernel_arguments
 
 FEW_ROWS = 64
-FEW_IN_FP32 = 16  # rows from which on the library multiplies fp32 weights faster
+FEW_PLAIN = 16  # rows from which on the library multiplies fp32 weights faster
 PANEL_BYTES = 1 << 19  # of converted weights at a time
 
 _linear = Kernel("linear", "10q")
@@ -28,8 +28,9 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     if (
         few(x)
         and x.ndim == 2
+        and _is_whole(weight)
         and weight.dtype != torch.float64
-        and (len(x) <= FEW_IN_FP32 or weight.dtype != x.dtype)
+        and (len(x) <= FEW_PLAIN or weight.dtype != x.dtype)
     ):
         rows, width = weight.shape
         y = torch.empty(len(x), rows, dtype=torch.float32)
@@ -44,6 +45,10 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     starts = range(0, weight.shape[0], rows)
     y = torch.cat([_product(x, weight.dense(x.dtype, i, min(i + rows, weight.shape[0]))) for i in starts], -1)
     return y if bias is None else y + bias
+
+
+def _is_whole(weight: Weight) -> bool:
+    return isinstance(weight, Packed) or weight.is_contiguous()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

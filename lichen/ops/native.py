@@ -7,11 +7,13 @@ PyTorch's operators do the same work more slowly: every operation that has a ker
 A kernel takes one block of 64-bit arguments: whole numbers, addresses and reals.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from struct import Struct
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lichen.machine.accelerator import is_accelerator
@@ -32,6 +34,8 @@ SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """How kernels number the formats of numbers."""
+PLAIN = (Tensor, nn.Parameter)
+"""What has its numbers in memory: not so a distributed tensor."""
 FEW = 64
 """Tokens of a pass that the kernels of a decoding step serve."""
 
@@ -42,15 +46,23 @@ def few(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     return (
         (dtype or x.dtype) == torch.float32
         and x.shape[0] <= FEW
+        and x.stride(-1) == 1
+        and type(x) in PLAIN
         and not torch.is_grad_enabled()
         and not is_accelerator(x.device)
         and library() is not None
     )
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether kernels of ours compute on `device`, a CPU with a compiler; compiles them if need be."""
+    return device.type == "cpu" and library() is not None
+
+
 def trains(x: Tensor) -> bool:
     """Whether the kernels of a training step serve x: on a CPU, in fp32 or bf16."""
-    return not is_accelerator(x.device) and FORMATS.get(x.dtype, 2) < 2 and library() is not None
+    known = FORMATS.get(x.dtype, 2) < 2 and type(x) in PLAIN
+    return known and not is_accelerator(x.device) and library() is not None
 
 
 class Kernel:
@@ -119,8 +131,9 @@ _ALLOCATE = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, with a warning that says why, where they cannot be had."""
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if compiler is None:
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), "")
+    compiler = shlex.split(os.environ.get("CXX") or found)
+    if not compiler:
         warnings.warn(
             "there is no C++ compiler, so PyTorch's operators compute what kernels would, which takes longer "
             "(decoding several times as long); install one (Debian and Ubuntu: apt-get install g++; macOS: "
@@ -134,34 +147,50 @@ def library() -> ctypes.CDLL | None:
         told = getattr(error, "stderr", None)
         reason = told.decode(errors="replace").strip() if told else error
         warnings.warn(
-            f"the kernels could not be compiled with {compiler}, so PyTorch's operators compute what they "
-            f"would, which takes longer (decoding several times as long): {reason}",
+            f"the kernels could not be compiled with {shlex.join(compiler)}, so PyTorch's operators compute "
+            f"what they would, which takes longer (decoding several times as long): {reason}",
             stacklevel=2,
         )
         return None
 
 
-def _load(compiler: str) -> ctypes.CDLL:
+def _load(compiler: list[str]) -> ctypes.CDLL:
+    """The library from the cache, where it is whole, or compiled now."""
     flags = [*FLAGS, *_instructions(), *_threads()]
-    macros = subprocess.run(
-        [compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, check=True, timeout=60
-    ).stdout  # the compiler's version and the processor's instructions, among others
+    # The compiler's version and the processor's instructions, among others.
+    macros = _output([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])
     sources = sorted(SOURCES.iterdir())
     content = b"".join(source.read_bytes() for source in sources)
-    identity = hashlib.sha256(b" ".join([content, macros, *map(str.encode, flags)])).hexdigest()
-    path = _cache() / f"kernels-{identity[:16]}.so"
-    if not path.exists():
-        print("compiling the kernels for this processor (once)", file=sys.stderr)
-        handle, building = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-        os.close(handle)
-        try:
-            units = [str(source) for source in sources if source.suffix == ".cpp"]
-            command = [compiler, *flags, *units, "-o", building]
-            subprocess.run(command, capture_output=True, check=True, timeout=600)
-            os.replace(building, path)
-        finally:
-            Path(building).unlink(missing_ok=True)
+    identity = hashlib.sha256(b" ".join([content, macros, *map(str.encode, flags)])).hexdigest()[:16]
+    folder = _cache()
+    for path in folder.glob(f"kernels-{identity}-*.so"):
+        if path.name == _name(identity, path):
+            with contextlib.suppress(OSError):
+                return ctypes.CDLL(str(path))
+    print("compiling the kernels for this processor (once)", file=sys.stderr)
+    handle, name = tempfile.mkstemp(prefix=".kernels-", dir=folder)
+    os.close(handle)
+    building = Path(name)
+    try:
+        units = [str(source) for source in sources if source.suffix == ".cpp"]
+        _output([*compiler, *flags, *units, "-o", name])
+        path = folder / _name(identity, building)
+        building.replace(path)
+    finally:
+        building.unlink(missing_ok=True)
     return ctypes.CDLL(str(path))
+
+
+def _name(identity: str, path: Path) -> str:
+    """What the library is called: with its size, by which one that was cut short is known."""
+    return f"kernels-{identity}-{path.stat().st_size}.so"
+
+
+def _output(command: list[str]) -> bytes:
+    """Of a compiler that Ctrl-C does not reach: it stops us, not half of our work."""
+    return subprocess.run(
+        command, capture_output=True, check=True, timeout=600, start_new_session=True
+    ).stdout
 
 
 def _instructions() -> list[str]:
@@ -179,11 +208,17 @@ def _threads() -> list[str]:
 
 
 def _cache() -> Path:
-    """The user's cache, or where it cannot be written a folder of this process."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lichen"
+    """The user's cache, or where it cannot be written a folder for this process alone."""
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lichen"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="lichen-"))
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return Path(_own_folder().name)
+
+
+@functools.cache
+def _own_folder() -> tempfile.TemporaryDirectory:
+    """Removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="lichen-")

@@ -115,7 +115,7 @@ class _ApplyRope(torch.autograd.Function):
 
 def apply_rope(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
     """Turn x (..., D) by `turn` (broadcastable to (..., D/2), complex64); x's dtype and layout stay."""
-    if few(x) and x.ndim < 4:
+    if few(x) and x.ndim < 4 and turn.is_contiguous():
         out = torch.empty(x.shape, dtype=torch.float32)
         heads, by_head = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
         _rope(x, x.stride(0), by_head, turn, out, len(x), heads, turn.shape[-1], interleaved)

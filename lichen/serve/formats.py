@@ -47,17 +47,22 @@ def formats_for(weights: Weights, stored: str | None, device: torch.device) -> F
             weights = "bf16" if load == torch.bfloat16 else "fp16"
         return Formats(load, torch.float32 if weights == "fp16" else native, PACKED[weights])
     if weights == "auto":
-        dtype = torch.float32 if in_fp32 else native
-        return Formats(dtype, dtype)
+        return Formats(load, _computes(load, device))
     if weights in PLAIN:
-        dtype = PLAIN[weights]
-        return Formats(dtype, dtype)
+        return Formats(PLAIN[weights], _computes(PLAIN[weights], device))
     raise LichenError(
         f"weights in {weights} are for a CPU; on {device.type} take auto, bf16, fp16 or fp32"
         if device.type != "cpu"
         else f"weights in {weights} need a C++ compiler, which there is not; install one (Debian and Ubuntu: "
         "apt-get install g++; macOS: xcode-select --install), or take fp32"
     )
+
+
+def _computes(kept: torch.dtype, device: torch.device) -> torch.dtype:
+    """What weights kept so compute in without kernels: as they are, where `device` multiplies that fast, else
+    in fp32, to which they are cast at every use."""
+    fast = kept == matmul_dtype(device) or (kept == torch.float16 and device.type != "cpu")
+    return kept if fast else torch.float32
 
 
 def load_in(formats: Formats, folder: Path, device: torch.device) -> Transformer:

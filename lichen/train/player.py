@@ -53,7 +53,10 @@ class Player:
         shape = tuple(tokens.shape)
         first = all(parameter.grad is None for parameter in self._parameters)
         key = (*shape, int(first))
-        if self._captures and key not in self._captured and self._called.get(key, 0) >= CALLED_FIRST:
+        first_of_step = self._captured.get((*shape, 1))
+        adds_to_a_graph = first_of_step is not None and self._has_gradients_of(first_of_step)
+        due = key not in self._captured and self._called.get(key, 0) >= CALLED_FIRST
+        if self._captures and due and (first or adds_to_a_graph):
             self._capture(key, upload(packed, device), shape)
         if key not in self._captured or not (first or self._has_gradients_of(self._captured[key])):
             self._called[key] = self._called.get(key, 0) + 1

@@ -32,6 +32,7 @@ from lichen.files.json_file import read_json, write_json
 from lichen.files.lock import LOCK_FILE, locked
 from lichen.machine.precision import default_device, matmul_dtype
 from lichen.machine.rates import machine
+from lichen.ops.native import has_kernels
 from lichen.serve.open import DATA_FILE, is_run, run_manifest
 from lichen.train.recipe import Recipe, cut_down, differences, is_fixed, read_recipe, write_recipe
 from lichen.train.resolve import resolve
@@ -48,7 +49,8 @@ class Run:
     """Of the data that the run began with."""
     facts: dict[str, Any]
     """What run.json holds: format_version, lichen, started (ISO 8601), machine, and `fitted`: the dtype that
-    train.dtype = "auto" is here and, once it is decided, the number of steps within train.minutes."""
+    train.dtype = "auto" is here, whether a CPU has our kernels, whose rounding is their own, and, once it is
+    decided, the number of steps within train.minutes."""
 
     @property
     def tokenizer(self) -> Path:
@@ -99,7 +101,10 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
         "lichen": lichen.__version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(default_device()),
-        "fitted": {"dtype": "bf16" if matmul_dtype(default_device()) == torch.bfloat16 else "fp32"},
+        "fitted": {
+            "dtype": "bf16" if matmul_dtype(default_device()) == torch.bfloat16 else "fp32",
+            "kernels": has_kernels(default_device()),
+        },
     }
     run = Run(folder, _fitted(recipe, facts), spec, dataset.manifest, facts)
     with locked(folder):

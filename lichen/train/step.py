@@ -9,6 +9,7 @@ biases move by the loads of the whole step.
 
 import math
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from lichen.machine.rates import ceiling
 from lichen.nn.router import update_selection_bias
 from lichen.nn.transformer import Transformer
 from lichen.ops.cross_entropy import IGNORE
+from lichen.ops.native import has_kernels
 from lichen.optim import Muon
 from lichen.optim.qk_clip import clip
 from lichen.optim.schedule import lr_factor
@@ -62,6 +64,13 @@ class Trainer:
         self.dataset = _open_data(run)
         self.tokenizer = load_tokenizer(run.tokenizer)
         self.prompts = {prompt: self._prompt_ids(prompt) for prompt in recipe.sample.prompts}
+        began_with_kernels = run.facts["fitted"].get("kernels", False)
+        if began_with_kernels != has_kernels(self.device) and checkpoint is not None:
+            warnings.warn(
+                f"{run.folder} began {'with' if began_with_kernels else 'without'} the kernels "
+                "that a C++ compiler makes; it goes on the other way, and so not to the bit as it began",
+                stacklevel=2,
+            )
         keep_freed_memory()
         state.seed_rng(recipe.train.seed)
         with self.device:

@@ -21,7 +21,7 @@ from lichen.ops.attention import attention
 from lichen.ops.embedding import embedding
 from lichen.ops.experts import experts_reference, routed_experts
 from lichen.ops.latent_attention import latent_attention
-from lichen.ops.linear import FEW_IN_FP32, linear
+from lichen.ops.linear import FEW_PLAIN, linear
 from lichen.ops.native import FORMATS as ROW_FORMATS
 from lichen.ops.native import NotRecorded, Recording
 from lichen.ops.norm import rms_norm
@@ -129,7 +129,7 @@ def test_linear(rows: int, width: int, tokens: int) -> None:
         exact = x.double() @ dense.double().t()
         close(linear(x, weight), exact)
         close(linear(x, weight, bias), exact + bias)
-        if weight.dtype == x.dtype and tokens > FEW_IN_FP32:
+        if weight.dtype == x.dtype and tokens > FEW_PLAIN:
             continue  # by PyTorch's product
         alone = torch.cat([linear(x[n : n + 1], weight) for n in range(tokens)])
         assert torch.equal(linear(x, weight), alone), f"{name}: a token's result depends on its neighbours"
@@ -260,6 +260,21 @@ def test_a_token_that_is_not_in_the_table_gives_no_number() -> None:
     assert rows[1:].isnan().all()
 
 
+def test_what_is_no_number_stays_none() -> None:
+    """A damaged weight must be found out, not smoothed over."""
+    nan = torch.tensor(torch.nan)
+    x = randn(2, 48)
+    x[1, 3] = nan
+    ones = torch.ones(48)
+    assert silu_mul(x, ones.expand(2, -1).contiguous()).isnan().sum() == 1
+    assert rms_norm(x, ones, 1e-6).isnan().sum(1).tolist() == [0, 48]
+    stored = randn(2, 40, 2 * 16)
+    stored[1, 7, 5] = nan
+    q, new = randn(2, 1, 16), torch.zeros(1, 2, 16)
+    out, _ = attention(q.transpose(0, 1), new, new, stored, Sequences([1, 1], [33, 33], range(2)), 0.2)
+    assert out.isnan().sum((1, 2)).tolist() == [0, 16]
+
+
 # -------------------------------------------------------------------------------------- recording, compiling
 
 
@@ -295,9 +310,23 @@ def test_without_a_compiler_a_warning_says_what_to_do(
         assert native.library.__wrapped__() is None
 
 
+def test_a_library_that_was_cut_short_is_compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.library.__wrapped__() is not None
+    (library,) = (tmp_path / "lichen").glob("*.so")
+    size = library.stat().st_size
+    library.unlink()  # not cut short in its place: this process has it in memory
+    library.write_bytes(b"\x7fELF")
+    assert native.library.__wrapped__() is not None
+    assert library.stat().st_size == size
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert native.library.__wrapped__() is not None
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(native.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert native.library.__wrapped__() is not None

@@ -154,11 +154,15 @@ def test_what_a_format_means(monkeypatch: pytest.MonkeyPatch) -> None:
     assert formats_for("int4", "bfloat16", CPU) == Formats(bf16, bf16, torch.uint8)
     assert formats_for("auto", "float32", gpu) == Formats(fp32, fp32)
     assert formats_for("auto", "bfloat16", gpu) == Formats(bf16, bf16)
+    assert formats_for("auto", "float16", gpu) == Formats(fp16, fp16)
     assert formats_for("fp16", "float32", gpu) == Formats(fp16, fp16)
     with pytest.raises(LichenError, match="int8 are for a CPU; on cuda take auto"):
         formats_for("int8", "float32", gpu)
     monkeypatch.setattr(formats_module, "library", lambda: None)
     assert formats_for("auto", "float32", CPU) == Formats(fp32, fp32)
     assert formats_for("auto", "bfloat16", CPU) == Formats(bf16, bf16)
+    monkeypatch.setattr(formats_module, "matmul_dtype", lambda device: fp32)
+    assert formats_for("bf16", "float32", CPU) == Formats(bf16, fp32)  # never a format that is emulated
+    assert formats_for("fp16", "float32", CPU) == Formats(fp16, fp32)
     with pytest.raises(LichenError, match=r"need a C\+\+ compiler.*apt-get install"):
         formats_for("int4", "float32", CPU)

@@ -86,3 +86,33 @@ def check_passes(device: torch.device, is_captured: bool) -> None:
         for (name, ours), theirs in zip(model.named_parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
     assert player.is_captured == is_captured
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 3, 5])
+def test_once_captured_every_pass_is_played(
+    graphs: None, monkeypatch: pytest.MonkeyPatch, micro_batches: int
+) -> None:
+    player, tokens = Player(make_model(DEEPSEEK), NextToken()), random_tokens(2, 16)
+    called, capturing = [], []
+    capture, passes = Player._capture, Player._pass
+
+    def captured(player: Player, *arguments: object) -> None:
+        capturing.append(True)
+        capture(player, *arguments)
+        capturing.clear()
+        for made in player._captured.values():
+            made.graph.play = lambda: None
+
+    def passed(player: Player, *arguments: object) -> LossOutput:
+        if not capturing:
+            called[-1] += 1
+        return passes(player, *arguments)
+
+    monkeypatch.setattr(Player, "_capture", captured)
+    monkeypatch.setattr(Player, "_pass", passed)
+    for _ in range(CALLED_FIRST + 2):
+        called.append(0)
+        for _ in range(micro_batches):
+            player(tokens, next_tokens(tokens), normalizer=10)
+        player._model.zero_grad()
+    assert called == [micro_batches] * CALLED_FIRST + [0, 0]

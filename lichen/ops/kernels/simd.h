@@ -245,7 +245,7 @@ inline void sums_of_4(vec a, vec b, vec c, vec d, float* to) {
 
 // e^x, within 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf).
 inline vec exp(vec x) {
-    x = min(max(x, all(-87.0f)), all(88.0f));
+    x = min(all(88.0f), max(all(-87.0f), x));  // in this order what is no number stays none
     vec n = round(mul(x, all(1.44269504f)));
     vec r = fma(n, all(-0.693359375f), x);
     r = fma(n, all(2.12194440e-4f), r);

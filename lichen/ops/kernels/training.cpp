@@ -151,6 +151,10 @@ void cross_entropy(T* logits, int64_t rows, int64_t n, const int64_t* targets, i
             if (replace) std::memset(x, 0, n * sizeof(T));
             continue;
         }
+        if (target < 0 || target >= n) {  // no token: no number, for whoever looks at the loss
+            losses[row] = NAN;
+            continue;
+        }
         float most = largest_of(x, n);
         float log_sum = most + std::log(sum_of_exp(x, n, 1.0f, most)), wanted = number(x[target]);
         losses[row] = log_sum - wanted;

@@ -173,7 +173,7 @@ inline void mix(
     const W& w, int64_t begin, int64_t rows, int64_t column, int64_t width, const float* p, int64_t p_step,
     int64_t count, float* out, int64_t out_step
 ) {
-    constexpr int FIT = SUMS / (GROUP / LANES);
+    constexpr int PARTS = GROUP / LANES, FIT = SUMS > PARTS ? SUMS / PARTS : 1;
     int64_t c = 0;
     for (; c + FIT <= count; c += FIT)
         mix_of<FIT>(w, begin, rows, column, width, p + c * p_step, p_step, out + c * out_step, out_step);
