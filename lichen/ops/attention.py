@@ -28,6 +28,7 @@ from lichen.machine.precision import at_least_fp32
 from lichen.ops.native import FORMATS, Kernel, few, trains
 from lichen.ops.sequences import BLOCK, Batch, QueryBlock, Sequences
 
+_attention_kept = Kernel("attention_kept", "4q")
 _attention_forward = Kernel("attention_forward", "14qd")
 _attention_backward = Kernel("attention_backward", "16qd")
 _softmax_forward = Kernel("softmax_forward", "10qd")
@@ -73,7 +74,9 @@ class _NativeAttention(torch.autograd.Function):
         largest_KG = q_KNGD.new_full((heads, groups), -torch.inf) if want_max else None
         p = None
         if any(ctx.needs_input_grad):
-            p = q_KNGD.new_empty(heads, sum(block.kept_numbers(groups) for block in sequences.blocks))
+            kept = torch.empty((), dtype=torch.int64)
+            _attention_kept(sequences.block_table, len(sequences.block_table), groups, kept)
+            p = q_KNGD.new_empty(heads, int(kept))
         _attention_forward(
             *(q_KNGD, k_KND, v_KNV, out_KNGV, 0 if p is None else p, 0 if largest_KG is None else largest_KG),
             *_geometry(q_KNGD, v_KNV, sequences),

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lichen.machine.accelerator import upload
 
-COLUMNS = 64  # as ALIGN in lichen/ops/kernels/attention.cpp
 BLOCK = 128  # queries per block: measured best of 64-256 on CPU (docs/log.md)
 
 
@@ -32,13 +31,6 @@ class QueryBlock(NamedTuple):
     queries: slice
     keys: slice
     hidden_QS: Tensor
-
-    def kept_numbers(self, groups: int) -> int:
-        """How many the kernel of attention keeps for the backward pass, of one key head's query heads."""
-        first, end = self.keys.start // COLUMNS * COLUMNS, self.keys.stop
-        return (
-            (self.queries.stop - self.queries.start) * groups * (-(-(end - first) // COLUMNS) * COLUMNS + 16)
-        )
 
     def hide(self, logits_KQGS: Tensor) -> None:
         """Set the logits of the hidden keys to -inf, in place."""

@@ -186,9 +186,14 @@ int64_t kept_numbers(const Block* blocks, int64_t count, int64_t groups) {
 
 }  // namespace
 
+// How many numbers of P are kept of one key head.
+extern "C" void attention_kept(const Argument* a) {
+    *at<int64_t>(a[3]) = kept_numbers(at<Block>(a[0]), a[1].whole, a[2].whole);
+}
+
 // q (heads, tokens, groups, n), k (heads, tokens, n), v (heads, tokens, m) -> out (heads, tokens, groups, m) and, unless
 // null, largest (heads, groups), the largest scaled logit. start (tokens): where the sequence of each begins. p is as
-// long as `kept` says, per head, or where it is not kept null.
+// long as attention_kept says, per head, or where it is not kept null.
 extern "C" void attention_forward(const Argument* a) {
     const float *q = at<float>(a[0]), *k = at<float>(a[1]), *v = at<float>(a[2]);
     float *out = at<float>(a[3]), *p = at<float>(a[4]), *most = at<float>(a[5]);
