@@ -3,7 +3,27 @@
 #include <algorithm>
 #include <vector>
 
+#include "integers.h"
 #include "weights.h"
+
+// Rows of x as a matrix in some format wants to be multiplied by them.
+template <typename W> struct Input {
+    const float* x;
+    int64_t x_step, width;
+    Input(const float* x, int64_t x_step, int64_t, int64_t width) : x(x), x_step(x_step), width(width) {}
+    void products(const W& w, int64_t begin, int64_t end, int64_t first, int64_t count, float* y, int64_t y_step) const {
+        ::products(w, begin, end, width, x + first * x_step, x_step, count, y, y_step);
+    }
+};
+#if defined(__AVX2__)
+template <> struct Input<Int4> {
+    Rounded x;
+    Input(const float* x, int64_t x_step, int64_t count, int64_t width) : x(x, x_step, count, width) {}
+    void products(const Int4& w, int64_t begin, int64_t end, int64_t first, int64_t count, float* y, int64_t y_step) const {
+        ::products(w, begin, end, x, first, count, y, y_step);
+    }
+};
+#endif
 
 // y (tokens, rows) = x (tokens, width) w^T + bias
 extern "C" void linear(const Argument* a) {
@@ -15,10 +35,11 @@ extern "C" void linear(const Argument* a) {
         constexpr int64_t BLOCK = 64;
         int64_t blocks = (rows + BLOCK - 1) / BLOCK;
         int threads = threads_for(rows * width * tokens);
+        Input<decltype(w)> input(x, x_step, tokens, width);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
         for (int64_t b = 0; b < blocks; b++) {
             int64_t begin = b * BLOCK, end = std::min(begin + BLOCK, rows);
-            products(w, begin, end, width, x, x_step, tokens, y + begin, rows);
+            input.products(w, begin, end, 0, tokens, y + begin, rows);
             if (bias)
                 for (int64_t n = 0; n < tokens; n++)
                     for (int64_t r = begin; r < end; r++) y[n * rows + r] += bias[r];
@@ -307,14 +328,14 @@ extern "C" void experts(const Argument* a) {
     auto each = [&](auto w, int64_t n_rows, int64_t width, const float* from, float* to) {
         int64_t blocks = (n_rows + BLOCK - 1) / BLOCK;
         int threads = threads_for(total * n_rows * width);
+        Input<decltype(w)> input(from, width, total, width);
 #pragma omp parallel for collapse(2) num_threads(threads) if (threads > 1)
         for (int64_t u = 0; u < used; u++)
             for (int64_t b = 0; b < blocks; b++) {
                 int64_t start = starts[u], first = copies[start].expert * n_rows;
                 int64_t begin = b * BLOCK, end = std::min(begin + BLOCK, n_rows);
-                products(
-                    w, first + begin, first + end, width, from + start * width, width, starts[u + 1] - start,
-                    to + start * n_rows + begin, n_rows
+                input.products(
+                    w, first + begin, first + end, start, starts[u + 1] - start, to + start * n_rows + begin, n_rows
                 );
             }
     };
