@@ -7,8 +7,8 @@ read in order. In 8 and 4 bits a group has a scale in fp16:
     w = scale * q,    q from -127 to 127, or from -8 to 7
 
 rounded to nearest; of 4 bits the scale is the one of several that leaves the smallest squared error.
-Activations stay fp32 (`lichen.ops.linear`), so what is lost is lost here alone; but by four bits x86 processors
-multiply activations that are rounded to eight (`lichen/ops/kernels/integers.h`).
+Activations stay fp32 (`lichen.ops.linear`), so what is lost is lost here alone; but by four bits x86
+processors multiply activations that are rounded to eight (`lichen/ops/kernels/integers.h`).
 """
 
 from dataclasses import dataclass

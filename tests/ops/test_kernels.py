@@ -52,7 +52,7 @@ def close(ours: Tensor, exact: Tensor, bound: float = 2e-6) -> None:
 
 
 def as_multiplied(x: Tensor, name: str) -> Tensor:
-    """x as the kernels multiply it: by four-bit weights on x86 rounded to whole numbers up to 127, in groups."""
+    """x as kernels multiply it: by four-bit weights on x86 rounded to whole numbers up to 127, in groups."""
     if name != "int4" or platform.machine() not in ("x86_64", "AMD64") or CAPABILITY == "DEFAULT":
         return x
     groups = x.unflatten(-1, (-1, GROUP))
