@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -77,8 +78,8 @@ class Kernel:
         if self._function is None:
             self._function = getattr(library(), self._name)
         self._function(block)
-        if _recording:
-            _recording[-1].calls.append((self._function, block))
+        if _recording.stack:
+            _recording.stack[-1].calls.append((self._function, block))
 
 
 class NotRecorded(Exception):
@@ -106,11 +107,11 @@ class Recording(TorchDispatchMode):
         return made
 
     def __enter__(self) -> "Recording":
-        _recording.append(self)
+        _recording.stack.append(self)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        _recording.pop()
+        _recording.stack.pop()
         super().__exit__(*error)
 
     def play(self) -> None:
@@ -124,7 +125,16 @@ class Recording(TorchDispatchMode):
 
 
 _play = Kernel("play", "2q")
-_recording: list[Recording] = []
+
+
+class _Recordings(threading.local):
+    """Those of each thread that are going on."""
+
+    def __init__(self) -> None:
+        self.stack: list[Recording] = []
+
+
+_recording = _Recordings()
 _ALLOCATE = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty}
 
 
