@@ -170,6 +170,19 @@ def _for_few(
     return out
 
 
+def _packed_experts(
+    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Weight, down_EHI: Weight
+) -> Tensor:
+    """Inference with many tokens: one expert after another, of which only a panel is ever unpacked."""
+    groups = Groups(experts_Nk, gate_up_E2IH.shape[0], torch.float32)
+    x_PH = groups.of_tokens(x_NH)
+    y_PH = torch.empty_like(x_PH)
+    for e, own in groups.slices:
+        if own.stop > own.start:
+            y_PH[own] = linear(silu_mul_rows(linear(x_PH[own], gate_up_E2IH[e])), down_EHI[e])
+    return groups.sums(y_PH, weights_Nk.to(x_NH.dtype))
+
+
 def routed_experts(
     x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Weight, down_EHI: Weight
 ) -> Tensor:
@@ -184,7 +197,8 @@ def routed_experts(
         matrices = *kernel_arguments(gate_up_E2IH), *kernel_arguments(down_EHI)
         _experts(x_NH, *sizes, *matrices, down_EHI.shape[2], out)
         return out
-    gate_up_E2IH, down_EHI = _unpacked(gate_up_E2IH, x_NH.dtype), _unpacked(down_EHI, x_NH.dtype)
+    if isinstance(gate_up_E2IH, Packed) or isinstance(down_EHI, Packed):
+        return _packed_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     aligned = all(x.shape[-1] * x_NH.element_size() % 16 == 0 for x in (gate_up_E2IH, down_EHI))
     if is_accelerator(x_NH.device) and aligned:  # as grouped products ask
         return grouped_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
@@ -193,8 +207,3 @@ def routed_experts(
     groups = Groups(experts_Nk, gate_up_E2IH.shape[0], x_NH.dtype)
     apply = GroupedExperts.apply if groups.equal else _OneByOne.apply
     return apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)
-
-
-def _unpacked(weight: Weight, dtype: torch.dtype) -> Tensor:
-    """Masters stay as they are: a cast that autograd sees would round their gradients."""
-    return weight.dense(dtype) if isinstance(weight, Packed) else weight

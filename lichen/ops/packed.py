@@ -50,6 +50,10 @@ class Packed:
     def nbytes(self) -> int:
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
+    def __getitem__(self, index: int) -> "Packed":
+        """One matrix of a stack."""
+        return Packed(self.data[index], None if self.scales is None else self.scales[index])
+
     def dense(self, dtype: torch.dtype, begin: int = 0, end: int | None = None) -> Tensor:
         """Rows [begin, end), multiples of 8, of the weight in fp32 or bf16; of a stack, all of it."""
         *stack, rows, width = self.shape
@@ -72,11 +76,6 @@ class Packed:
 
 
 Weight = Tensor | Packed
-
-
-def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
-    """`weight` as numbers of this type."""
-    return weight.dense(dtype) if isinstance(weight, Packed) else weight.to(dtype)
 
 
 def kernel_arguments(weight: Weight) -> tuple[int, Tensor, Tensor | int]:
