@@ -17,7 +17,6 @@ from torch import Tensor
 from lichen.machine.accelerator import runs_triton
 from lichen.ops.native import FORMATS, Kernel, few, trains
 
-_rms_norm = Kernel("rms_norm", "6qd")
 _norm_forward = Kernel("norm_forward", "8qd")
 _norm_backward = Kernel("norm_backward", "10q")
 SUMMED = 32  # rows whose gradients of the weight the kernel adds up: its PIECE
@@ -59,13 +58,9 @@ class _NativeRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x_ND = _rows(x)
-        rows, width = x_ND.shape
-        out, r_N = x.new_empty(x.shape), x.new_empty(rows, dtype=torch.float32)
-        _norm_forward(
-            *(FORMATS[x.dtype], x_ND, x_ND.stride(0), weight.float().contiguous(), out, r_N, rows, width), eps
-        )
+        out_ND, r_N = _by_kernel(x_ND, weight, eps)
         ctx.save_for_backward(x_ND, weight, r_N)
-        return out
+        return out_ND.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -98,6 +93,17 @@ class _TritonRMSNorm(torch.autograd.Function):
         return grad_x.view(x.shape), grad_weight.to(weight.dtype), None
 
 
+def _by_kernel(x_ND: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The normalised rows, and the reciprocal root mean square of each, (N,) fp32."""
+    rows, width = x_ND.shape
+    out_ND, r_N = x_ND.new_empty(rows, width), x_ND.new_empty(rows, dtype=torch.float32)
+    _norm_forward(
+        *(FORMATS[x_ND.dtype], x_ND, x_ND.stride(0), weight.float().contiguous(), out_ND, r_N, rows, width),
+        eps,
+    )
+    return out_ND, r_N
+
+
 def _rows(x: Tensor) -> Tensor:
     """(..., D) as (N, D) with its numbers side by side, without a copy where there can be none."""
     return (x if x.stride(-1) == 1 else x.contiguous()).flatten(0, -2)
@@ -105,10 +111,8 @@ def _rows(x: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) of any float dtype, weight (D,) -> (..., D) in x's dtype, computed in fp32."""
-    if few(x) and weight.dtype == torch.float32:
-        rows, y = x.flatten(0, -2), torch.empty(x.shape, dtype=torch.float32)
-        _rms_norm(rows, rows.stride(0), weight, y, *rows.shape, eps)
-        return y
+    if few(x):
+        return _by_kernel(_rows(x), weight, eps)[0].view(x.shape)
     if runs_triton(x.device.type):
         return _TritonRMSNorm.apply(x, weight, eps)
     if not torch.is_grad_enabled():

@@ -17,7 +17,6 @@ from lichen.machine.accelerator import runs_triton, upload
 from lichen.ops.native import FORMATS, Kernel, few, trains
 
 _turns = Kernel("turns", "5qd")
-_rope = Kernel("rope", "9q")
 _rotate_heads = Kernel("rotate", "10q")
 
 
@@ -115,11 +114,6 @@ class _ApplyRope(torch.autograd.Function):
 
 def apply_rope(x: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
     """Turn x (..., D) by `turn` (broadcastable to (..., D/2), complex64); x's dtype and layout stay."""
-    if few(x) and x.ndim < 4 and turn.is_contiguous():
-        out = torch.empty(x.shape, dtype=torch.float32)
-        heads, by_head = (x.shape[1], x.stride(1)) if x.ndim == 3 else (1, 0)
-        _rope(x, x.stride(0), by_head, turn, out, len(x), heads, turn.shape[-1], interleaved)
-        return out
     if not torch.is_grad_enabled():
         return _turned(x, turn, interleaved)
     return _ApplyRope.apply(x, turn, interleaved)

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import runs_triton
-from lichen.ops.native import FORMATS, Kernel, few, trains
+from lichen.ops.native import FORMATS, Kernel, trains
 
-_silu_mul = Kernel("silu_mul", "4q")
 _forward = Kernel("swiglu_forward", "7q")
 _backward = Kernel("swiglu_backward", "13q")
 
@@ -82,10 +81,6 @@ def silu_mul_backward(
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, both (..., I)."""
-    if few(gate) and gate.is_contiguous() and up.is_contiguous():
-        out = torch.empty_like(gate)
-        _silu_mul(gate, up, out, gate.numel())
-        return out
     return _SiluMul.apply(gate, up)
 
 

@@ -152,26 +152,6 @@ float dot(const float* a, const float* b, int64_t n) {
     return total;
 }
 
-// Softmax of scale x in place; returns the largest of scale x. What follows x up to a whole vector is overwritten.
-float softmax(float* x, int64_t n, float scale) {
-    vec top = all(x[0]);
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) top = max(top, load(x + i));
-    float most = largest(top);
-    for (; i < n; i++) most = std::max(most, x[i]);
-    most *= scale;
-    for (i = n; i % LANES; i++) x[i] = -INFINITY;
-    vec total = zero();
-    for (i = 0; i < n; i += LANES) {
-        vec e = exp(fma(load(x + i), all(scale), all(-most)));
-        store(x + i, e);
-        total = add(total, e);
-    }
-    vec factor = all(1 / sum(total));
-    for (i = 0; i < n; i += LANES) store(x + i, mul(load(x + i), factor));
-    return most;
-}
-
 void zero_outside(float* row, int64_t first, int64_t end, int64_t width) {
     std::memset(row, 0, first * sizeof(float));
     std::memset(row + end, 0, (width - end) * sizeof(float));

@@ -47,25 +47,6 @@ extern "C" void linear(const Argument* a) {
     });
 }
 
-// y (tokens, width) = x (tokens, width) / rms(x) * weight
-extern "C" void rms_norm(const Argument* a) {
-    const float *x = at<float>(a[0]), *weight = at<float>(a[2]);
-    int64_t x_step = a[1].whole, tokens = a[4].whole, width = a[5].whole;
-    float* y = at<float>(a[3]);
-    double eps = a[6].real;
-    for (int64_t n = 0; n < tokens; n++, x += x_step, y += width) {
-        vec squares = zero();
-        int64_t k = 0;
-        for (; k + LANES <= width; k += LANES) { vec v = load(x + k); squares = fma(v, v, squares); }
-        float total = sum(squares);
-        for (int64_t rest = k; rest < width; rest++) total += x[rest] * x[rest];
-        float r = 1.0f / std::sqrt(total / float(width) + float(eps));
-        for (k = 0; k + LANES <= width; k += LANES)
-            store(y + k, mul(mul(load(x + k), all(r)), load(weight + k)));
-        for (; k < width; k++) y[k] = x[k] * r * weight[k];
-    }
-}
-
 // out (tokens, width) = rows of the table in its format
 extern "C" void embed(const Argument* a) {
     const int64_t* tokens = at<int64_t>(a[0]);
@@ -94,24 +75,6 @@ extern "C" void turns(const Argument* a) {
         }
 }
 
-// out (tokens, heads, 2 pairs) = x turned; x has its own steps from token to token and head to head
-extern "C" void rope(const Argument* a) {
-    const float *x = at<float>(a[0]), *turn = at<float>(a[3]);
-    int64_t by_token = a[1].whole, by_head = a[2].whole, tokens = a[5].whole, heads = a[6].whole, pairs = a[7].whole;
-    float* out = at<float>(a[4]);
-    bool interleaved = a[8].whole;
-    int64_t second = interleaved ? 1 : pairs, step = interleaved ? 2 : 1;
-    for (int64_t n = 0; n < tokens; n++, turn += 2 * pairs)
-        for (int64_t h = 0; h < heads; h++, out += 2 * pairs) {
-            const float* from = x + n * by_token + h * by_head;
-            for (int64_t i = 0; i < pairs; i++) {
-                float p = from[i * step], q = from[i * step + second], c = turn[2 * i], s = turn[2 * i + 1];
-                out[i * step] = p * c - q * s;
-                out[i * step + second] = p * s + q * c;
-            }
-        }
-}
-
 // data[slot][position][column...] = entries of every token, in the format of the storage
 extern "C" void keep(const Argument* a) {
     const float* entries = at<float>(a[0]);
@@ -128,29 +91,8 @@ extern "C" void keep(const Argument* a) {
     else write(at<fp16>(a[5]));
 }
 
-// logits (count, stored) -> probabilities, in place
-static void softmax(float* logits, int64_t stored, float scale) {
-    vec top = all(-INFINITY);
-    int64_t s = 0;
-    for (; s + LANES <= stored; s += LANES) top = max(top, load(logits + s));
-    float most = largest(top);
-    for (int64_t rest = s; rest < stored; rest++) most = std::max(most, logits[rest]);
-    vec totals = zero(), shift = all(most), factor = all(scale);
-    for (s = 0; s + LANES <= stored; s += LANES) {
-        vec p = exp(mul(sub(load(logits + s), shift), factor));
-        store(logits + s, p);
-        totals = add(totals, p);
-    }
-    float total = sum(totals);
-    for (; s < stored; s++) {
-        float lanes[LANES];
-        store(lanes, exp(mul(all(logits[s] - most), factor)));
-        total += logits[s] = lanes[0];
-    }
-    vec inverse = all(1.0f / total);
-    for (s = 0; s + LANES <= stored; s += LANES) store(logits + s, mul(load(logits + s), inverse));
-    for (; s < stored; s++) logits[s] *= 1.0f / total;
-}
+// Numbers from one row of logits to the next: whole vectors, as softmax wants them.
+static int64_t room_for(int64_t length) { return (length + LANES - 1) / LANES * LANES; }
 
 // out (tokens, heads, value): every token's queries to the stored keys and values up to its position.
 extern "C" void attend(const Argument* a) {
@@ -168,15 +110,15 @@ extern "C" void attend(const Argument* a) {
         for (int64_t n = 0; n < tokens; n++)
             for (int64_t h = 0; h < key_heads; h++) {
                 static thread_local std::vector<float> logits;
-                int64_t length = positions[n] + 1;
-                logits.resize(group * length);
+                int64_t length = positions[n] + 1, room = room_for(length);
+                logits.resize(group * room);
                 auto own = stored;
                 own.data += slots[n] * capacity * whole + h * keys;
                 const float* queries = q + (n * heads + h * group) * keys;
-                products(own, 0, length, keys, queries, keys, group, logits.data(), length);
-                for (int64_t g = 0; g < group; g++) softmax(logits.data() + g * length, length, scale);
+                products(own, 0, length, keys, queries, keys, group, logits.data(), room);
+                for (int64_t g = 0; g < group; g++) softmax(logits.data() + g * room, length, scale);
                 own.data += key_heads * keys + h * (values - keys);
-                mix(own, 0, length, 0, values, logits.data(), length, group, out + (n * heads + h * group) * values, values);
+                mix(own, 0, length, 0, values, logits.data(), room, group, out + (n * heads + h * group) * values, values);
             }
     });
 }
@@ -216,12 +158,13 @@ extern "C" void attend_latents(const Argument* a) {
             for (int64_t g = 0; g < groups; g++) {
                 static thread_local std::vector<float> logits;
                 int64_t length = positions[n] + 1, first = g * HEADS, count = std::min(HEADS, heads - first);
-                logits.resize(count * length);
+                int64_t room = room_for(length);
+                logits.resize(count * room);
                 auto own = stored;
                 own.data += slots[n] * capacity * whole;
-                products(own, 0, length, whole, queries.data() + (n * heads + first) * whole, whole, count, logits.data(), length);
-                for (int64_t h = 0; h < count; h++) softmax(logits.data() + h * length, length, scale);
-                mix(own, 0, length, 0, latent, logits.data(), length, count, mixed.data() + (n * heads + first) * latent, latent);
+                products(own, 0, length, whole, queries.data() + (n * heads + first) * whole, whole, count, logits.data(), room);
+                for (int64_t h = 0; h < count; h++) softmax(logits.data() + h * room, length, scale);
+                mix(own, 0, length, 0, latent, logits.data(), room, count, mixed.data() + (n * heads + first) * latent, latent);
             }
     });
     with_rows(a[9].whole, at<void>(a[10]), latent, [&](auto up) {
@@ -287,15 +230,6 @@ static void gate(const float* gate_up, float* out, int64_t width) {  // silu(gat
     int64_t k = 0;
     for (; k + LANES <= width; k += LANES) store(out + k, mul(silu(load(gate_up + k)), load(gate_up + width + k)));
     for (; k < width; k++) out[k] = gate_up[k] / (1 + std::exp(-gate_up[k])) * gate_up[width + k];
-}
-
-// out = silu(gate) * up, of the same width
-extern "C" void silu_mul(const Argument* a) {
-    const float *gated = at<float>(a[0]), *up = at<float>(a[1]);
-    float* out = at<float>(a[2]);
-    int64_t count = a[3].whole, k = 0;
-    for (; k + LANES <= count; k += LANES) store(out + k, mul(silu(load(gated + k)), load(up + k)));
-    for (; k < count; k++) out[k] = gated[k] / (1 + std::exp(-gated[k])) * up[k];
 }
 
 extern "C" void plus(const Argument* a) {

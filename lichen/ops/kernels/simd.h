@@ -258,6 +258,26 @@ inline vec exp(vec x) {
 
 inline vec silu(vec x) { return div(x, add(all(1.0f), exp(sub(zero(), x)))); }
 
+// Softmax of scale x in place; returns the largest of scale x. What follows x up to a whole vector is overwritten.
+inline float softmax(float* x, int64_t n, float scale) {
+    vec top = all(x[0]);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) top = max(top, load(x + i));
+    float most = largest(top);
+    for (; i < n; i++) most = std::max(most, x[i]);
+    most *= scale;
+    for (i = n; i % LANES; i++) x[i] = -INFINITY;
+    vec total = zero();
+    for (i = 0; i < n; i += LANES) {
+        vec e = exp(fma(load(x + i), all(scale), all(-most)));
+        store(x + i, e);
+        total = add(total, e);
+    }
+    vec factor = all(1 / sum(total));
+    for (i = 0; i < n; i += LANES) store(x + i, mul(load(x + i), factor));
+    return most;
+}
+
 // How many threads a loop of `work` multiply-adds deserves: starting one costs some microseconds.
 inline int threads_for(int64_t work) {
 #ifdef _OPENMP
