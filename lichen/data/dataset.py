@@ -55,7 +55,7 @@ class TokenDataset:
         self.identity = hashlib.sha256(repr((manifest.tokenizer_hash, hashes)).encode()).hexdigest()
         tokenizer = load_tokenizer(self.tokenizer_path)
         self.special_ids: SpecialIds = special_ids(tokenizer, manifest.parameters.family)
-        self.token_bytes = token_bytes(tokenizer)
+        self.token_bytes = token_bytes(tokenizer, manifest.parameters.family)
         self._splits: dict[Split, Documents] = {}
 
     @classmethod

@@ -110,7 +110,7 @@ def _serial_tokenizer() -> Iterator[None]:
 
 
 def _encoder(tokenizer: Tokenizer, parameters: Parameters) -> Callable[[Work], Found[_Encoded]]:
-    plain = plain_encoder(tokenizer)
+    plain = plain_encoder(tokenizer, parameters.family)
     ids = special_ids(tokenizer, parameters.family)
     dtype = token_dtype(vocabulary_size(tokenizer))
     opening, closing = np.array(ids.document_start, dtype), np.array([ids.eos], dtype)
