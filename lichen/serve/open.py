@@ -114,13 +114,17 @@ def newest_checkpoint(run: Path) -> Path:
     checkpoint, damaged = newest_good(run / "checkpoints", proved=diverged)
     for damage in damaged:
         warnings.warn(f"{damage}; it is skipped", stacklevel=2)
-    if checkpoint is None:
+    if checkpoint is None and damaged:
         raise LichenError(
             f"no checkpoint in {run / 'checkpoints'} is good; bring one back, or train the model again"
-            if damaged
-            else f"the run {run} has {'diverged and no proved' if diverged else 'no'} checkpoint yet; train it "
-            f"with: lichen train {run}{' and a lower optimizer.lr' if diverged else ''}"
         )
+    if checkpoint is None and diverged:
+        raise LichenError(
+            f"the run {run} diverged before a checkpoint was proved; lower its learning rate: "
+            f"lichen train {run} optimizer.lr=..."
+        )
+    if checkpoint is None:
+        raise LichenError(f"the run {run} has no checkpoint yet; train it with: lichen train {run}")
     return checkpoint
 
 

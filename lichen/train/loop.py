@@ -30,8 +30,8 @@ def train(run: Run, console: Console, back_to: int | None = None) -> signal.Sign
     """Train `run` from its newest good checkpoint, or from the beginning, to its last step; then report.
 
     A run that has diverged goes on from the last checkpoint that is proved: the step after it had a loss that
-    is finite and not ABSURD, and a gradient that is finite and not zero. `back_to`: the step to go on from instead, 0 for the beginning. What the run has of
-    later steps than that is set aside.
+    is finite and not ABSURD, and a gradient that is finite and not zero. `back_to`: the step to go on from
+    instead, 0 for the beginning. What the run has of later steps than that is set aside.
 
     Returns the signal that stopped it early, with a checkpoint saved, or None at the end. Raises LichenError
     for numbers that are not finite, memory that does not suffice, a full disk, checkpoints of which none is
