@@ -11,17 +11,16 @@ A kill or a full disk at any moment leaves the earlier ones as they were. Whoeve
 first.
 """
 
-import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lichen.errors import LichenError
-from lichen.files.atomic import disk_errors, whole_folder, write_text
-from lichen.files.json_file import read_json
+from lichen.files.atomic import write_text
+from lichen.files.bounded import read_json
+from lichen.files.replace import remove_folder, sweep, whole_folder
 from lichen.files.sealed import find_damage, seal
 
 FORMAT_VERSION = 1
@@ -29,11 +28,7 @@ FORMAT_VERSION = 1
 
 _NAME = re.compile(r"step-(\d{8,})")
 _PROVED = "proved"
-_UNFINISHED = (
-    ".*.building",
-    ".*.removing",
-    ".saving-*",
-)  # what a kill has left; the last of earlier versions
+_NEEDED = ("state.json", "optimizer.safetensors", "model/config.json")
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ def checkpoint_of(folder: Path, step: int) -> Path:
     if not path.is_dir():
         there = ", ".join(str(step_of(each)) for each in list_checkpoints(folder))
         raise LichenError(f"{folder} has no checkpoint of step {step}; there are: {there or 'none'}")
-    if reason := find_damage(path):
+    if reason := find_checkpoint_damage(path):
         raise LichenError(f"{Damage(path, reason)}; name another step")
     return path
 
@@ -105,29 +100,25 @@ def save_checkpoint(folder: Path, step: int, keep: int, write: Callable[[Path], 
     aside. Raises LichenError when the disk is full or cannot be written.
     """
     target = folder / f"step-{step:08d}"
-    for pattern in _UNFINISHED:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path)
-    number = 1
-    while (aside := target.with_name(f"{target.name}.damaged-{number}")).exists():
-        number += 1
-    with whole_folder(target, set_aside=aside) as building:
+    sweep(folder)
+    if target.exists():
+        _set_aside(target)
+    with whole_folder(target) as building:
         write(building)
         seal(building)
     until = [path for path in list_checkpoints(folder) if step_of(path) <= step]
     last_proved = next(filter(_is_proved, reversed(until)), None)
     for old in until[:-keep]:
         if old != last_proved:
-            _remove(old)
+            remove_folder(old)
     return target
 
 
-def _remove(path: Path) -> None:
-    """Out of sight first: what a kill leaves half removed must not look like a checkpoint."""
-    hidden = path.with_name(f".{path.name}.removing")
-    with disk_errors(path):
-        os.rename(path, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)  # what somebody reads on a network disk goes the next time
+def _set_aside(damaged: Path) -> None:
+    number = 1
+    while (aside := damaged.with_name(f"{damaged.name}.damaged-{number}")).exists():
+        number += 1
+    damaged.rename(aside)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -137,6 +128,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
 
 
+def find_checkpoint_damage(path: Path) -> str | None:
+    """Why the checkpoint `path` cannot be trusted, or None if its every byte is as written."""
+    return find_damage(path, _NEEDED)
+
+
 def newest_good(folder: Path, proved: bool = False) -> tuple[Path | None, list[Damage]]:
     """The newest checkpoint whose every byte is as written, and what is wrong with the newer ones.
 
@@ -144,7 +140,7 @@ def newest_good(folder: Path, proved: bool = False) -> tuple[Path | None, list[D
     """
     damaged: list[Damage] = []
     for path in filter(_is_proved if proved else None, reversed(list_checkpoints(folder))):
-        reason = find_damage(path)
+        reason = find_checkpoint_damage(path)
         if reason is None:
             return path, damaged
         damaged.append(Damage(path, reason))
