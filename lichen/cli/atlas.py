@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +15,6 @@ from lichen.cli.output import plain_table, print_json, print_table, say, say_who
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
-    from http.server import ThreadingHTTPServer
-
     from lichen.atlas.catalogue.model import Catalogue, Model
 
 atlas = typer.Typer(
@@ -123,47 +122,20 @@ def serve(
 ) -> None:
     """Serve the same page until Ctrl-C."""
     from lichen.atlas.page import build as build_page
+    from lichen.atlas.page.server import PageServer
     from lichen.facts.record import parse_as_of
 
-    server = page_server(build_page(parse_as_of(as_of)), host, port)
     try:
-        with server:
-            print(f"The atlas is at http://{host}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        with PageServer(build_page(parse_as_of(as_of)), host, port) as server:
+            if not server.is_local:
+                warnings.warn(
+                    f"everybody who can reach {server.url} reads this page, your own models and prices in it",
+                    stacklevel=1,
+                )
+            print(f"The atlas is at {server.url} (Ctrl-C ends it)", flush=True)
             server.serve_forever()
     except KeyboardInterrupt:
         print()
-
-
-def page_server(page: str, host: str, port: int) -> ThreadingHTTPServer:
-    """A server of `page`, and of nothing else, bound but not yet running.
-
-    Raises LichenError if it cannot listen on `host` and `port`.
-    """
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-    content = page.encode()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path.partition("?")[0] != "/":
-                self.send_error(404, "the atlas is at /")
-                return
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    try:
-        return ThreadingHTTPServer((host, port), Handler)
-    except OSError as error:
-        raise LichenError(
-            f"cannot listen on {host}, port {port}: {str(error.strerror).lower()}; "
-            "--host and --port choose another address"
-        ) from None
 
 
 def _everything(model: Model, catalogue: Catalogue) -> dict[str, Any]:
