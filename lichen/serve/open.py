@@ -19,11 +19,16 @@ from lichen.data.tokenizer import (
     vocabulary_size,
 )
 from lichen.errors import LichenError
-from lichen.files.json_file import read_json
-from lichen.files.sealed import find_damage
+from lichen.files.bounded import read_json
 from lichen.nn.transformer import Transformer
 from lichen.serve.formats import Weights, formats_for, load_in
-from lichen.weights.checkpoints import Damage, is_checkpoint, newest_good, read_versioned
+from lichen.weights.checkpoints import (
+    Damage,
+    find_checkpoint_damage,
+    is_checkpoint,
+    newest_good,
+    read_versioned,
+)
 
 EXPORT_MARK = "lichen.json"
 """What an export says about itself; a folder from elsewhere has none."""
@@ -128,7 +133,7 @@ def _model_folder(folder: Path) -> Path:
         return checkpoint / "model"
     if is_checkpoint(folder):
         read_versioned(folder / "state.json")
-        if reason := find_damage(folder):
+        if reason := find_checkpoint_damage(folder):
             raise LichenError(f"{Damage(folder, reason)}; name another checkpoint, or the run")
         return folder / "model"
     if not (folder / "config.json").is_file():

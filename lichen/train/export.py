@@ -8,7 +8,6 @@ It holds what `lichen.train.model_folder` writes, and
 The folder is there as a whole or not at all.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import torch
 
 import lichen
 from lichen.errors import LichenError
-from lichen.files.atomic import whole_folder, write_text
-from lichen.files.json_file import write_json
+from lichen.files.atomic import write_text
+from lichen.files.bounded import read_json, write_json
+from lichen.files.replace import whole_folder
 from lichen.serve.open import EXPORT_MARK, check_tokenizer, newest_checkpoint
 from lichen.train.model_card import model_card
 from lichen.train.model_folder import write_model_folder
@@ -49,7 +49,7 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
     checkpoint = newest_checkpoint(folder)
     check_tokenizer(checkpoint, run.manifest)
     step = step_of(checkpoint)
-    with whole_folder(out.resolve()) as building:
+    with whole_folder(out) as building:
         model = load_model(checkpoint / "model")
         spec = write_model_folder(building, model, run, dtype, must_export=True)
         write_text(building / "README.md", model_card(run, step, spec))
@@ -77,8 +77,8 @@ def _check_replaceable(out: Path) -> None:
     if EXPORT_MARK not in present:
         raise LichenError(f"{out} is not empty and not an earlier export; name another folder")
     try:
-        ours = set(json.loads((out / EXPORT_MARK).read_bytes())["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        ours = set(read_json(out / EXPORT_MARK)["files"])
+    except (LichenError, KeyError, TypeError) as error:
         raise LichenError(f"{out / EXPORT_MARK} is damaged; name another folder, or remove {out}") from error
     if foreign := sorted(present - ours):
         raise LichenError(

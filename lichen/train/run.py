@@ -28,7 +28,7 @@ from lichen.arch.spec import ModelSpec
 from lichen.data.manifest import TOKENIZER_FILE, Manifest, write_record
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write, disk_errors
-from lichen.files.json_file import read_json, write_json
+from lichen.files.bounded import read_json, write_json
 from lichen.files.lock import LOCK_FILE, locked
 from lichen.machine.precision import default_device, matmul_dtype
 from lichen.machine.rates import machine

@@ -11,22 +11,21 @@ first.
 """
 
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lichen.errors import LichenError
-from lichen.files.atomic import whole_folder
-from lichen.files.json_file import read_json
+from lichen.files.bounded import read_json
+from lichen.files.replace import remove_folder, sweep, whole_folder
 from lichen.files.sealed import find_damage, seal
 
 FORMAT_VERSION = 1
 """Of run folders and their checkpoints; raised when an older Lichen could misread a newer run."""
 
 _NAME = re.compile(r"step-(\d{8,})")
-_UNFINISHED = (".*.building", ".saving-*")  # what a kill has left, of this version and of earlier ones
+_NEEDED = ("state.json", "optimizer.safetensors", "model/config.json")
 
 
 @dataclass(frozen=True)
@@ -71,18 +70,22 @@ def save_checkpoint(folder: Path, step: int, keep: int, write: Callable[[Path], 
     the disk is full or cannot be written.
     """
     target = folder / f"step-{step:08d}"
-    for pattern in _UNFINISHED:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path)
-    number = 1
-    while (aside := target.with_name(f"{target.name}.damaged-{number}")).exists():
-        number += 1
-    with whole_folder(target, set_aside=aside) as building:
+    sweep(folder)
+    if target.exists():
+        _set_aside(target)
+    with whole_folder(target) as building:
         write(building)
         seal(building)
     for old in [path for path in list_checkpoints(folder) if step_of(path) <= step][:-keep]:
-        shutil.rmtree(old, ignore_errors=True)  # what somebody reads on a network disk goes the next time
+        remove_folder(old)
     return target
+
+
+def _set_aside(damaged: Path) -> None:
+    number = 1
+    while (aside := damaged.with_name(f"{damaged.name}.damaged-{number}")).exists():
+        number += 1
+    damaged.rename(aside)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -92,11 +95,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
 
 
+def find_checkpoint_damage(path: Path) -> str | None:
+    """Why the checkpoint `path` cannot be trusted, or None if its every byte is as written."""
+    return find_damage(path, _NEEDED)
+
+
 def newest_good(folder: Path) -> tuple[Path | None, list[Damage]]:
     """The newest checkpoint whose every byte is as written, and what is wrong with the newer ones."""
     damaged: list[Damage] = []
     for path in reversed(list_checkpoints(folder)):
-        reason = find_damage(path)
+        reason = find_checkpoint_damage(path)
         if reason is None:
             return path, damaged
         damaged.append(Damage(path, reason))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write, write_text
+from lichen.files.bounded import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -90,9 +91,9 @@ def _weight_files(folder: Path) -> dict[Path, set[str]]:
         raise LichenError(_why_no_weights(folder))
     files: dict[Path, set[str]] = defaultdict(set)
     try:
-        for name, file_name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+        for name, file_name in read_json(index)["weight_map"].items():
             files[folder / Path(file_name).name].add(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (LichenError, KeyError, TypeError, AttributeError) as error:
         raise LichenError(
             f"{index} is not an index of weights ({error!r}); copy or download it again"
         ) from error

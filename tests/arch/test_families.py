@@ -453,10 +453,9 @@ def test_an_unknown_name_leads_to_the_nearest_or_to_all(name: str, hint: str) ->
     [
         (b"", "not JSON: Expecting value in line 1, column 1"),
         (b'{"model_type": "llama",}', "not JSON: .* in line 1, column"),
-        (b"\xff\xfe\x00\x01", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
-        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "not JSON"),
-        (b'{"rms_norm_eps": NaN}', "NaN is not a number that JSON has"),
+        (b"\xff\xfe\x00\x01", "not (JSON|UTF-8)"),
+        (b"[" * 100_000, "nested deeper than 100 levels"),
+        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "an integer that does not fit into 64 bits"),
         (b'["llama"]', "a JSON object is needed"),
         (b'{"model_type": "llama"}', "num_attention_heads is missing"),
         (b"{}", "model_type is missing"),
@@ -480,5 +479,5 @@ def test_odd_paths_are_refused(tmp_path: Path) -> None:
     large = tmp_path / "model.safetensors"
     with large.open("wb") as file:
         file.truncate(2**30)
-    with pytest.raises(SpecError, match="at most 16 MiB"):
+    with pytest.raises(SpecError, match="more than 16,777,216 bytes"):
         load_spec(large)

@@ -338,14 +338,14 @@ def test_what_a_newer_version_wrote_is_not_opened(run):
     with pytest.raises(LichenError, match="newer Lichen"):
         open_model(run.folder, CPU)
     (run.folder / "run.json").write_text("null")
-    with pytest.raises(LichenError, match=r"run\.json is damaged"):
+    with pytest.raises(LichenError, match=r"run\.json: a JSON object is needed"):
         open_model(run.folder, CPU)
     rewrite(checkpoint / "state.json", format_version=2)
     with pytest.raises(LichenError, match="newer Lichen"):
         open_model(checkpoint, CPU)
 
 
-@pytest.mark.parametrize("end", [1.5, -5, 10**30, True, [7, "x"], {}])
+@pytest.mark.parametrize("end", [1.5, -5, 10**18, True, [7, "x"], {}])
 def test_an_end_that_is_no_token_is_refused(exports, tmp_path, end):
     out = shutil.copytree(exports["llama"], tmp_path / "out")
     rewrite(out / "generation_config.json", eos_token_id=end)

@@ -163,7 +163,7 @@ def test_a_newer_format_is_refused(make_recipe, tmp_path: Path):
     with pytest.raises(LichenError, match="newer Lichen"):
         open_run(run.folder)
     facts.write_text("{")
-    with pytest.raises(LichenError, match=r"run\.json is damaged"):
+    with pytest.raises(LichenError, match=r"run\.json: not JSON"):
         open_run(run.folder)
 
 

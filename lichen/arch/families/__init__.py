@@ -8,7 +8,6 @@ tokens.py     TOKENS: special tokens
 chat.jinja    how they write a conversation
 """
 
-import json
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -24,6 +23,7 @@ from lichen.arch.families.tokens import SpecialTokens
 from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError, SpecError, did_you_mean
+from lichen.files.bounded import as_object, parse_json, read_bytes
 
 LARGEST_CONFIG = 16 * 2**20
 
@@ -139,13 +139,15 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
             known = f"models by name: {', '.join(names)}"
             hint = did_you_mean(name.rpartition("/")[2], names, known, cutoff=0.6)  # moonshotai/Kimi-K2.6
             raise SpecError(f"{name}: no such file, folder or model; {hint}")
-        elif not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
-            raise SpecError(f"{path} is not a config.json: a regular file of at most 16 MiB is needed")
-        text = path.read_bytes()
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        return read_config(_parse(text))
+        text = read_bytes(path, LARGEST_CONFIG)
+        config = as_object(parse_json(text, str(path)), str(path))
+    except LichenError as error:
+        raise SpecError(str(error)) from error
+    try:
+        return read_config(config)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 
@@ -154,19 +156,3 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
 def _shipped(name: str) -> ModelSpec:
     named = named_models()[name]
     return replace(read_config(named.config), storage=named.storage)
-
-
-def _parse(text: bytes) -> Mapping[str, Any]:
-    try:
-        config = json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise SpecError(f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, a number of 5,000 digits, endless nesting
-        raise SpecError(f"not JSON that can be read: {error}") from error
-    if not isinstance(config, dict):
-        raise SpecError(f"a JSON object is needed, not {shown(config)}")
-    return config
-
-
-def _refuse_constant(name: str) -> None:
-    raise SpecError(f"not JSON: {name} is not a number that JSON has")
