@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lichen.cli import options
-from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
+from lichen.cli.output import plain_table, print_json, print_table, print_text, say, say_whole
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def show(
     catalogue = load(as_of=parse_as_of(as_of))
     model = catalogue.get(name)
     if as_json:
-        print(json.dumps(_everything(model, catalogue), indent=2, ensure_ascii=False, default=str))
+        print_json(_everything(model, catalogue))
         return
     say(f"{model.title}, {model.lab}, {model.country}", style="bold")
     _print_facts(model)
@@ -80,7 +79,7 @@ def check(
     load(files)
     for path in files:
         check_references(read_model(path))
-        print(f"{path}: good")
+        print_text(f"{path}: good")
 
 
 @atlas.command()
@@ -94,7 +93,7 @@ def add(
 
     check_references(read_model(file))
     model, kept = add_model(file)
-    print(f"{model.title} is kept in {kept}; `lichen atlas show {model.name}` shows it")
+    print_text(f"{model.title} is kept in {kept}; `lichen atlas show {model.name}` shows it")
 
 
 @atlas.command()
@@ -111,7 +110,7 @@ def build(
         raise LichenError(f"--out {out} is a folder: name a file in it, like {out / 'atlas.html'}")
     page = build_page(parse_as_of(as_of))
     write_text(out, page)
-    print(f"{out}: {len(page.encode()) / 1000:,.0f} kB; open it in a browser")
+    print_text(f"{out}: {len(page.encode()) / 1000:,.0f} kB; open it in a browser")
 
 
 @atlas.command()
@@ -132,7 +131,7 @@ def serve(
                     f"everybody who can reach {server.url} reads this page, your own models and prices in it",
                     stacklevel=1,
                 )
-            print(f"The atlas is at {server.url} (Ctrl-C ends it)", flush=True)
+            print_text(f"The atlas is at {server.url} (Ctrl-C ends it)")
             server.serve_forever()
     except KeyboardInterrupt:
         print()

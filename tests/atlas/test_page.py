@@ -240,7 +240,7 @@ def test_the_table_can_be_taken_along_as_a_file(browser, tmp_path):
     known, moment = catalogue.load(as_of=DAY), prices.moment(DAY, None)
     rows = compare.compare(list(known.models.values()), known, moment)
     titles = {model.name: model.title for model in known.models.values()}
-    assert saved("csv") == compare.to_csv(rows, titles, with_sources=True) + "\n"
+    assert saved("csv") == compare.to_csv(rows, titles, with_sources=True)
     assert json.loads(saved("json")) == json.loads(compare.to_json(rows, titles, moment))
     assert browser.complaints == []
 

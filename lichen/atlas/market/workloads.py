@@ -4,6 +4,7 @@ How much cheaper one model is than another has no single answer: it depends on t
 discounts and, for some providers, on the hour. Hence three standard workloads.
 """
 
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 
@@ -77,10 +78,11 @@ def parse_hours(text: str) -> tuple[int, ...]:
     """The hours of a profile like `22-2,8`: 22, 23, 0, 1 and 8. Raises LichenError for any other text."""
     hours: set[int] = set()
     for part in text.split(","):
-        start, dash, end = part.strip().partition("-")
-        if not start.isdecimal() or not (end.isdecimal() if dash else True):
+        span = re.fullmatch(r"([0-9]{1,2})(?:-([0-9]{1,2}))?", part.strip())
+        if span is None:
             raise LichenError(f"--hours {text!r} cannot be read: write UTC hours like 8-18,20")
-        first, last = int(start), int(end) if dash else int(start) + 1
+        first = int(span[1])
+        last = int(span[2]) if span[2] else first + 1
         if first > 23 or last > 24 or first == last:
             raise LichenError(f"--hours {text!r}: hours go from 0 to 23, and a span has a length")
         hours.update(hour % 24 for hour in range(first, last if last > first else last + 24))
