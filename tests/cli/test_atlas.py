@@ -213,6 +213,8 @@ def test_an_unknown_price_is_loud(run):
     out = run("price", "deepseek-v3.2", "--provider", "deepseek").out
     assert "UNKNOWN: no price" in out
     assert "That is not free of charge" in out
+    assert "deepseek-v3.2: on " in out
+    assert "in / out / cached, by " in out
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_an_unknown_price_is_loud(run):
         (["kimi-k2.6", "--at", "noon"], "is not a time of day"),
         (["kimi-k2.6", "--at", "10:00+05:00"], "is not a time of day"),
         (["kimi-k2.6", "--against", ""], "no model ''"),
-        (["kimi-k2.6", "--provider", "nobody"], "known: moonshotai, "),
+        (["kimi-k2.6", "--provider", "nobody"], "in / out / cached, by moonshotai at 0.95 / 4 / 0.16, "),
         (["kimi-k2.6", "--workload", "party"], "blend, output-heavy, agentic"),
         (["kimi-k2.6", "--workload", "blend", "--input", "5"], "describe your own"),
         (["kimi-k2.6", "--hours", "25"], "--hours"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 
 from lichen.atlas.catalogue.model import Catalogue, Model
+from lichen.atlas.market import words
 from lichen.atlas.market.prices import Price, default_provider, history, in_force, prices_on, providers
 from lichen.errors import LichenError
 
@@ -164,12 +165,22 @@ class Offer:
     ratios: dict[str, float | None]
 
 
+def sellers_of(model: Model, at: datetime) -> str:
+    """Who sells the model at `at` (aware), and at what, in words."""
+    day = at.astimezone(UTC).date()
+    found = {name: prices_on(model, name, day) for name in providers(model)}
+    told = [f"{name} at {'; '.join(map(words.rates, prices))}" for name, prices in found.items() if prices]
+    if not told:
+        return f"nobody is known to sell it on {day}"
+    return f"on {day} it is sold, in USD per million tokens in / out / cached, by {', '.join(told)}"
+
+
 def offers(
     model: Model, provider: str | None, workloads: dict[str, Workload], reference: Model | None, at: datetime
 ) -> list[Offer]:
     """The offers of `provider`, of the default one (None), or of `all` that sell the model at `at` (aware).
 
-    Raises LichenError for a provider that the model's file does not have.
+    Raises LichenError, with those that do sell it, for a provider that the model's file does not have.
     """
     day, sellers = at.astimezone(UTC).date(), [provider]
     if provider == "all":
@@ -177,8 +188,7 @@ def offers(
     elif provider is None:
         sellers = [default_provider(model, day)]
     elif provider not in providers(model):
-        offered = ", ".join(providers(model)) or "none"
-        raise LichenError(f"no provider {provider!r} of {model.name}; known: {offered} (or `all`)")
+        raise LichenError(f"no provider {provider!r} of {model.name}; {sellers_of(model, at)}")
     return [
         Offer(
             model,
