@@ -34,6 +34,8 @@ EXPORT_MARK = "lichen.json"
 """What an export says about itself; a folder from elsewhere has none."""
 DATA_FILE = "data.json"
 """What a run says of the data that it began with."""
+DIVERGENCE_FILE = "diverged.txt"
+"""Tells where a run diverged; no such file unless it did."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +111,25 @@ def check_tokenizer(checkpoint: Path, manifest: Manifest) -> None:
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of `run` whose hashes hold; warns of newer ones that are damaged."""
-    checkpoint, damaged = newest_good(run / "checkpoints")
+    """The newest checkpoint of `run` whose hashes hold; warns of newer ones that are damaged.
+
+    Of a run that has diverged it is the last proved one.
+    """
+    diverged = (run / DIVERGENCE_FILE).exists()
+    checkpoint, damaged = newest_good(run / "checkpoints", proved=diverged)
     for damage in damaged:
         warnings.warn(f"{damage}; it is skipped", stacklevel=2)
-    if checkpoint is None:
+    if checkpoint is None and damaged:
         raise LichenError(
             f"no checkpoint in {run / 'checkpoints'} is good; bring one back, or train the model again"
-            if damaged
-            else f"the run {run} has no checkpoint yet; train it with: lichen train {run}"
         )
+    if checkpoint is None and diverged:
+        raise LichenError(
+            f"the run {run} diverged before a checkpoint was proved; lower its learning rate: "
+            f"lichen train {run} optimizer.lr=..."
+        )
+    if checkpoint is None:
+        raise LichenError(f"the run {run} has no checkpoint yet; train it with: lichen train {run}")
     return checkpoint
 
 

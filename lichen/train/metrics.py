@@ -7,14 +7,15 @@ in step with the run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -96,12 +97,15 @@ class MetricsLog:
     """metrics.jsonl and tensorboard/ of a run that goes on after `after_step`; later lines are dropped."""
 
     def __init__(self, folder: Path, after_step: int) -> None:
-        self._path = folder / "metrics.jsonl"
-        if self._path.exists():
-            kept = [line for line in read_metrics(self._path) if line.step <= after_step]
-            write_text(self._path, "".join(_line(metrics) for metrics in kept))
-        with disk_errors(self._path):
-            self._file: IO[str] = self._path.open("a", encoding="utf-8")
+        self.path = folder / "metrics.jsonl"
+        self._lines, self._hash = 0, hashlib.sha256()
+        if self.path.exists():
+            kept = [line for line in read_metrics(self.path) if line.step <= after_step]
+            write_text(self.path, "".join(_line(metrics) for metrics in kept))
+            for metrics in kept:
+                self._count(metrics)
+        with disk_errors(self.path):
+            self._file: IO[str] = self.path.open("a", encoding="utf-8")
             (folder / "tensorboard").mkdir(exist_ok=True)
             name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
             self._event_file = (folder / "tensorboard" / name).open("ab")
@@ -111,9 +115,10 @@ class MetricsLog:
             self._write(Event(step=after_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def append(self, metrics: StepMetrics) -> None:
-        with disk_errors(self._path):
+        with disk_errors(self.path):
             self._file.write(_line(metrics))
             self._file.flush()
+            self._count(metrics)
             values = [
                 Summary.Value(tag=name, simple_value=value)
                 for name, value in vars(metrics).items()
@@ -130,16 +135,25 @@ class MetricsLog:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
 
+    def _count(self, metrics: StepMetrics) -> None:
+        self._lines += 1
+        self._hash.update(_line(metrics, without=TIMINGS).encode())
+
+    def record(self) -> dict[str, Any]:
+        """How many lines there are and the SHA-256 of what they say but for timings, for a checkpoint to
+        vouch for."""
+        return {"lines": self._lines, "sha256": self._hash.hexdigest()}
+
     def sync(self) -> None:
         """Make every line so far survive a power cut; a checkpoint counts on them."""
-        with disk_errors(self._path):
+        with disk_errors(self.path):
             os.fsync(self._file.fileno())
 
     def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with disk_errors(self._path):
+        with disk_errors(self.path):
             self._file.close()
             self._event_file.close()
 
@@ -164,6 +178,7 @@ def read_metrics(path: Path) -> list[StepMetrics]:
     return metrics
 
 
-def _line(metrics: StepMetrics) -> str:
-    values = {name: value for name, value in asdict(metrics).items() if value is not None}
+def _line(metrics: StepMetrics, without: Collection[str] = ()) -> str:
+    kept = ((name, value) for name, value in asdict(metrics).items() if name not in without)
+    values = {name: value for name, value in kept if value is not None}
     return json.dumps(values, allow_nan=False) + "\n"

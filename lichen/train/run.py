@@ -13,6 +13,8 @@ Only training itself reads the data again: what has been trained can be used and
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,10 +35,11 @@ from lichen.files.lock import LOCK_FILE, locked
 from lichen.machine.precision import default_device, matmul_dtype
 from lichen.machine.rates import machine
 from lichen.ops.native import has_kernels
-from lichen.serve.open import DATA_FILE, is_run, run_manifest
+from lichen.serve.open import DATA_FILE, DIVERGENCE_FILE, is_run, run_manifest
+from lichen.train.metrics import read_metrics
 from lichen.train.recipe import Recipe, cut_down, differences, is_fixed, read_recipe, write_recipe
 from lichen.train.resolve import resolve
-from lichen.weights.checkpoints import FORMAT_VERSION, read_versioned
+from lichen.weights.checkpoints import FORMAT_VERSION, list_checkpoints, read_versioned, step_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Run:
     @property
     def divergence(self) -> Path:
         """A sentence that tells where the run diverged; no such file unless it did."""
-        return self.folder / "diverged.txt"
+        return self.folder / DIVERGENCE_FILE
 
     @property
     def undecided(self) -> bool:
@@ -136,6 +139,26 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     manifest = run_manifest(folder)
     recipe = _changed_recipe(folder, overrides) if overrides else read_recipe(folder / "recipe.toml")
     return Run(folder, _fitted(recipe, facts), spec, manifest, facts)
+
+
+def set_aside(run: Run, step: int) -> Path | None:
+    """Move what `run` has of later steps than `step` into a folder of its own below the run; which, or None
+    where there is nothing. The metrics are copied, for the run keeps what it has of earlier steps."""
+    later = [path for path in list_checkpoints(run.checkpoints) if step_of(path) > step]
+    lines = read_metrics(run.metrics) if run.metrics.exists() else []
+    if not later and not any(line.step > step for line in lines):
+        return None
+    number = 1
+    while (aside := run.folder / f"set-aside-{number}").exists():
+        number += 1
+    with disk_errors(aside):
+        aside.mkdir()
+        for path in (run.metrics, run.divergence):
+            if path.exists():
+                shutil.copyfile(path, aside / path.name)
+        for path in reversed(later):  # so that what a kill leaves still ends with the newest
+            os.rename(path, aside / path.name)
+    return aside
 
 
 # ------------------------------------------------------------------------------------------------ details
