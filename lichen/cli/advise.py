@@ -68,7 +68,8 @@ def advise(
         print_text(read_text(rules_file or SHIPPED_RULES), end="")
         return
     if scenario is None:
-        raise LichenError(f"--for is missing: one of {', '.join(known_rules.scenarios)}")
+        first, *_ = names = list(known_rules.scenarios)
+        raise LichenError(f"--for is missing: one of {', '.join(names)}, as in: lichen advise --for {first}")
     given = _constraints(
         budget=budget,
         requests_per_day=requests,

@@ -30,6 +30,25 @@ from lichen.cli.study import study
 from lichen.cli.train import train
 from lichen.errors import LichenError, is_out_of_memory
 
+# One for each command that cannot do without an argument: shown where that is missing. Those that name a file
+# of the user's go on where the one before has ended.
+EXAMPLES = (
+    "lichen account kimi-k2.6",
+    "lichen compare kimi-k2.6 deepseek-v4-pro",
+    "lichen price kimi-k2.6 --provider all",
+    "lichen fits qwen3.6-27b --gpu rtx4090 --context 32K",
+    "lichen cost deepseek-v3 --tokens 14.8T --gpu h800",
+    "lichen atlas show kimi-k2.6",
+    "lichen atlas check my-model.yaml",
+    "lichen atlas add my-model.yaml",
+    "lichen data prepare --out data/code",
+    "lichen data inspect data/code",
+    "lichen train recipes/demo.toml",
+    "lichen study recipes/studies/optimizers.toml",
+    "lichen export runs/demo models/demo",
+    "lichen sample models/demo 'def read_lines(path'",
+)
+
 app = typer.Typer(
     name="lichen",
     help="Describe, cost, train, export and run open models of the DeepSeek-V3 / Kimi K2 lineage.",
@@ -60,6 +79,11 @@ app.add_typer(atlas)
 app.add_typer(data)
 
 
+def example_of(command: str) -> str:
+    """Such a command, whole."""
+    return next(example for example in EXAMPLES if example.startswith(f"{command} "))
+
+
 def main() -> None:
     """Run the command line; every failure ends as one line on stderr and a non-zero status.
 
@@ -77,6 +101,8 @@ def main() -> None:
         if message := error.format_message().rstrip("."):  # empty when the help was shown instead
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "lichen"
+            if message.startswith("Missing"):
+                message += f", as in: {example_of(command)}"
             told = one_line(f"{message}; `{command} --help` shows what there is")
             print(f"error: {told}", file=sys.stderr)
         status = 2
