@@ -23,6 +23,7 @@ from lichen.cli.data import data
 from lichen.cli.export import export
 from lichen.cli.fits import fits
 from lichen.cli.lineage import lineage
+from lichen.cli.output import one_line
 from lichen.cli.price import price
 from lichen.cli.sample import sample
 from lichen.cli.study import study
@@ -68,7 +69,7 @@ def main() -> None:
     # How long idle OpenMP threads spin before they sleep. GNU's default is so long that a second busy
     # process slows training a hundredfold (docs/log.md). Torch reads this when it is imported, later.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {one_line(str(message))}\n"
     try:
         status = app(prog_name="lichen", standalone_mode=False) or 0
         print(end="", flush=True)  # nothing where the shell closed stdout
@@ -76,7 +77,8 @@ def main() -> None:
         if message := error.format_message().rstrip("."):  # empty when the help was shown instead
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "lichen"
-            print(f"error: {message}; `{command} --help` shows what there is", file=sys.stderr)
+            told = one_line(f"{message}; `{command} --help` shows what there is")
+            print(f"error: {told}", file=sys.stderr)
         status = 2
     except Exception as error:
         if os.environ.get("LICHEN_DEBUG"):
@@ -84,7 +86,7 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output has left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         else:
-            print(f"error: {explain(error)}", file=sys.stderr)
+            print(f"error: {one_line(explain(error))}", file=sys.stderr)
         status = 1
     if status == 130:
         print("interrupted", file=sys.stderr)
@@ -96,15 +98,15 @@ def explain(error: Exception) -> str:
     if isinstance(error, LichenError):
         return str(error)
     if is_out_of_memory(error):
-        return f"out of memory: use a smaller batch, a shorter context or a smaller model ({_line(error)})"
+        return f"out of memory: use a smaller batch, a shorter context or a smaller model ({_words(error)})"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}"
     return (
-        f"a defect in Lichen: {type(error).__name__}: {_line(error)} "
+        f"a defect in Lichen: {type(error).__name__}: {_words(error)} "
         "(LICHEN_DEBUG=1 in the environment shows where it happened)"
     )
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

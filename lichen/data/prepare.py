@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from lichen.arch.families import token_families
+from lichen.data.dataset import TokenDataset
 from lichen.data.encode import Part, remove_parts, token_dtype, write_shards
 from lichen.data.manifest import (
     FORMAT_VERSION,
@@ -22,10 +23,9 @@ from lichen.data.manifest import (
     Manifest,
     Parameters,
     Position,
-    read_manifest,
     write_record,
 )
-from lichen.data.plan import begin
+from lichen.data.plan import begin, has_tokenizer, note_tokenizer
 from lichen.data.sources import find_files, require_readers
 from lichen.data.stream import Corpus, Progress, merged, read_documents
 from lichen.data.tokenizer import (
@@ -95,13 +95,16 @@ def prepare(
     with _to_itself(out):
         corpus = begin(out, parameters, paths, workers, progress)
         if not (out / MANIFEST_FILE).exists():
-            if not (out / TOKENIZER_FILE).exists():
+            if not has_tokenizer(out):
                 _write_tokenizer(out, tokenizer, corpus)
+                note_tokenizer(out)
             used = load_tokenizer(out)
-            parts = write_shards(out, corpus, used, tokenizer_hash(out))
+            parts = write_shards(out, corpus, used)
             write_record(out / MANIFEST_FILE, _manifest(out, corpus, used, parts))
-        remove_parts(out)
-        return read_manifest(out)
+            remove_parts(out)
+        dataset = TokenDataset.open(out)
+        dataset.verify()
+        return dataset.manifest
 
 
 @contextmanager
@@ -181,7 +184,7 @@ def _manifest(out: Path, corpus: Corpus, tokenizer: Tokenizer, parts: list[Part]
         format_version=FORMAT_VERSION,
         parameters=corpus.parameters,
         vocab_size=vocab_size,
-        dtype=token_dtype(vocab_size).name,
+        dtype=token_dtype(vocab_size),
         tokenizer_hash=tokenizer_hash(out),
         splits=counts,
         shards=shards,

@@ -179,7 +179,7 @@ class Trainer:
         recipe = self.run.recipe
         factor = lr_factor(step=self.step, steps=recipe.train.steps, **recipe.schedule.model_dump())
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            group["lr"] = group["peak_lr"] * factor
         return factor
 
     def loader_of(self, split: Split, seed: int) -> Loader:

@@ -4,7 +4,7 @@ config.py     MODEL_TYPES; `read`, the spec of a `config.json` or of the text to
               back, where specs hold all that a config says; `exported`, where other programs load such a
               model. All raise SpecError for what they cannot express
 tensors.py    NAMES: how checkpoints name tensors, where it is not as in memory
-tokens.py     TOKENS: special tokens
+tokens.py     TOKENS: special tokens; SPLITS: where their tokenizer cuts a text before it merges
 chat.jinja    how they write a conversation
 """
 
@@ -69,6 +69,13 @@ def special_tokens(family: str) -> SpecialTokens:
         known = ", ".join(token_families())
         raise LichenError(f"no special tokens are known for family {family!r}; known: {known}")
     return found.TOKENS
+
+
+def text_splits(family: str) -> tuple[str, ...]:
+    """The published regular expressions, in Oniguruma's syntax, that cut a text one after another: what one
+    matches, and what lies between, is a piece. No token of `family` reaches from one piece into another."""
+    special_tokens(family)
+    return _beside(family, "tokens").SPLITS
 
 
 def chat_template(family: str) -> str:
