@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from lichen.errors import LichenError
+from lichen.files.scan import why_not_a_file
 
 
 @contextmanager
@@ -34,11 +35,16 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a temporary file beside `path`; on success flush, sync and rename it over `path`.
+    """Open a temporary file beside `path`; on success flush, sync and rename it over `path`, or over the file
+    that a link there leads to.
 
-    Raises LichenError when the disk is full or the folder cannot be written.
+    Raises LichenError when the disk is full or the folder cannot be written, and where there is something
+    else than a file: renaming would put one in the place of a device.
     """
     with disk_errors(path):
+        if path.exists() and (why := why_not_a_file(path)):
+            raise LichenError(f"cannot write {path}: it is {why}; name a file")
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:

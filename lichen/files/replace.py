@@ -26,7 +26,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     folder, and when what stands there at the end is not what was written; after any error before that,
     nothing has changed.
     """
-    target = target.resolve()
+    target = Path(os.path.realpath(target))  # Path.resolve stumbles over a loop of links
     with disk_errors(target), ExitStack() as stack:
         building = _begin(target, stack)
         try:

@@ -5,8 +5,9 @@ through Newton-Schulz as one batch (`lichen.optim.rules`). A sharded parameter (
 matrices has them computed by owners (`lichen.optim.owners`).
 """
 
+import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from lichen.optim import recipes, rules
 from lichen.optim.newton_schulz import form_for, products_per_step
 from lichen.optim.owners import Job, updates_by_owners
 from lichen.optim.recipes import OptimizerRecipe
+from lichen.optim.saved import SavedParameter, saved_parameters
 from lichen.optim.shards import holds_whole_matrices, local, place_like
 from lichen.optim.table import ParameterTable, Row, recipe_options
 
@@ -28,10 +30,10 @@ class Muon(torch.optim.Optimizer):
     """Updates every parameter of `table` as `recipe` says.
 
     Parameters that share a learning rate and a weight decay form a group of `param_groups`, with `lr` and
-    `initial_lr`: both `torch.optim.lr_scheduler` and a trainer that writes
-    `group["lr"] = group["initial_lr"] * factor` can drive it. Parameters without a gradient are left
-    alone. State is fp32, for float64 parameters float64; a parameter in lower precision is updated in fp32
-    and rounded once.
+    `peak_lr`: both `torch.optim.lr_scheduler` and a trainer that writes
+    `group["lr"] = group["peak_lr"] * factor` can drive it. Parameters without a gradient are left
+    alone: a layer that is frozen now is trained from the step on in which it has one. State is fp32, for
+    float64 parameters float64; a parameter in lower precision is updated in fp32 and rounded once.
 
     Parameters may be DTensors (FSDP2's `fully_shard`, tensor parallelism); their state is sharded as they
     are, and every rank calls `step`, with gradients of the same parameters. `sent_bytes` is what the last
@@ -44,7 +46,7 @@ class Muon(torch.optim.Optimizer):
                 "optimizer: Muon has to know which matrices the parameters hold; give it "
                 "parameter_table(model) in place of the model or its parameters"
             )
-        if not len(table):
+        if not any(row.parameter.requires_grad for row in table):
             raise LichenError("optimizer: the model has no parameter that requires a gradient")
         self.recipe = recipe
         self.sent_bytes = 0
@@ -79,7 +81,7 @@ class Muon(torch.optim.Optimizer):
             options = (param_group.get("lr", lr), param_group.get("weight_decay", weight_decay))
             groups.setdefault(options, []).append((row.name, row.parameter))
         for (lr, decay), members in groups.items():
-            group = {"params": members, "lr": lr, "initial_lr": lr, "weight_decay": decay}
+            group = {"params": members, "lr": lr, "peak_lr": lr, "weight_decay": decay}
             super().add_param_group(group)
 
     @torch.no_grad()
@@ -87,6 +89,9 @@ class Muon(torch.optim.Optimizer):
         self, closure: Callable[[], Tensor] | None = None, *, found_inf: Tensor | None = None
     ) -> Tensor | None:
         """Update every parameter that has a gradient; `closure` recomputes the loss first.
+
+        Raises LichenError, with nothing updated, for gradients that are sparse or complex, and for a
+        parameter that Muon was not made with.
 
         found_inf: a 0-d fp32 tensor where the parameters are: 1 if nothing is to be changed, as where a
         gradient is not finite, else 0. So nobody has to wait for a GPU to know. Cut matrices (DTensors) do
@@ -96,14 +101,7 @@ class Muon(torch.optim.Optimizer):
             loss = None if closure is None else closure()
         if self.sent_bytes:  # torch.compile of PyTorch 2.11 cannot set an attribute of an optimizer
             self.sent_bytes = 0
-        for group in self.param_groups:
-            rows: dict[tuple[str, bool], list[Row]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    row = self._row(parameter)
-                    algorithm = self.recipe.algorithm(row.role.kind)
-                    here = algorithm == "adamw" or holds_whole_matrices(parameter, stacked=row.stacked)
-                    rows[algorithm, here].append(row)
+        for group, rows in [(group, self._sorted_rows(group)) for group in self.param_groups]:
             self._muon(rows["muon", True], group, found_inf)
             self._by_owners(rows["muon", False], group)
             self._sinkhorn(rows["sinkhorn", True], group, found_inf)
@@ -111,14 +109,32 @@ class Muon(torch.optim.Optimizer):
             self._adamw(rows["adamw", True], group, found_inf)
         return loss
 
+    def _sorted_rows(self, group: dict[str, Any]) -> dict[tuple[str, bool], list[Row]]:
+        """Rows of the group with a gradient, by algorithm and whether their update needs no other rank."""
+        rows: dict[tuple[str, bool], list[Row]] = defaultdict(list)
+        for parameter in group["params"]:
+            if (gradient := parameter.grad) is not None:
+                row = self._row(parameter)
+                if gradient.is_sparse or gradient.is_complex():
+                    found = "sparse" if gradient.is_sparse else "complex"
+                    raise LichenError(
+                        f"optimizer: {row.name} has a {found} gradient, and Muon needs a dense, real one (an "
+                        "embedding gives it with sparse=False); nothing was updated"
+                    )
+                algorithm = self.recipe.algorithm(row.role.kind)
+                here = algorithm == "adamw" or holds_whole_matrices(parameter, stacked=row.stacked)
+                rows[algorithm, here].append(row)
+        return rows
+
     @torch.no_grad()
     def initialize_state(self) -> None:
-        """Allocate the state of every parameter as it is before the first step, for `state_dict` to show.
+        """Allocate the state of what is trained as it is before the first step, for `state_dict` to show.
 
         Loaders that fill a state in place need it, such as `torch.distributed.checkpoint.load`.
         """
         for row in self._rows.values():
-            self._state(row)
+            if row.parameter.requires_grad:
+                self._state(row)
 
     def _row(self, parameter: Tensor) -> Row:
         row = self._rows.get(parameter)
@@ -219,55 +235,78 @@ class Muon(torch.optim.Optimizer):
         return {row.name: dict(self.state[p]) for p, row in self._rows.items() if p in self.state}
 
     @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], *others: dict[str, Any]) -> None:
         """Take over the state of a `state_dict()` whose groups may be cut differently.
 
-        Parameters are found by name: by their group's `param_names`, or as what they are saved under.
-        Learning rates and weight decays are this optimizer's own; `lr` moves to the place on its schedule
-        that the saved one had reached. Raises LichenError if the saved parameters are not these.
+        Parameters are found by name: by their group's `param_names`, or as what they are saved under. As
+        in PyTorch's optimizers, groups take over all that the saved ones hold: learning rate, weight decay
+        and what schedulers put there. State of `torch.optim.Muon`, `AdamW` and `Adam` is converted; give
+        several state dicts in `others` where several optimizers shared the parameters.
+
+        Raises LichenError, with nothing loaded, if the saved parameters are not these, if they followed
+        another rule than the recipe's, and if a group here joins parameters whose saved groups differ.
         """
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            state_dict = before(self, state_dict) or state_dict
-        names = {
-            key: group["param_names"][number] if isinstance(key, int) and "param_names" in group else key
-            for group in state_dict["param_groups"]
-            for number, key in enumerate(group["params"])
-        }
-        saved_group = {names[key]: group for group in state_dict["param_groups"] for key in group["params"]}
-        saved_state = {names.get(key, key): saved for key, saved in state_dict["state"].items()}
+        given = []
+        for each in (state_dict, *others):
+            for before in self._optimizer_load_state_dict_pre_hooks.values():
+                each = before(self, each) or each
+            given.append(each)
+        saved = saved_parameters(given)
         rows = {row.name: row for row in self._rows.values()}
-        if missing := rows.keys() - saved_group.keys():
+        if missing := {name for name, row in rows.items() if row.parameter.requires_grad} - saved.keys():
             raise LichenError(f"optimizer state: nothing is saved for {', '.join(sorted(missing))}")
-        if unknown := (saved_group.keys() | saved_state.keys()) - rows.keys():
+        if unknown := saved.keys() - rows.keys():
             raise LichenError(
                 f"optimizer state: {', '.join(sorted(map(str, unknown)))} is not in this optimizer"
             )
-        for name, saved in saved_state.items():
-            row = rows[name]
-            expected = self._state_names(row)
-            if saved.keys() != set(expected):
-                raise LichenError(
-                    f"optimizer state: {name} was updated with {', '.join(sorted(saved))}, but recipe "
-                    f"{self.recipe.name!r} needs {', '.join(expected)}; load it with the recipe it "
-                    "was saved with"
-                )
-            for key, tensor in saved.items():
-                if key != "step" and tensor.shape != row.parameter.shape:
-                    raise LichenError(
-                        f"optimizer state: {key} of {name} has shape {tuple(tensor.shape)}, the parameter "
-                        f"{tuple(row.parameter.shape)}"
-                    )
+        converted = {name: each.convert(self.recipe, rows[name].role.kind) for name, each in saved.items()}
+        for name, entry in converted.items():
+            self._check(rows[name], entry)
+        settings = [self._settings(group, saved) for group in self.param_groups]
 
         self.state.clear()
-        for name, saved in saved_state.items():
-            for key, tensor in self._state(rows[name]).items():
-                tensor.copy_(saved[key] if key == "step" else place_like(saved[key], tensor))
-        for group in self.param_groups:
-            saved = saved_group[group["param_names"][0]]
-            same = saved["initial_lr"] == group["initial_lr"] or saved["initial_lr"] == 0
-            group["lr"] = saved["lr"] if same else group["initial_lr"] * (saved["lr"] / saved["initial_lr"])
+        for name, entry in converted.items():
+            if entry:
+                for key, tensor in self._state(rows[name]).items():
+                    tensor.copy_(entry[key] if key == "step" else place_like(entry[key], tensor))
+        for group, replacement in zip(self.param_groups, settings, strict=True):
+            kept = {key: group[key] for key in ("params", "param_names")}
+            group.clear()
+            group.update(kept | replacement)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+    def _check(self, row: Row, entry: dict[str, Tensor]) -> None:
+        """Refuse saved state that is not what the recipe keeps of this parameter."""
+        expected = self._state_names(row)
+        if entry and entry.keys() != set(expected):
+            raise LichenError(
+                f"optimizer state: {row.name} was updated with {', '.join(sorted(entry))}, but recipe "
+                f"{self.recipe.name!r} needs {', '.join(expected)}; load it with the recipe it "
+                "was saved with"
+            )
+        for key, tensor in entry.items():
+            if key != "step" and tensor.shape != row.parameter.shape:
+                raise LichenError(
+                    f"optimizer state: {key} of {row.name} has shape {tuple(tensor.shape)}, the parameter "
+                    f"{tuple(row.parameter.shape)}"
+                )
+
+    def _settings(self, group: dict[str, Any], saved: Mapping[str, SavedParameter]) -> dict[str, Any]:
+        """What the group takes over from the saved groups of its parameters."""
+        names = [name for name in group["param_names"] if name in saved]
+        if not names:  # all frozen
+            return {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        first = saved[names[0]].settings
+        for name in names:
+            for key in first.keys() | saved[name].settings.keys():
+                one, other = first.get(key), saved[name].settings.get(key)
+                if one != other:
+                    raise LichenError(
+                        f"optimizer state: {names[0]} was saved with {key} {one}, {name} with {other}, but "
+                        "here they share a group; make the groups as they were when it was saved"
+                    )
+        return copy.deepcopy(first)
 
 
 def _rows(params: ParameterTable | Iterable[tuple[str, nn.Parameter]]) -> ParameterTable:
@@ -288,8 +327,7 @@ def _rows(params: ParameterTable | Iterable[tuple[str, nn.Parameter]]) -> Parame
 def _gradient(row: Row) -> Tensor:
     """What this rank needs of the gradient for its shard of the parameter."""
     gradient = row.parameter.grad
-    if gradient is None or gradient.is_sparse or gradient.is_complex():
-        raise LichenError(f"optimizer: {row.name} needs a dense, real gradient")
+    assert gradient is not None
     if isinstance(gradient, DTensor) and isinstance(row.parameter, DTensor):
         return gradient.redistribute(placements=row.parameter.placements).to_local()
     return gradient

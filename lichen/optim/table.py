@@ -194,7 +194,7 @@ def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
 def parameter_table(
     model: nn.Module, overrides: Iterable[Override | tuple[str, Role]] = ()
 ) -> ParameterTable:
-    """The table of every parameter of `model` that requires a gradient.
+    """The table of every parameter of `model` that has a gradient or can have one: frozen layers too.
 
     Tied parameters appear once, under their first name. Names are those of the plain model, without what
     `torch.compile`, data parallelism or activation checkpointing wrap around it. Of several overrides that
@@ -219,7 +219,7 @@ def parameter_table(
         )
         number, change = next(matching, (-1, Override("")))
         unused.pop(number, None)
-        if parameter.requires_grad:
+        if parameter.is_floating_point() or parameter.is_complex():  # others, such as quantised ones, cannot
             role = change.role or roles[aliases[0]]
             rows.append(Row(aliases[0], parameter, role, change.lr_scale, change.weight_decay))
     if unused:

@@ -395,11 +395,39 @@ def test_a_compiled_model_and_a_compiled_step() -> None:
 def test_what_cannot_be_updated_is_refused() -> None:
     with pytest.raises(LichenError, match="no parameter that requires a gradient"):
         Muon(parameter_table(nn.ReLU()), recipes.moonlight)
-    embedding = nn.Embedding(4, 3, sparse=True)
-    optimizer = Muon(parameter_table(embedding), recipes.moonlight)
-    embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(LichenError, match="weight needs a dense, real gradient"):
+
+
+def test_a_step_is_all_or_nothing() -> None:
+    """A sparse gradient is found before anything is applied, and the step can be repeated without it."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Embedding(4, 3, sparse=True))
+    optimizer = Muon(parameter_table(model, [Override("1.*", lr_scale=0.5)]), recipes.moonlight)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    (model[:2](random(2, 3)).sum() + model[2](torch.tensor([1])).sum()).backward()
+    with pytest.raises(LichenError, match=r"2\.weight has a sparse gradient.*nothing was updated"):
         optimizer.step()
+    assert all(map(torch.equal, before, model.parameters()))
+    assert not optimizer.state
+    model[2].weight.grad = None
+    optimizer.step()
+    assert not torch.equal(before[0], model[0].weight)
+
+
+def test_layers_that_are_unfrozen_later_are_trained() -> None:
+    """As torch.optim.AdamW(model.parameters()) does, with the same groups and the state of a saved run."""
+    model, batch = model_and_batch()
+    model[1].requires_grad_(False)
+    optimizer = Muon(parameter_table(model), recipes.moonlight)
+    before = model[1].weight.detach().clone()
+    train(model, optimizer, batch, 1)
+    assert "1.weight" not in optimizer.named_state()
+    saved = optimizer.state_dict()
+    model[1].requires_grad_(True)
+    train(model, optimizer, batch, 1)
+    update = first_update(model[1].weight.grad, Role("matrix"), recipes.moonlight)
+    expected = before * (1 - 3e-4 * 0.1) - 3e-4 * update
+    torch.testing.assert_close(model[1].weight.detach(), expected, rtol=0, atol=1e-6)
+    optimizer.load_state_dict(saved)
+    assert "1.weight" not in optimizer.named_state()
 
 
 @pytest.mark.parametrize(
@@ -443,7 +471,7 @@ def test_state_moves_into_another_grouping_bit_for_bit(recipe: OptimizerRecipe) 
     optimizer = Muon(parameter_table(model), recipe)
     train(model, optimizer, batch, 3)
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * 0.3
+        group["lr"] = group["peak_lr"] * 0.3
     saved = optimizer.state_dict()
 
     other, _ = model_and_batch()
@@ -472,18 +500,15 @@ def test_a_deep_copy_goes_on_by_itself() -> None:
     assert all(map(torch.equal, model.parameters(), other.parameters()))
 
 
-def test_loading_keeps_what_this_optimizer_was_told() -> None:
-    """A changed peak learning rate holds after loading, at the place of the schedule that was reached."""
+def test_groups_that_are_joined_must_agree() -> None:
     model, batch = model_and_batch()
-    optimizer = Muon(parameter_table(model), recipes.moonlight)
+    optimizer = Muon(parameter_table(model, [Override("1.weight", lr_scale=4.0)]), recipes.moonlight)
     train(model, optimizer, batch, 1)
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * 0.5
-    faster = Muon(
-        parameter_table(model, [Override("0.weight", lr_scale=4.0)]), replace(recipes.moonlight, lr=1e-3)
-    )
-    faster.load_state_dict(optimizer.state_dict())
-    assert {group["lr"] for group in faster.param_groups} == {5e-4, 2e-3}
+    joined = Muon(parameter_table(model), recipes.moonlight)
+    words = r"0\.weight was saved with .*lr 0\.0003, 1\.weight with 0\.0012, but here they share a group"
+    with pytest.raises(LichenError, match=words):
+        joined.load_state_dict(optimizer.state_dict())
+    assert not joined.state
 
 
 def test_state_that_is_not_this_models_is_refused() -> None:

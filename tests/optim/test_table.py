@@ -163,13 +163,15 @@ def test_a_vector_cannot_be_a_matrix() -> None:
         parameter_table(nn.Sequential(nn.Linear(2, 3)), [("0.bias", Role("matrix"))])
 
 
-def test_frozen_parameters_are_left_out_and_tied_ones_appear_once() -> None:
+def test_frozen_parameters_have_rows_and_tied_ones_appear_once() -> None:
+    """What cannot have a gradient, such as the packed integers of a quantised layer, has none."""
     model = tiny_llama(tie_word_embeddings=True)
     model.model.norm.weight.requires_grad_(False)
+    model.packed = nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
     found = kinds(parameter_table(model))
     assert found["model.embed_tokens.weight"] == "embedding"
-    assert "lm_head.weight" not in found
-    assert "model.norm.weight" not in found
+    assert found["model.norm.weight"] == "norm"
+    assert not {"lm_head.weight", "packed"} & found.keys()
     tied = parameter_table(model, [("lm_head.weight", Role("head"))])
     assert kinds(tied)["model.embed_tokens.weight"] == "head"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lichen.arch.families.fields import shown
+from lichen.arch.families.foreign import PACKING, nearest, packing_of, sizes, what_it_is
 from lichen.arch.families.tensors import TensorNames
 from lichen.arch.families.tokens import SpecialTokens
 from lichen.arch.published import named_models
@@ -92,11 +93,19 @@ def chat_template(family: str) -> str:
 
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of a `config.json`. Raises SpecError naming the field, its value and what is supported."""
+    if (reader := _reader(config)) is not None:
+        return reader.read(config)
+    if "model_type" in config:
+        raise SpecError(f"model_type is {shown(config['model_type'])}; supported: {', '.join(_configs())}")
+    if other := what_it_is(config):
+        raise SpecError(f"this is {other}, and no model's config.json")
+    raise SpecError(f"model_type is missing; supported: {', '.join(_configs())}")
+
+
+def _reader(config: Mapping[str, Any]) -> Any:
+    """The module that reads such a config, None where there is none."""
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _configs():
-        value = f"is {shown(model_type)}" if "model_type" in config else "is missing"
-        raise SpecError(f"model_type {value}; supported: " + ", ".join(_configs()))
-    return _configs()[model_type].read(config)
+    return _configs().get(model_type) if isinstance(model_type, str) else None
 
 
 def can_write(family: str) -> bool:
@@ -149,14 +158,21 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        text = read_bytes(path, LARGEST_CONFIG)
-        config = as_object(parse_json(text, str(path)), str(path))
+        config = _read_object(path)
+        packing = path.with_name(PACKING)
+        if path.name != PACKING and config.get("quantization_config") is None and packing.exists():
+            config["quantization_config"] = packing_of(_read_object(packing))
     except LichenError as error:
         raise SpecError(str(error)) from error
     try:
         return read_config(config)
     except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
+        told = [str(error), sizes(config), None if _reader(config) else nearest(config)]
+        raise SpecError(f"{path}: {'; '.join(filter(None, told))}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    return as_object(parse_json(read_bytes(path, LARGEST_CONFIG), str(path)), str(path))
 
 
 @cache
