@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lichen.cli.output import print_text
+
 if TYPE_CHECKING:
     from lichen.data.manifest import Manifest
     from lichen.data.stream import Progress
@@ -25,7 +27,7 @@ def prepare(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Files, folders and glob patterns of text, .jsonl or .parquet, plain, .gz or .zst. "
+            help="Files, folders and glob patterns of text, JSON, CSV, Parquet or Arrow, packed or not. "
             "Without any: the modules of Python's standard library.",
             show_default=False,
         ),
@@ -41,11 +43,15 @@ def prepare(
         str | None, typer.Option(help="Whose special tokens.", show_default="those of the demo's model")
     ] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.05,
-    field: Annotated[str, typer.Option(help="JSON field or Parquet column that holds the text.")] = "text",
+    field: Annotated[
+        str, typer.Option(help="Where a record holds its text or messages; a.b is b in a.")
+    ] = "text",
     sample_mib: Annotated[
-        int, typer.Option(min=1, help="Most text to train the tokenizer on, in MiB.")
+        int, typer.Option(min=1, max=2**30, help="Most text to train the tokenizer on, in MiB.")
     ] = 128,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="all cores")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Threads.", show_default="all cores")
+    ] = None,
 ) -> None:
     """Turn text into a tokenizer and token shards. When it was killed, run it again: it goes on."""
     from lichen.data.prepare import prepare as run
@@ -83,8 +89,8 @@ def inspect(folder: Annotated[Path, typer.Argument(help="What `lichen data prepa
     _print_manifest(folder, dataset.manifest)
     documents = dataset.documents("train")
     tokens = documents.read(documents.starts[0], min(documents.starts[1], 200))
-    print("The first training document begins:\n")
-    print(load_tokenizer(dataset.tokenizer_path).decode(tokens.tolist(), skip_special_tokens=False))
+    print_text("The first training document begins:\n")
+    print_text(load_tokenizer(dataset.tokenizer_path).decode(tokens.tolist(), skip_special_tokens=False))
 
 
 @contextmanager
@@ -111,17 +117,17 @@ def _print_manifest(folder: Path, manifest: Manifest) -> None:
 
     for split, counts in manifest.splits.items():
         per_token = f", {counts.bytes / counts.tokens:.2f} bytes per token" if counts.tokens else ""
-        print(
+        print_text(
             f"{split:>10}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
             f"{counts.bytes:,} bytes of text{per_token}"
         )
-    print(f"{'tokenizer':>10}: {manifest.vocab_size:,} tokens, SHA-256 {manifest.tokenizer_hash}")
-    print(f"{'sources':>10}: {manifest.sources:,} files, {manifest.source_bytes:,} bytes")
+    print_text(f"{'tokenizer':>10}: {manifest.vocab_size:,} tokens, SHA-256 {manifest.tokenizer_hash}")
+    print_text(f"{'sources':>10}: {manifest.sources:,} files, {manifest.source_bytes:,} bytes")
     for reason, left in manifest.left_out.items():
-        print(f"{'left out':>10}: {left.count:,} {reason} (for example {left.examples[0]})")
+        print_text(f"{'left out':>10}: {left.count:,} {reason} (for example {left.examples[0]})")
     if manifest.extra_documents:
-        print(
+        print_text(
             f"{'cut':>10}: text longer than {MAX_DOCUMENT_BYTES >> 20} MiB, at line ends, into "
             f"{manifest.extra_documents:,} more documents"
         )
-    print(f"{'folder':>10}: {folder}")
+    print_text(f"{'folder':>10}: {folder}")

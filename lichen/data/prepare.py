@@ -60,13 +60,13 @@ def prepare(
 ) -> Manifest:
     """Turn `sources` into a folder that `TokenDataset.open` reads; go on where an earlier run was killed.
 
-    `sources`: files, folders and glob patterns of text, JSONL or Parquet (`field` holds the text), plain,
-    .gz or .zst; none means the modules of Python's standard library. The tokenizer is the given one, or
-    byte-level BPE of `vocab_size` (8192) trained on at most `sample_bytes` of the training split, with the
-    special tokens of `family`, by default the first of `token_families()`. About `validation_fraction` of
-    the documents, chosen by the hash of their text, are held out. Memory: the sample, one shard, and for each
-    of `workers` threads (all cores) a few MiB, up to 200 MiB while it encodes a document of 1 MiB; besides a
-    few hundred bytes per source file.
+    `sources`: files, folders and glob patterns of text, JSON, CSV, Parquet or Arrow (`field`, a.b being b in
+    a, holds the text or the messages), packed or not; none means the modules of Python's standard library.
+    The tokenizer is the given one, or byte-level BPE of `vocab_size` (8192) trained on at most `sample_bytes`
+    of the training split, with the special tokens of `family`, by default the first of `token_families()`.
+    About `validation_fraction` of the documents, chosen by the hash of their text, are held out. Memory: the
+    sample, one shard, and for each of `workers` threads (all cores) a few MiB, up to 200 MiB while it encodes
+    a document of 1 MiB; besides a few hundred bytes per source file, and the largest record.
 
     Raises LichenError if there is no readable text, the vocabulary is larger than the text supports, `out`
     holds something else, a source changed since `out` was begun, or the tokenizer does not fit the family.
