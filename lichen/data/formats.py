@@ -356,10 +356,11 @@ def _arrow_rows(path: Path, field: str) -> Iterator[tuple[dict[str, Any], int]]:
             batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
         column = _column(reader.schema.names, field)
         for batch in batches:
-            batch.validate(full=True)  # offsets are read as they are
-            rows = max(1, min(256, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+            wanted = batch.select([column])
+            wanted.validate(full=True)  # offsets are read as they are
+            rows = max(1, min(256, _BATCH_BYTES * batch.num_rows // max(1, wanted.nbytes)))
             for start in range(0, batch.num_rows, rows):
-                for row in batch.select([column]).slice(start, rows).to_pylist():
+                for row in wanted.slice(start, rows).to_pylist():
                     yield row, file.tell()
 
 
@@ -374,7 +375,11 @@ def _column(names: list[str], field: str) -> str:
 def _arrow_errors(pyarrow: ModuleType) -> Iterator[None]:
     try:
         yield
-    except (pyarrow.ArrowException, UnicodeError) as error:  # the name of a column may be no text
+    except (
+        pyarrow.ArrowException,
+        ValueError,
+        OverflowError,
+    ) as error:  # or values unknown to Python
         raise Unreadable(f"damaged or unreadable ({type(error).__name__})") from error
 
 

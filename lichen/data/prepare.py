@@ -103,7 +103,7 @@ def prepare(
             write_record(out / MANIFEST_FILE, _manifest(out, corpus, used, parts))
             remove_parts(out)
         dataset = TokenDataset.open(out)
-        dataset.verify()
+        dataset.verify(partial(progress, "checking"))
         return dataset.manifest
 
 
