@@ -31,8 +31,6 @@ MAX_RECORD_BYTES = 2**26
 _HEAD_BYTES = 2**16
 # Rows are read so many bytes at a time, if one is not larger.
 _BATCH_BYTES = 2**22
-# Of one column of a row group in Parquet, which may be a single page, and is held twice.
-_MOST_COLUMN_BYTES = 2**31
 
 Kind = Literal["text", "jsonl", "json", "csv", "parquet", "arrow"]
 Payload = str | bytes | list[Any]
@@ -331,12 +329,8 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[dict[str, Any], int]
         column = _column(file.schema_arrow.names, field)
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)
-            chunks = [group.column(number) for number in range(group.num_columns)]
-            wanted = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}.")]
-            column_bytes = sum(chunk.total_uncompressed_size for chunk in wanted)
-            if column_bytes > _MOST_COLUMN_BYTES:
-                raise Unreadable("a row group of more than 2 GiB; write it with fewer rows in each")
-            rows = max(1, min(256, _BATCH_BYTES * group.num_rows // max(1, column_bytes)))
+            # Not by its columns: to ask for those of a damaged file ends the process.
+            rows = max(1, min(256, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
             for batch in file.iter_batches(batch_size=rows, row_groups=[index], columns=[column]):
                 for row in batch.to_pylist():
                     done += 1

@@ -36,8 +36,10 @@ from lichen.data.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
+from lichen.data.tokenizer_limits import LARGEST_FILE
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write, disk_errors, write_text
+from lichen.files.bounded import read_bytes
 from lichen.files.lock import held
 from lichen.files.sealed import sha256_of
 
@@ -138,7 +140,9 @@ def _write_tokenizer(out: Path, given: Path | None, corpus: Corpus) -> None:
     remove_parts(out)
     if given:
         with atomic_write(out / TOKENIZER_FILE) as file:
-            file.write(tokenizer_file(given).read_bytes())
+            file.write(read_bytes(tokenizer_file(given), most=LARGEST_FILE))
+        if tokenizer_hash(out) != corpus.parameters.given_tokenizer:
+            raise LichenError(f"{given} changed while it was read; run again once it stays as it is")
         return
     sample, wanted = _sample(corpus), corpus.parameters
     corpus.progress("training the tokenizer", 0, 1)

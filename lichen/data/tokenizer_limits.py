@@ -20,7 +20,7 @@ from lichen.files.bounded import parse_json, read_bytes
 
 LARGEST_VOCABULARY = 2**22
 """Sixteen times the largest one published."""
-_LARGEST_FILE = 2**27
+LARGEST_FILE = 2**27
 
 # Parts of a pipeline that take time in proportion to the text and lose nothing of it.
 _PLAIN_PARTS = frozenset({"Sequence", "Split", "ByteLevel", "Digits", "NFC", "NFD"})
@@ -43,7 +43,7 @@ _passed: set[str] = set()  # hashes of the files that have passed a trial in thi
 
 def checked(file: Path) -> Tokenizer:
     """The tokenizer of `file`, which neither cuts nor pads. Raises LichenError as `load_tokenizer` says."""
-    content = read_bytes(file, most=_LARGEST_FILE)
+    content = read_bytes(file, most=LARGEST_FILE)
     described = parse_json(content, str(file))
     _check_parts(described, file)
     described |= {"padding": None, "truncation": None}
