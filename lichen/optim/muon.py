@@ -176,7 +176,14 @@ class Muon(torch.optim.Optimizer):
     def _sinkhorn(self, rows: list[Row], group: dict[str, Any], found_inf: Tensor | None) -> None:
         for row in rows:
             direction = rules.advance(self._momentum(row), _gradient(row), self.recipe, found_inf)
-            rules.move(local(row.parameter), rules.sinkhorn_step(direction, self.recipe), group, found_inf)
+            rules.move(local(row.parameter), self._balanced(row, direction), group, found_inf)
+
+    def _balanced(self, row: Row, direction: Tensor) -> Tensor:
+        """The balanced step of an embedding or output layer, whose rows may lie in columns or be kernels."""
+        if row.role.layout == "columns":
+            return rules.sinkhorn_step(direction.mT, self.recipe).mT
+        rows = direction.flatten(1) if row.role.layout == "kernel" else direction
+        return rules.sinkhorn_step(rows, self.recipe).view_as(direction)
 
     def _by_owners(self, rows: list[Row], group: dict[str, Any]) -> None:
         """Update sharded parameters whose matrices are cut."""
@@ -191,7 +198,7 @@ class Muon(torch.optim.Optimizer):
                     steps.append(torch.empty_like(whole, dtype=jobs[number].dtype))
                     matrices += self._matrices(rows[number], whole, steps[-1])
                 else:
-                    steps.append(rules.sinkhorn_step(whole, self.recipe))
+                    steps.append(self._balanced(rows[number], whole))
             for chunk in rules.chunks(matrices):
                 directions, targets = zip(*chunk, strict=True)
                 computed = rules.muon_steps(directions, targets, self.recipe)
