@@ -255,8 +255,8 @@ def parameter_table(
             f"optimizer table: no parameter is left for the override {_listed(unused.values())}; a pattern "
             "must match a whole name (* is any text), and the first pattern that matches counts"
         )
-    if any(row.role.kind == "head" for row in rows):
-        sentences = []
+    if any(change.role is not None and change.role.kind in ("head", "embedding") for change in changes):
+        sentences = []  # of the output layer, which may be an embedding
     sentences += [f"{_patterns(named)} {doubt}" for doubt, named in doubts.items()]
     for sentence in sentences:
         warnings.warn(f"optimizer table: {sentence}; an override can decide it", stacklevel=2)
