@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-avx2 lint bench chromium
+.PHONY: demo test test-avx2 faults lint bench chromium
 
 demo: $(READY) ## data, training, export and three completions in a few minutes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh recipes/demo.sh
@@ -21,6 +21,9 @@ AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS
 test-avx2: $(READY) ## number formats and quick benchmarks, without 16-bit arithmetic
 	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/machine tests/benchmarks/test_quick.py \
 	  tests/optim/test_newton_schulz.py tests/train/test_step.py tests/parity/test_checkpoints.py
+
+faults: $(READY) ## kills, damages, full disks and odd inputs, ten times as many as in `make test`
+	FAULTS_LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/faults
 
 lint: $(READY) ## style, types and import layers
 	$(BIN)/ruff check .

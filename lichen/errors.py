@@ -11,6 +11,10 @@ class LichenError(Exception):
     """
 
 
+class NotFinite(LichenError):
+    """NaN or infinity where a number is needed: a loss, a gradient, weights, logits."""
+
+
 class SpecError(LichenError):
     """A model description that cannot be built, or that this version of Lichen cannot express."""
 

@@ -19,11 +19,12 @@ context: `longest_context` does.
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from math import ceil
 from typing import get_args
 
 from lichen.arch.declaration import CacheLayout, Entries, State
-from lichen.arch.spec import ModelSpec
+from lichen.arch.spec import Attention, ModelSpec
 from lichen.errors import SpecError
 
 LAYOUTS: tuple[CacheLayout, ...] = get_args(CacheLayout)
@@ -37,7 +38,7 @@ class CacheBytes:
 
 def native_layout(spec: ModelSpec) -> CacheLayout:
     """How the engines of the model's family store its cache unless told otherwise."""
-    return max((layer.attention.cache_layout for layer in spec.layers), key=LAYOUTS.index)
+    return max((part.cache_layout for part in _attention_parts(spec)), key=LAYOUTS.index)
 
 
 def layouts(spec: ModelSpec) -> tuple[CacheLayout, ...]:
@@ -60,11 +61,17 @@ def cache_bytes(
     if layout not in supported:
         raise SpecError(f"cache layout is {layout}; supported for this model: {', '.join(supported)}")
     ideal = reserved = 0
-    for part, layers in Counter(layer.attention for layer in spec.layers).items():
+    for part, layers in _attention_parts(spec).items():
         for item in part.stores():
             of_one = _item_bytes(item, part.page_tokens, context, layout)
             ideal, reserved = ideal + layers * of_one.ideal, reserved + layers * of_one.reserved
     return CacheBytes(sequences * ideal, sequences * reserved)
+
+
+@cache
+def _attention_parts(spec: ModelSpec) -> Counter[Attention]:
+    """Each, with the number of its layers."""
+    return Counter(layer.attention for layer in spec.layers)
 
 
 def bytes_per_token(spec: ModelSpec, layout: str | None = None) -> int | None:
@@ -72,7 +79,7 @@ def bytes_per_token(spec: ModelSpec, layout: str | None = None) -> int | None:
 
     None for every other model: its cache is a function of the context, and no such number exists.
     """
-    kept = [item for layer in spec.layers for item in layer.attention.stores()]
+    kept = [item for part in _attention_parts(spec) for item in part.stores()]
     steady = all(isinstance(item, Entries) and item.every == 1 and item.window is None for item in kept)
     return cache_bytes(spec, 1, layout=layout).ideal if steady else None
 

@@ -99,12 +99,16 @@ class ModelSpec:
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
     not_carried: tuple[str, ...] = ()
-    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         may_be_zero = ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
         require_positive("model", vars(self), *may_be_zero)
         require(len(self.layers) > 0, "model: num_hidden_layers is 0; at least 1 layer is needed")
+
+    def __hash__(self) -> int:
+        """Of a few fields: what is remembered of a model of thousands of layers is found at once."""
+        return hash((self.family, self.hidden_size, len(self.layers), self.layers[0], self.layers[-1]))
 
     @property
     def all_layers(self) -> tuple[LayerSpec, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lichen.cli import options
-from lichen.cli.output import print_json, say_whole
+from lichen.cli.output import print_json, print_text, say_whole
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
@@ -61,13 +61,15 @@ def advise(
     from lichen.atlas.catalogue.model import load
     from lichen.atlas.market.prices import moment
     from lichen.facts.record import parse_as_of
+    from lichen.files.bounded import read_text
 
     known_rules = load_rules(rules_file or SHIPPED_RULES)
     if rules:
-        print((rules_file or SHIPPED_RULES).read_text(encoding="utf-8"), end="")
+        print_text(read_text(rules_file or SHIPPED_RULES), end="")
         return
     if scenario is None:
-        raise LichenError(f"--for is missing: one of {', '.join(known_rules.scenarios)}")
+        first, *_ = names = list(known_rules.scenarios)
+        raise LichenError(f"--for is missing: one of {', '.join(names)}, as in: lichen advise --for {first}")
     given = _constraints(
         budget=budget,
         requests_per_day=requests,

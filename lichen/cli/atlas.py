@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lichen.cli import options
-from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
+from lichen.cli.output import plain_table, print_json, print_table, print_text, say, say_whole
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
-    from http.server import ThreadingHTTPServer
-
     from lichen.atlas.catalogue.model import Catalogue, Model
 
 atlas = typer.Typer(
@@ -63,7 +61,7 @@ def show(
     catalogue = load(as_of=parse_as_of(as_of))
     model = catalogue.get(name)
     if as_json:
-        print(json.dumps(_everything(model, catalogue), indent=2, ensure_ascii=False, default=str))
+        print_json(_everything(model, catalogue))
         return
     say(f"{model.title}, {model.lab}, {model.country}", style="bold")
     _print_facts(model)
@@ -81,7 +79,7 @@ def check(
     load(files)
     for path in files:
         check_references(read_model(path))
-        print(f"{path}: good")
+        print_text(f"{path}: good")
 
 
 @atlas.command()
@@ -95,7 +93,7 @@ def add(
 
     check_references(read_model(file))
     model, kept = add_model(file)
-    print(f"{model.title} is kept in {kept}; `lichen atlas show {model.name}` shows it")
+    print_text(f"{model.title} is kept in {kept}; `lichen atlas show {model.name}` shows it")
 
 
 @atlas.command()
@@ -112,7 +110,7 @@ def build(
         raise LichenError(f"--out {out} is a folder: name a file in it, like {out / 'atlas.html'}")
     page = build_page(parse_as_of(as_of))
     write_text(out, page)
-    print(f"{out}: {len(page.encode()) / 1000:,.0f} kB; open it in a browser")
+    print_text(f"{out}: {len(page.encode()) / 1000:,.0f} kB; open it in a browser")
 
 
 @atlas.command()
@@ -123,47 +121,20 @@ def serve(
 ) -> None:
     """Serve the same page until Ctrl-C."""
     from lichen.atlas.page import build as build_page
+    from lichen.atlas.page.server import PageServer
     from lichen.facts.record import parse_as_of
 
-    server = page_server(build_page(parse_as_of(as_of)), host, port)
     try:
-        with server:
-            print(f"The atlas is at http://{host}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        with PageServer(build_page(parse_as_of(as_of)), host, port) as server:
+            if not server.is_local:
+                warnings.warn(
+                    f"everybody who can reach {server.url} reads this page, your own models and prices in it",
+                    stacklevel=1,
+                )
+            print_text(f"The atlas is at {server.url} (Ctrl-C ends it)")
             server.serve_forever()
     except KeyboardInterrupt:
         print()
-
-
-def page_server(page: str, host: str, port: int) -> ThreadingHTTPServer:
-    """A server of `page`, and of nothing else, bound but not yet running.
-
-    Raises LichenError if it cannot listen on `host` and `port`.
-    """
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-    content = page.encode()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path.partition("?")[0] != "/":
-                self.send_error(404, "the atlas is at /")
-                return
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    try:
-        return ThreadingHTTPServer((host, port), Handler)
-    except OSError as error:
-        raise LichenError(
-            f"cannot listen on {host}, port {port}: {str(error.strerror).lower()}; "
-            "--host and --port choose another address"
-        ) from None
 
 
 def _everything(model: Model, catalogue: Catalogue) -> dict[str, Any]:

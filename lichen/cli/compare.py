@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lichen.cli import options
-from lichen.cli.output import plain_table, print_table, say, say_whole
+from lichen.cli.output import plain_table, print_table, print_text, say, say_whole
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ def compare(
     titles = {model.name: model.title for model in models}
     notes = footnotes(rows) if sources else {}
     if as_json:
-        print(to_json(rows, titles, when))
+        print_text(to_json(rows, titles, when))
     elif as_csv:
-        print(to_csv(rows, titles, sources))
+        print_text(to_csv(rows, titles, sources), end="")
     elif as_markdown:
-        print(to_markdown(rows, titles, notes))
+        print_text(to_markdown(rows, titles, notes))
     else:
         print_table(_table(rows, titles, notes))
         say_whole(*(f"[{number}] {text}" for text, number in notes.items()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +17,7 @@ from lichen.errors import LichenError
 
 if TYPE_CHECKING:
     from lichen.machine.devices import Machine
-    from lichen.machine.fits import Fit
+    from lichen.machine.fits import Alternative, Fit
 
 
 def fits(
@@ -48,7 +50,7 @@ def fits(
     from lichen.atlas.catalogue.spec import spec_of
     from lichen.facts.record import parse_as_of
     from lichen.machine.devices import load, parse
-    from lichen.machine.fits import ASSUMPTIONS
+    from lichen.machine.fits import ASSUMPTIONS, alternatives
     from lichen.machine.fits import fits as fit
 
     day = parse_as_of(as_of)
@@ -57,6 +59,10 @@ def fits(
         raise LichenError(f"no device is known whose figures were published by {day}")
     spec = spec_of(model, day)
     found = [(machine, fit(spec, machine, quant, context, batch, price_per_hour)) for machine in machines]
+    instead = {
+        machine.name: [] if each.fits else alternatives(spec, machine, quant, context, batch)
+        for machine, each in found
+    }
     if as_json:
         content = {
             "model": model,
@@ -66,6 +72,7 @@ def fits(
             "engram_bytes": spec.engram.table_bytes if spec.engram else None,
             "machines": [
                 {"machine": machine.name, **asdict(each), "left": each.left}
+                | {"would_fit": [asdict(other) for other in instead[machine.name]]}
                 | {"device": machine.device.model_dump(), "usable": machine.usable.model_dump()}
                 for machine, each in found
             ],
@@ -83,6 +90,10 @@ def fits(
         style="bold",
     )
     print_table(_table(found, context, priced=price_per_hour is not None))
+    if any(instead.values()):
+        say("\nWhat would fit there:")
+        lines = (_instead(machine, each, context, instead[machine.name]) for machine, each in found)
+        say_whole(*chain.from_iterable(lines))
     if spec.engram:
         tables = words.gib(spec.engram.table_bytes)
         say(f"Beside it {tables} of n-gram tables, which engines keep outside the device.")
@@ -112,6 +123,19 @@ def _table(found: list[tuple[Machine, Fit]], context: int, priced: bool) -> Tabl
             *("-" if not fit.fits else UNKNOWN if rate is None else _rough(rate) for rate in rates),
         )
     return table
+
+
+def _instead(machine: Machine, fit: Fit, context: int, ways: list[Alternative]) -> Iterator[str]:
+    """A line for a machine on which it does not fit: what else would."""
+
+    def words(way: Alternative) -> str:
+        changes = [f"weights as {way.quant}"] if way.quant != fit.quant else []
+        changes += [f"{way.context:,} tokens"] if way.context != context else []
+        changes += [f"{way.count:,} of them"] if way.count != machine.count else []
+        return " and ".join(changes)
+
+    if ways:
+        yield f"- {machine.name}: {', or '.join(map(words, ways))}"
 
 
 def _rough(rate: float) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from lichen.cli import options
-from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
+from lichen.cli.output import plain_table, print_json, print_table, print_text, say, say_whole
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def lineage(
     if as_json:
         print_json(to_json(part))
     elif as_graphml:
-        print(to_graphml(part))
+        print_text(to_graphml(part))
     elif as_mermaid:
-        print(to_mermaid(part))
+        print_text(to_mermaid(part))
     else:
         say(*(_overview(graph, sources) if name is None else [_around(graph, name, sources)]))
         say(

@@ -23,11 +23,31 @@ from lichen.cli.data import data
 from lichen.cli.export import export
 from lichen.cli.fits import fits
 from lichen.cli.lineage import lineage
+from lichen.cli.output import one_line
 from lichen.cli.price import price
 from lichen.cli.sample import sample
 from lichen.cli.study import study
 from lichen.cli.train import train
 from lichen.errors import LichenError, is_out_of_memory
+
+# One for each command that cannot do without an argument: shown where that is missing. Those that name a file
+# of the user's go on where the one before has ended.
+EXAMPLES = (
+    "lichen account kimi-k2.6",
+    "lichen compare kimi-k2.6 deepseek-v4-pro",
+    "lichen price kimi-k2.6 --provider all",
+    "lichen fits qwen3.6-27b --gpu rtx4090 --context 32K",
+    "lichen cost deepseek-v3 --tokens 14.8T --gpu h800",
+    "lichen atlas show kimi-k2.6",
+    "lichen atlas check my-model.yaml",
+    "lichen atlas add my-model.yaml",
+    "lichen data prepare --out data/code",
+    "lichen data inspect data/code",
+    "lichen train recipes/demo.toml",
+    "lichen study recipes/studies/optimizers.toml",
+    "lichen export runs/demo models/demo",
+    "lichen sample models/demo 'def read_lines(path'",
+)
 
 app = typer.Typer(
     name="lichen",
@@ -59,6 +79,11 @@ app.add_typer(atlas)
 app.add_typer(data)
 
 
+def example_of(command: str) -> str:
+    """Such a command, whole."""
+    return next(example for example in EXAMPLES if example.startswith(f"{command} "))
+
+
 def main() -> None:
     """Run the command line; every failure ends as one line on stderr and a non-zero status.
 
@@ -68,7 +93,7 @@ def main() -> None:
     # How long idle OpenMP threads spin before they sleep. GNU's default is so long that a second busy
     # process slows training a hundredfold (docs/log.md). Torch reads this when it is imported, later.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {one_line(str(message))}\n"
     try:
         status = app(prog_name="lichen", standalone_mode=False) or 0
         print(end="", flush=True)  # nothing where the shell closed stdout
@@ -76,7 +101,10 @@ def main() -> None:
         if message := error.format_message().rstrip("."):  # empty when the help was shown instead
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "lichen"
-            print(f"error: {message}; `{command} --help` shows what there is", file=sys.stderr)
+            if message.startswith("Missing"):
+                message += f", as in: {example_of(command)}"
+            told = one_line(f"{message}; `{command} --help` shows what there is")
+            print(f"error: {told}", file=sys.stderr)
         status = 2
     except Exception as error:
         if os.environ.get("LICHEN_DEBUG"):
@@ -84,7 +112,7 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output has left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         else:
-            print(f"error: {explain(error)}", file=sys.stderr)
+            print(f"error: {one_line(explain(error))}", file=sys.stderr)
         status = 1
     if status == 130:
         print("interrupted", file=sys.stderr)
@@ -96,15 +124,15 @@ def explain(error: Exception) -> str:
     if isinstance(error, LichenError):
         return str(error)
     if is_out_of_memory(error):
-        return f"out of memory: use a smaller batch, a shorter context or a smaller model ({_line(error)})"
+        return f"out of memory: use a smaller batch, a shorter context or a smaller model ({_words(error)})"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}"
     return (
-        f"a defect in Lichen: {type(error).__name__}: {_line(error)} "
+        f"a defect in Lichen: {type(error).__name__}: {_words(error)} "
         "(LICHEN_DEBUG=1 in the environment shows where it happened)"
     )
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

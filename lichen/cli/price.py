@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from lichen.cli import options
-from lichen.cli.output import plain_table, print_json, print_table, say
+from lichen.cli.output import plain_table, print_json, print_table, say, say_whole
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -110,6 +110,7 @@ def _print(
 ) -> None:
     from lichen.atlas.market import words
     from lichen.atlas.market.prices import table
+    from lichen.atlas.market.workloads import sellers_of
 
     say(f"USD per million tokens on {when:%Y-%m-%d}", style="bold")
     print_table(_rates(offers, when))
@@ -128,12 +129,13 @@ def _print(
     print_table(costs)
     for name, workload in workloads.items():
         say(f"{name}: {words.workload(workload)}")
-    unknown = list(dict.fromkeys(offer.model.name for offer in offers if not offer.prices))
+    unknown = {offer.model.name: offer.model for offer in offers if not offer.prices}
     if unknown:
         say(
             f"UNKNOWN: no price on {when:%Y-%m-%d} for {', '.join(unknown)}. That is not free of charge.",
             style="bold red",
         )
+        say_whole(*(f"{name}: {sellers_of(model, when)}" for name, model in unknown.items()))
     name, newest = table()
     say(f"Prices: {name}, newest entry {newest}; `lichen atlas show MODEL` gives every source.")
 

@@ -24,6 +24,15 @@ def train(
     show_optimizer: Annotated[
         bool, typer.Option("--show-optimizer", help="Print what updates each parameter, and stop.")
     ] = False,
+    back_to: Annotated[
+        int | None,
+        typer.Option(
+            "--from",
+            metavar="STEP",
+            min=0,
+            help="Go back to the run's checkpoint of this step; 0: begin again.",
+        ),
+    ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="Print every key of a recipe, and stop.")] = False,
 ) -> None:
     """Train a model, or continue: `lichen train recipes/demo.toml`, then `lichen train runs/demo`."""
@@ -46,6 +55,8 @@ def train(
         recipe = read_recipe(target / "recipe.toml" if target.is_dir() else target, changes)
         print(planned_table(model_spec(recipe), recipe).describe(optimizer_recipe(recipe)))
         return
+    if back_to is not None and not target.is_dir():
+        raise LichenError(f"--from goes back in a run; {target} is not the folder of one")
     if not target.is_dir():
         run = start_run(read_recipe(target, changes), out or Path("runs") / target.stem)
     elif out is None:
@@ -53,7 +64,7 @@ def train(
     else:
         raise LichenError(f"{target} is the folder of a run and is continued there; leave --out away")
 
-    stopped_by = train_run(run, training_console())
+    stopped_by = train_run(run, training_console(), back_to)
     if stopped_by is not None:
         with suppress(OSError):  # a closed terminal
             print(f"stopped and saved; go on with: lichen train {run.folder}", file=sys.stderr)

@@ -4,18 +4,17 @@ Each finished shard leaves a record with the position of the next. A later run k
 and writes the rest, byte for byte what one uninterrupted run writes.
 """
 
-import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from lichen.data.formats import MAX_DOCUMENT_BYTES
 from lichen.data.manifest import (
     SPLITS,
     Counts,
@@ -28,11 +27,10 @@ from lichen.data.manifest import (
     shard_files,
     write_record,
 )
-from lichen.data.sources import MAX_DOCUMENT_BYTES
+from lichen.data.shards import check_shard, write_array
 from lichen.data.stream import Corpus, Document, Found, Work, merged, read_documents
 from lichen.data.tokenizer import plain_encoder, special_ids, vocabulary_size
 from lichen.errors import LichenError
-from lichen.files.atomic import atomic_write
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,6 @@ class Part:
     """The record of one finished shard. It is written after the shard, so a recorded shard is complete."""
 
     next: Position
-    tokenizer_hash: str
     shards: tuple[Shard, ...]
     extra_documents: int
     left_out: dict[str, LeftOut]
@@ -54,8 +51,9 @@ class _Encoded(NamedTuple):
     bytes: int
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
-    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+def token_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """The NumPy type of stored tokens."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
 def remove_parts(out: Path) -> None:
@@ -68,16 +66,18 @@ def _part_file(out: Path, index: int) -> Path:
     return out / f"part-{index:05d}.json"
 
 
-def write_shards(out: Path, corpus: Corpus, tokenizer: Tokenizer, tokenizer_hash: str) -> list[Part]:
+def write_shards(out: Path, corpus: Corpus, tokenizer: Tokenizer) -> list[Part]:
     """Encode what an earlier run has not encoded yet. Returns the records of all shards, in order.
 
-    Raises LichenError if the shards there were made with another tokenizer, or a source changes meanwhile.
+    Raises LichenError if a shard that is there is damaged, or a source changes meanwhile.
     """
+    dtype = token_dtype(vocabulary_size(tokenizer))
     parts: list[Part] = []
     while _part_file(out, len(parts)).exists():
-        parts.append(read_record(_part_file(out, len(parts)), Part))
-    if any(part.tokenizer_hash != tokenizer_hash for part in parts):
-        raise LichenError(f"the tokenizer in {out} was replaced; delete the folder and prepare again")
+        part = read_record(_part_file(out, len(parts)), Part)
+        for shard in part.shards:
+            check_shard(out, shard, dtype, contents=True)
+        parts.append(part)
     start = parts[-1].next if parts else Position()
     collected: list[Found[_Encoded]] = []
     with _serial_tokenizer():
@@ -88,7 +88,7 @@ def write_shards(out: Path, corpus: Corpus, tokenizer: Tokenizer, tokenizer_hash
                 shards = _write_shard(out, len(parts), documents)
                 extra = sum(found.extra for found in collected)
                 left_out = merged(found.left_out for found in collected)
-                part = Part(done.end, tokenizer_hash, shards, extra, left_out)
+                part = Part(done.end, shards, extra, left_out)
                 write_record(_part_file(out, len(parts)), part)
                 parts.append(part)
                 collected = []
@@ -110,24 +110,41 @@ def _serial_tokenizer() -> Iterator[None]:
 
 
 def _encoder(tokenizer: Tokenizer, parameters: Parameters) -> Callable[[Work], Found[_Encoded]]:
-    plain = plain_encoder(tokenizer)
+    plain = plain_encoder(tokenizer, parameters.family)
     ids = special_ids(tokenizer, parameters.family)
-    dtype = token_dtype(vocabulary_size(tokenizer))
-    opening, closing = np.array(ids.document_start, dtype), np.array([ids.eos], dtype)
+    dtype = np.dtype(token_dtype(vocabulary_size(tokenizer)))
+    opening = list(ids.document_start)
 
     def encode(work: Work) -> Found[_Encoded]:
         found = read_documents(work, parameters)
         encoded = []
         for group in _groups(found.documents):
             # encode_batch_fast leaves the interpreter lock while it works; encode does not.
-            texts = [each.text.decode() for each in group]
-            encodings = plain.encode_batch_fast(texts, add_special_tokens=False)
-            for each, encoding in zip(group, encodings, strict=True):
-                tokens = np.concatenate([opening, np.array(encoding.ids, dtype), closing])
-                encoded.append(_Encoded(each.split, tokens, len(each.text)))
+            texts = [text.decode() for each in group for text in each.written.texts]
+            encodings = iter(plain.encode_batch_fast(texts, add_special_tokens=False))
+            for each in group:
+                tokens = list(next(encodings).ids)
+                for markup in each.written.markup:
+                    tokens += [_markup_id(tokenizer, markup, parameters.family), *next(encodings).ids]
+                # A conversation may be written with its document's first and last token.
+                if tokens[: len(opening)] != opening:
+                    tokens = opening + tokens
+                if tokens[-1:] != [ids.eos]:
+                    tokens.append(ids.eos)
+                encoded.append(_Encoded(each.split, np.array(tokens, dtype), each.bytes))
         return Found(encoded, found.extra, found.left_out)
 
     return encode
+
+
+def _markup_id(tokenizer: Tokenizer, markup: str, family: str) -> int:
+    index: int | None = tokenizer.token_to_id(markup)
+    if index is None:
+        raise LichenError(
+            f"the tokenizer has no token {markup!r}, with which {family} writes a conversation; choose the "
+            "--family that the tokenizer belongs to"
+        )
+    return index
 
 
 def _groups(documents: list[Document]) -> Iterator[list[Document]]:
@@ -135,11 +152,11 @@ def _groups(documents: list[Document]) -> Iterator[list[Document]]:
     group: list[Document] = []
     size = 0
     for document in documents:
-        if group and size + len(document.text) > MAX_DOCUMENT_BYTES:
+        if group and size + document.bytes > MAX_DOCUMENT_BYTES:
             yield group
             group, size = [], 0
         group.append(document)
-        size += len(document.text)
+        size += document.bytes
     if group:
         yield group
 
@@ -154,18 +171,6 @@ def _write_shard(out: Path, index: int, documents: list[_Encoded]) -> tuple[Shar
             counts = Counts(len(of_split), int(offsets[-1]), sum(each.bytes for each in of_split))
             tokens = np.concatenate([each.tokens for each in of_split])
             files = zip(shard_files(split, index), (tokens, offsets), strict=True)
-            hashes = [_write_array(out / name, array) for name, array in files]
+            hashes = [write_array(out / name, array) for name, array in files]
             shards.append(Shard(split, index, counts, *hashes))
     return tuple(shards)
-
-
-def _write_array(path: Path, array: np.ndarray) -> str:
-    """Write a .npy file atomically. Returns its SHA-256."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    sha256 = hashlib.sha256()
-    with atomic_write(path) as file:
-        for part in (header.getbuffer(), array.data.cast("B")):
-            file.write(part)  # not np.save, which loses the reason when the disk is full
-            sha256.update(part)
-    return sha256.hexdigest()

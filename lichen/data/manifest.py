@@ -4,6 +4,7 @@ that everything it names is complete."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,16 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter
 
 from lichen.errors import LichenError
-from lichen.files.atomic import write_text
+from lichen.files.bounded import as_object, parse_json, read_bytes, write_json
+from lichen.files.sealed import sha256_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 PREPARATION_FILE = "preparation.json"
 SOURCES_FILE = "sources.jsonl"
 TOKENIZER_FILE = "tokenizer.json"
 
 Split = Literal["train", "validation"]
-# NumPy pads the header of a one-dimensional .npy file to this.
-ARRAY_HEADER_BYTES = 128
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class Manifest:
     format_version: int
     parameters: Parameters
     vocab_size: int
-    dtype: str
+    dtype: Literal["uint16", "uint32"]
     tokenizer_hash: str
     splits: dict[Split, Counts]
     shards: tuple[Shard, ...]
@@ -137,23 +137,42 @@ def shard_files(split: Split, index: int) -> tuple[str, str]:
 
 
 def write_record(path: Path, value: Any) -> None:
-    """Write a dataclass of this room to `path`, atomically."""
-    write_text(path, json.dumps(dataclasses.asdict(value), indent=1) + "\n")
+    """Write a dataclass of this room to `path`, atomically, with a hash of what it says."""
+    values = dataclasses.asdict(value)
+    write_json(path, values | {"sha256": _hash_of(values)})
 
 
 def read_record(path: Path, kind: type[T]) -> T:
     """Read a dataclass of this room back. Raises LichenError if the file is damaged or of a newer version."""
-    text = path.read_bytes()
+    content = read_bytes(path)
+    damaged = LichenError(f"{path} is damaged; delete the folder and prepare the data again")
     try:
-        version = json.loads(text).get("format_version", FORMAT_VERSION)
-        if version > FORMAT_VERSION:
-            raise LichenError(
-                f"{path} has format version {version}; this Lichen reads up to {FORMAT_VERSION}: "
-                "use the newer Lichen that wrote it"
-            )
-        return TypeAdapter(kind).validate_json(text)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise LichenError(f"{path} is damaged; delete the folder and prepare the data again") from error
+        values = as_object(parse_json(content, str(path)), str(path))
+    except LichenError as error:
+        raise damaged from error
+    version, sha256 = values.get("format_version", FORMAT_VERSION), values.pop("sha256", None)
+    if type(version) is int and version > FORMAT_VERSION:
+        raise LichenError(
+            f"{path} has format version {version}; this Lichen reads up to {FORMAT_VERSION}: "
+            "use the newer Lichen that wrote it"
+        )
+    if sha256 != _hash_of(values) and not (sha256 is None and version == 1):  # which had no hash
+        raise damaged
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values))
+    except ValueError as error:
+        raise damaged from error
+
+
+def _hash_of(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def check_sources_file(folder: Path, sha256: str) -> None:
+    """Raise LichenError if sources.jsonl in `folder` does not have the hash `sha256`."""
+    path = folder / SOURCES_FILE
+    if not path.is_file() or sha256_of(path) != sha256:
+        raise LichenError(f"{path} is missing or damaged; delete the folder and prepare the data again")
 
 
 def read_manifest(folder: Path) -> Manifest:

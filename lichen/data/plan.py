@@ -5,58 +5,99 @@ run with another plan is refused, naming what differs.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lichen.data.formats import require_reader
 from lichen.data.manifest import (
     FORMAT_VERSION,
+    MANIFEST_FILE,
     PREPARATION_FILE,
     SOURCES_FILE,
     TOKENIZER_FILE,
     Parameters,
     Source,
+    check_sources_file,
     read_record,
     write_record,
 )
 from lichen.data.stream import Corpus, Progress, in_order
+from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write
-from lichen.files.sealed import sha256_of
 
 
 @dataclass(frozen=True)
 class _Preparation:
+    """`sources_sha256` is the hash of sources.jsonl, `tokenizer_hash` None until the tokenizer is there.
+    Folders of format version 1 have neither."""
+
     format_version: int
     parameters: Parameters
+    sources_sha256: str | None = None
+    tokenizer_hash: str | None = None
 
 
 def begin(
-    out: Path, parameters: Parameters, paths: Sequence[Path], workers: int, progress: Progress
+    out: Path, parameters: Parameters, paths: Mapping[Path, str | None], workers: int, progress: Progress
 ) -> Corpus:
     """Hash the sources and write the plan into `out`, or check that `out` holds the same plan already.
 
+    `paths`: the sources, each with what it is instead of a file, or None.
     A folder counts as taken once its tokenizer is there: a preparation that failed before that may be
     repeated with other parameters. Raises LichenError if `out` is taken by another preparation or other
-    files, or if a source is not what it was.
+    files, if the plan or the tokenizer is damaged, or if a source is not what it was.
     """
     plan = out / PREPARATION_FILE
     if not plan.exists() and any(not file.name.startswith(".") for file in out.iterdir()):
         raise LichenError(f"{out} is not empty and holds no prepared data; choose another --out")
-    taken = (out / TOKENIZER_FILE).exists()
+    taken = plan.exists() and has_tokenizer(out)
     if taken:
-        _refuse_other_parameters(out, read_record(plan, _Preparation).parameters, parameters)
+        there = read_record(plan, _Preparation)
+        if there.sources_sha256:
+            check_sources_file(out, there.sources_sha256)
+        _refuse_other_parameters(out, there.parameters, parameters)
     known = _read_sources(out / SOURCES_FILE)
     sources = _hash_sources(paths, known, workers, progress)
     if taken:
         _refuse_other_sources(out, known, sources)
     else:
-        write_record(plan, _Preparation(FORMAT_VERSION, parameters))
+        written = hashlib.sha256()
+        for line in _lines(sources):
+            written.update(line.encode())
+        write_record(plan, _Preparation(FORMAT_VERSION, parameters, written.hexdigest()))
         with atomic_write(out / SOURCES_FILE, "w") as file:
-            file.writelines(json.dumps(dataclasses.asdict(source)) + "\n" for source in sources)
+            file.writelines(_lines(sources))
     return Corpus(sources, parameters, workers, progress)
+
+
+def has_tokenizer(out: Path) -> bool:
+    """Whether the tokenizer of the preparation in `out` is there. Raises LichenError for another one."""
+    plan = read_record(out / PREPARATION_FILE, _Preparation)
+    if (out / MANIFEST_FILE).exists():
+        return True
+    if plan.tokenizer_hash is None or not (out / TOKENIZER_FILE).exists():
+        return False
+    if tokenizer_hash(out) != plan.tokenizer_hash:
+        raise LichenError(
+            f"{out / TOKENIZER_FILE} is damaged or was replaced; delete the folder and prepare the data again"
+        )
+    return True
+
+
+def note_tokenizer(out: Path) -> None:
+    """Write into the plan which tokenizer `out` has now."""
+    plan = read_record(out / PREPARATION_FILE, _Preparation)
+    write_record(out / PREPARATION_FILE, dataclasses.replace(plan, tokenizer_hash=tokenizer_hash(out)))
+
+
+def _lines(sources: list[Source]) -> Iterator[str]:
+    return (json.dumps(dataclasses.asdict(source)) + "\n" for source in sources)
 
 
 def _refuse_other_parameters(out: Path, there: Parameters, here: Parameters) -> None:
@@ -109,25 +150,42 @@ def _read_sources(file: Path) -> dict[str, Source]:
 
 
 def _hash_sources(
-    paths: Sequence[Path], known: dict[str, Source], workers: int, progress: Progress
+    paths: Mapping[Path, str | None], known: dict[str, Source], workers: int, progress: Progress
 ) -> list[Source]:
     """Size, time and hash of each path; a `known` file of the same size and time is not read again."""
+    stopped = threading.Event()
 
-    def describe(path: Path) -> Source:
+    def describe(item: tuple[Path, str | None]) -> Source:
+        path, why_not = item
+        if why_not:
+            return Source(str(path), 0, 0, None, why_not)
         try:
             stat = path.stat()
+            require_reader(path)
             old = known.get(str(path))
             if old and (old.size, old.modified_ns) == (stat.st_size, stat.st_mtime_ns):
                 return dataclasses.replace(old, left_out=None)
-            return Source(str(path), stat.st_size, stat.st_mtime_ns, sha256_of(path))
-        except OSError:
-            return Source(str(path), 0, 0, None, "unreadable")
+            return Source(str(path), stat.st_size, stat.st_mtime_ns, _hash_of(path, stopped))
+        except OSError as error:
+            return Source(str(path), 0, 0, None, f"unreadable ({error.strerror})")
 
     sources: list[Source] = []
     first_of: dict[str | None, str] = {}
-    for _, source in in_order(describe, paths, workers):
-        if source.size and first_of.setdefault(source.sha256, source.path) != source.path:
-            source = dataclasses.replace(source, left_out="duplicate of another file")
-        sources.append(source)
-        progress("reading the sources", len(sources), len(paths))
+    try:
+        for _, source in in_order(describe, paths.items(), workers):
+            if source.size and first_of.setdefault(source.sha256, source.path) != source.path:
+                source = dataclasses.replace(source, left_out="duplicate of another file")
+            sources.append(source)
+            progress("reading the sources", len(sources), len(paths))
+    finally:
+        stopped.set()
     return sources
+
+
+def _hash_of(path: Path, stopped: threading.Event) -> str:
+    """SHA-256 of the content of `path`; a large one takes minutes, and nobody waits for it once `stopped`."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while (part := file.read(2**20)) and not stopped.is_set():
+            sha256.update(part)
+    return sha256.hexdigest()

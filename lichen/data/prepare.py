@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from lichen.arch.families import token_families
+from lichen.data.dataset import TokenDataset
 from lichen.data.encode import Part, remove_parts, token_dtype, write_shards
 from lichen.data.manifest import (
     FORMAT_VERSION,
@@ -22,11 +23,10 @@ from lichen.data.manifest import (
     Manifest,
     Parameters,
     Position,
-    read_manifest,
     write_record,
 )
-from lichen.data.plan import begin
-from lichen.data.sources import find_files, require_readers
+from lichen.data.plan import begin, has_tokenizer, note_tokenizer
+from lichen.data.sources import find_files
 from lichen.data.stream import Corpus, Progress, merged, read_documents
 from lichen.data.tokenizer import (
     load_tokenizer,
@@ -90,18 +90,21 @@ def prepare(
     if workers is None:
         workers = getattr(os, "process_cpu_count", os.cpu_count)() or 1
     # A folder that is prepared into one of its own folders would otherwise grow with every run.
-    paths = [path for path in find_files(sources) if not path.is_relative_to(out.absolute())]
-    require_readers(paths)
+    found = find_files(sources)
+    paths = {path: why for path, why in found.items() if not path.is_relative_to(out.absolute())}
     with _to_itself(out):
         corpus = begin(out, parameters, paths, workers, progress)
         if not (out / MANIFEST_FILE).exists():
-            if not (out / TOKENIZER_FILE).exists():
+            if not has_tokenizer(out):
                 _write_tokenizer(out, tokenizer, corpus)
+                note_tokenizer(out)
             used = load_tokenizer(out)
-            parts = write_shards(out, corpus, used, tokenizer_hash(out))
+            parts = write_shards(out, corpus, used)
             write_record(out / MANIFEST_FILE, _manifest(out, corpus, used, parts))
-        remove_parts(out)
-        return read_manifest(out)
+            remove_parts(out)
+        dataset = TokenDataset.open(out)
+        dataset.verify()
+        return dataset.manifest
 
 
 @contextmanager
@@ -154,8 +157,9 @@ def _sample(corpus: Corpus) -> list[bytes]:
     read = partial(read_documents, parameters=corpus.parameters)
     for _, found in corpus.each("sampling text", read, Position()):
         left_out = merged([left_out, found.left_out])
-        for share, text, split in found.documents:
+        for share, written, split in found.documents:
             if split == "train":
+                text = b"\n".join(written.texts)  # markup is not learned
                 heapq.heappush(kept, (-share, text))
                 kept_bytes += len(text)
             else:
@@ -181,7 +185,7 @@ def _manifest(out: Path, corpus: Corpus, tokenizer: Tokenizer, parts: list[Part]
         format_version=FORMAT_VERSION,
         parameters=corpus.parameters,
         vocab_size=vocab_size,
-        dtype=token_dtype(vocab_size).name,
+        dtype=token_dtype(vocab_size),
         tokenizer_hash=tokenizer_hash(out),
         splits=counts,
         shards=shards,

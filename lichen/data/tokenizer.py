@@ -6,38 +6,37 @@ text that was encoded. The special tokens of the family lie above the BPE part o
 """
 
 import json
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from lichen.arch.families import special_tokens, token_families
+from lichen.arch.families import special_tokens, text_splits, token_families
+from lichen.data.tokenizer_limits import LARGEST_VOCABULARY, checked
 from lichen.errors import LichenError
 from lichen.files.sealed import sha256_of
 
-# BPE merges never cross the borders this pattern draws, so it decides what a token can be.
-_PRE_TOKENS = "|".join(
-    (
-        r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+",  # a word, with the blank, dot, quote... before it
-        r"\p{N}{1,3}",  # digits in groups of at most three
-        r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",  # punctuation, with the line ends after it
-        r"\s*[\r\n]+",  # line ends, with blank lines between them
-        r"\s+(?!\S)",  # indentation, whole but for the blank that belongs to the word after it
-        r"\s+",
-    )
-)
 # A pair of tokens seen once is no regularity.
 _MIN_FREQUENCY = 2
+# In training, pieces are cut after so many characters: to learn a merge, each piece that holds it is gone
+# through, and a megabyte of one letter is one piece. Encoding takes no such time, and is not cut.
+_LONGEST_LEARNED = 64
+
+T = TypeVar("T")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> Tokenizer:
     """Train a byte-level BPE tokenizer of exactly `vocab_size` tokens, the special ones of `family` included.
 
-    The same texts in the same order give the same tokenizer on any number of cores. Raises LichenError
-    if `vocab_size` leaves no room for the 256 bytes and the special tokens, or if the texts hold too few
-    different pairs to fill it.
+    It cuts text as the family's published tokenizer does. The same texts in the same order give the same
+    tokenizer on any number of cores. Raises LichenError if `vocab_size` leaves no room for the 256 bytes and
+    the special tokens or is larger than any tokenizer may be, or if the texts hold too few different pairs to
+    fill it.
     """
     special = special_tokens(family)
     smallest = 256 + len(special.markup)
@@ -46,13 +45,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> Token
             f"vocab_size is {vocab_size}; 256 bytes and the {len(special.markup)} special tokens of "
             f"{family} need at least {smallest}"
         )
+    if vocab_size > LARGEST_VOCABULARY:
+        raise LichenError(f"vocab_size is {vocab_size}; it can be at most {LARGEST_VOCABULARY:,}")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PRE_TOKENS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = _pre_tokenizer(*text_splits(family), rf"[\s\S]{{1,{_LONGEST_LEARNED}}}")
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(special.markup),
@@ -60,7 +56,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> Token
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    _interruptibly(lambda: tokenizer.train_from_iterator(texts, trainer))
+    tokenizer.pre_tokenizer = _pre_tokenizer(*text_splits(family))
     reached = tokenizer.get_vocab_size() + len(special.markup)
     if reached < vocab_size:
         raise LichenError(
@@ -78,27 +75,38 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> Token
     return tokenizer
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Load `path`, a tokenizer.json or a folder that holds one.
+def _pre_tokenizer(*splits: str) -> pre_tokenizers.PreTokenizer:
+    """Cut by one pattern after the other, then write bytes as characters."""
+    return pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(split), behavior="isolated") for split in splits),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
-    Raises LichenError if there is none, if it cannot be read, or if it is not byte-level BPE with a token
-    for every byte (then some text could not be represented).
+
+def _interruptibly(work: Callable[[], T]) -> T:
+    """What `work` returns. Ctrl-C ends the wait for it; the library that works would not hear of it."""
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result()
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load `path`, a tokenizer.json or a folder that holds one. It neither cuts nor pads what it encodes.
+
+    Raises LichenError if there is none, if it cannot be read or asks for more than a tokenizer may
+    (`lichen.data.tokenizer_limits`), or if it is not byte-level BPE with a token for every byte (then some
+    text could not be represented).
     """
-    file = tokenizer_file(path)
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception for a malformed file
-        raise LichenError(f"{file} is not a tokenizer.json: {error}") from error
-    described = json.loads(tokenizer.to_str())
-    kind = described["model"].get("type")
-    decoder = described["decoder"] or {}
-    decoder_types = {decoder.get("type"), *(part["type"] for part in decoder.get("decoders", []))}
-    if kind != "BPE" or "ByteLevel" not in decoder_types:
-        raise LichenError(f"{file} is a {kind} tokenizer; only byte-level BPE is supported")
-    missing = set(pre_tokenizers.ByteLevel.alphabet()) - described["model"]["vocab"].keys()
-    if missing:
-        raise LichenError(f"{file} has no token for {len(missing)} of the 256 bytes; it would lose text")
-    return tokenizer
+    return checked(tokenizer_file(path))
 
 
 def tokenizer_file(path: Path) -> Path:
@@ -119,24 +127,39 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def plain_encoder(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy for text from outside: "<think>" in a document is seven characters there, never the token.
+def plain_encoder(tokenizer: Tokenizer, family: str) -> Tokenizer:
+    """A copy for text from outside: markup in it is so many characters there, never the token.
 
-    Added tokens that are only white space are not markup but vocabulary, and stay.
+    The other added tokens (words, runs of white space, what is `spoken`) are vocabulary: they are encoded
+    wherever their text occurs, as in a prompt.
     """
+    markup = markup_ids(tokenizer, family)
     described = json.loads(tokenizer.to_str())
-    described["added_tokens"] = [token for token in described["added_tokens"] if token["content"].isspace()]
+    for token in described["added_tokens"]:
+        token["special"] = token["id"] in markup
     described["post_processor"] = None
-    return Tokenizer.from_str(json.dumps(described))
+    plain = Tokenizer.from_str(json.dumps(described))
+    plain.encode_special_tokens = True  # as text
+    return plain
 
 
-def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """UTF-8 bytes that each id stands for: (vocabulary_size,) int32; special tokens stand for none."""
+def markup_ids(tokenizer: Tokenizer, family: str) -> set[int]:
+    """Tokens that structure a text instead of being a part of it: those that the tokenizer calls special, and
+    the markup of `family` that is not `spoken` (published tokenizers do not call all of it special)."""
+    tokens = special_tokens(family)
+    ours = set(tokens.markup) - tokens.spoken
+    added = tokenizer.get_added_tokens_decoder().items()
+    return {index for index, token in added if token.special or token.content in ours}
+
+
+def token_bytes(tokenizer: Tokenizer, family: str) -> np.ndarray:
+    """UTF-8 bytes that each id stands for: (vocabulary_size,) int32; markup stands for none."""
     lengths = np.zeros(vocabulary_size(tokenizer), dtype=np.int32)
     for text, index in tokenizer.get_vocab().items():
         lengths[index] = len(text)  # byte-level vocabularies write one character per byte
+    markup = markup_ids(tokenizer, family)
     for index, token in tokenizer.get_added_tokens_decoder().items():
-        lengths[index] = len(token.content.encode()) if token.content.isspace() else 0
+        lengths[index] = 0 if index in markup else len(token.content.encode())
     return lengths
 
 

@@ -11,13 +11,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lichen.errors import LichenError, did_you_mean
+from lichen.files.bounded import DEEPEST, check_bounds, read_text
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 PACKAGE = Path(__file__).parents[1]
-LONGEST = 2**22  # characters
-DEEPEST = 100  # levels of lists and mappings in each other
 
 M = TypeVar("M", bound=BaseModel)
 Location = Sequence[str | int]
@@ -53,19 +52,12 @@ class _Loader(BaseLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the YAML file `path`. Raises LichenError, with the line, for anything else."""
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(LONGEST + 1)
-        if len(text) > LONGEST:
-            raise LichenError(f"{path} has more than {LONGEST:,} characters, as no file of the atlas does")
+        text = read_text(path)
         if PACKAGE not in path.parents:
             _refuse_depth(text, path)
         content = yaml.load(text, _Loader)
-    except FileNotFoundError:
-        raise LichenError(f"there is no file {path}") from None
-    except OSError as error:
-        raise LichenError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise LichenError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        if PACKAGE not in path.parents:
+            check_bounds(content, str(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)

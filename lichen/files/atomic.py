@@ -1,13 +1,12 @@
 """Writing files so that nothing a user made is ever lost or half-written.
 
 A file is written under a temporary name in the same folder, flushed to the disk, and renamed: a
-reader sees the old content or the new, never a part. A full disk leaves the old content in place. The same
-holds for a folder as a whole.
+reader sees the old content or the new, never a part. A full disk leaves the old content in place. (Of a whole
+folder the same is true: `lichen.files.replace`.)
 """
 
 import errno
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from lichen.errors import LichenError
+from lichen.files.scan import why_not_a_file
 
 
 @contextmanager
@@ -28,18 +28,23 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {path}; nothing that was there before is "
                 "lost. Free some space and run the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EBUSY, errno.EXDEV):
             raise LichenError(f"cannot write {path}: {error.strerror}") from error
         raise
 
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a temporary file beside `path`; on success flush, sync and rename it over `path`.
+    """Open a temporary file beside `path`; on success flush, sync and rename it over `path`, or over the file
+    that a link there leads to.
 
-    Raises LichenError when the disk is full or the folder cannot be written.
+    Raises LichenError when the disk is full or the folder cannot be written, and where there is something
+    else than a file: renaming would put one in the place of a device.
     """
     with disk_errors(path):
+        if path.exists() and (why := why_not_a_file(path)):
+            raise LichenError(f"cannot write {path}: it is {why}; name a file")
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -52,7 +57,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,44 +66,7 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-@contextmanager
-def whole_folder(target: Path, set_aside: Path | None = None) -> Iterator[Path]:
-    """A hidden folder beside `target` that takes its place once everything in it is on the disk.
-
-    A folder that is there goes to `set_aside`, or goes. Raises LichenError when the disk is full or cannot be
-    written; then, and after any other error, nothing has changed. A kill between the two renames leaves the
-    former one beside its place; the next call puts it back before anything else.
-    """
-    building = target.with_name(f".{target.name}.building")
-    previous = set_aside or target.with_name(f".{target.name}.previous")
-    with disk_errors(target):
-        if set_aside is None and previous.exists() and not target.exists():
-            os.rename(previous, target)
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        try:
-            yield building
-            for each in (*building.rglob("*"), building):
-                _sync(each)
-            if set_aside is None:
-                shutil.rmtree(previous, ignore_errors=True)
-            if had_one := target.exists():
-                os.rename(target, previous)
-            try:
-                os.rename(building, target)
-            except BaseException:
-                if had_one:
-                    os.rename(previous, target)
-                raise
-        except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
-            raise
-        _sync(target.parent)
-        if set_aside is None:
-            shutil.rmtree(previous, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Bring a file to the disk, or the names in a folder: only then do they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

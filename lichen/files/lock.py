@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from pathlib import Path
 
 from lichen.errors import LichenError
 from lichen.files.atomic import disk_errors
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = "lock"
 """Says which process has worked in its folder last; only what holds it counts, and the kernel knows that."""
@@ -35,30 +41,51 @@ def locked(folder: Path, or_who: str = "") -> Iterator[int]:
 
 
 @contextmanager
-def held(folder: Path, path: Path, refusal: Callable[[], str]) -> Iterator[int]:
+def held(folder: Path, path: Path, refusal: Callable[[], str], patience: float = 0) -> Iterator[int]:
     """Keep `path`, `folder` itself or a file in it, from all others that hold it; yields its descriptor.
 
-    Raises LichenError, with the words of `refusal`, while another process holds it, and on Windows. Where the
-    file system has no locks, as on some networks, it warns and goes on.
+    Raises LichenError, with the words of `refusal`, while another process holds it for longer than `patience`
+    seconds, and on Windows. Where the file system has no locks, as on some networks, it warns and goes on.
     """
-    try:
-        import fcntl
-    except ModuleNotFoundError:
-        raise LichenError("Lichen trains on Linux and macOS; on Windows, use it inside WSL") from None
+    if fcntl is None:
+        raise LichenError("Lichen writes on Linux and macOS; on Windows, use it inside WSL")
     with disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LichenError(refusal()) from None
-        except OSError as error:
+        enough = time.monotonic() + patience
+        while (taken := _take(descriptor)) is False:
+            if time.monotonic() >= enough:
+                raise LichenError(refusal())
+            time.sleep(0.02)
+        if taken is None:
             warnings.warn(
-                f"the file system of {folder} has no locks ({error.strerror}): see to it yourself that no "
-                "second process works there at the same time",
-                stacklevel=2,
+                f"the file system of {folder} has no locks: see to it yourself that no second process works "
+                "there at the same time",
+                stacklevel=4,
             )
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a process holds `path`, a file or folder; None where the file system has no locks."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        taken = _take(descriptor)
+        return None if taken is None else not taken
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int) -> bool | None:
+    """Whether the lock could be had at once; None where the file system has no locks."""
+    assert fcntl is not None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True

@@ -1,43 +1,79 @@
-"""A folder whose manifest.json vouches for every file in it, by size and SHA-256."""
+"""A folder whose manifest vouches for every file in it, by size and SHA-256."""
 
+import errno
 import hashlib
-import json
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from lichen.files.atomic import write_text
+from lichen.errors import LichenError
+from lichen.files.bounded import read_json, write_json
+from lichen.files.scan import why_not_a_file
+
+MANIFEST = "manifest.json"
 
 
-def seal(folder: Path) -> None:
-    """Write the manifest of all that lies in `folder` now."""
+def seal(folder: Path, manifest: str = MANIFEST, more: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest of all that lies in `folder` now, with what `more` there is to say in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = {
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         for file in files
     }
-    write_text(folder / "manifest.json", json.dumps({"files": entries}, indent=1) + "\n")
+    write_json(folder / manifest, {**(more or {}), "files": entries})
 
 
-def find_damage(path: Path) -> str | None:
-    """Why the content of `path` cannot be trusted, or None if all its hashes hold."""
+def find_damage(
+    folder: Path, needed: Collection[str], manifest: str = MANIFEST, contents: bool = True
+) -> str | None:
+    """Why `folder` cannot be trusted, or None if it is what its manifest says, which lists all that is
+    `needed`.
+
+    Without `contents` only sizes are compared. Raises LichenError for what may not be read: that is no
+    damage.
+    """
+    if not (folder / manifest).exists():
+        return f"{manifest} is missing"
     try:
-        entries = json.loads((path / "manifest.json").read_bytes())["files"].items()
-        files = [(str(name), int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries]
-    except FileNotFoundError:
-        return "manifest.json is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json cannot be read ({error!r})"
-    for name, size, digest in files:
-        file = path / name
-        try:
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size:,} bytes; manifest.json says {size:,}"
-            if sha256_of(file) != digest:
-                return f"{name} does not have the content that manifest.json says"
-        except FileNotFoundError:
-            return f"{name}, listed in manifest.json, is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+        entries = read_json(folder / manifest)["files"].items()
+        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{manifest} does not list the files of the folder"
+    except LichenError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return str(error)
+    if missing := sorted(set(needed) - files.keys()):
+        return f"{manifest} does not list {missing[0]}"
+    for name, (size, digest) in files.items():
+        if reason := _find_damage(folder, name, size, digest if contents else None, manifest):
+            return reason
     return None
+
+
+def _find_damage(folder: Path, name: str, size: int, digest: str | None, manifest: str) -> str | None:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return f"{manifest} lists {name!r}, which leads out of the folder"
+    file = folder / name
+    try:
+        if why := why_not_a_file(file):
+            return f"{name} is {why}"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} bytes; {manifest} says {size:,}"
+        if digest is not None and sha256_of(file) != digest:
+            return f"{name} does not have the content that {manifest} says"
+    except FileNotFoundError:
+        return f"{name}, listed in {manifest}, is missing"
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise LichenError(f"cannot read {file}: {error.strerror}") from error
+        return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def vouched(content: bytes) -> dict[str, Any]:
+    """What a manifest says of a file with this content."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def sha256_of(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Accelerators as their makers describe them, and machines of several of them."""
 
+import re
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -48,6 +49,7 @@ class Machine:
     """`count` devices of one sort, taken together: what is split over them is split evenly and for free."""
 
     name: str
+    device_name: str
     device: Device
     count: int
     usable: Usable
@@ -86,9 +88,9 @@ def parse(text: str, as_of: date | None = None) -> Machine:
     device = devices[name]
     if as_of is not None and device.date > as_of:
         raise LichenError(f"the figures of {name} are of {device.date}, which is after {as_of}")
-    if colon and (not count.isdecimal() or int(count) < 1):
+    if colon and not re.fullmatch(r"[1-9][0-9]{0,5}", count):
         raise LichenError(f"{text!r}: after the colon comes how many devices there are, like {name}:8")
-    return Machine(text, device, int(count or 1), _read().usable[device.kind])
+    return Machine(text, name, device, int(count or 1), _read().usable[device.kind])
 
 
 @cache

@@ -5,20 +5,23 @@ per step at the full bandwidth, every FLOP is done at the full rate, and several
 evenly without talking to each other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 from lichen.arch.cache import cache_bytes, longest_context, most_sequences
 from lichen.arch.declaration import Weight
 from lichen.arch.flops import flops_per_token
 from lichen.arch.spec import ModelSpec
-from lichen.arch.weights import DTYPES, released_dtype, weight_bytes, weights
+from lichen.arch.weights import DTYPES, EXPERTS_ONLY, has_experts, released_dtype, weight_bytes, weights
 from lichen.errors import LichenError
 from lichen.machine.devices import Machine
 
 # Bits per weight of llama.cpp's blocks, scales included: 18 and 34 bytes for 32 weights, 210 for 256
 # (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h).
 GGUF_BITS = {"q4": 4.5, "q6": 6.5625, "q8": 8.5}
+
+SHORTEST_CONTEXT = 1024  # tokens; less is offered to nobody
 
 # What the speeds take for granted, for whoever is shown them.
 ASSUMPTIONS = (
@@ -101,6 +104,47 @@ def fits(
         decode_usd=_usd(decode, machine, price_per_hour),
         prefill_usd=_usd(prefill, machine, price_per_hour),
     )
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """What would fit: so many devices of the machine's sort, a storage of the weights, tokens of context."""
+
+    count: int
+    quant: str
+    context: int
+
+
+def alternatives(
+    spec: ModelSpec, machine: Machine, quant: str | None, context: int, batch: int = 1
+) -> list[Alternative]:
+    """What would fit where `fits` says no to the same: the finest storage in which it does; the longest
+    context, `context` halved again and again; where neither alone is enough, the two together; and how many
+    devices would do with nothing else changed."""
+    stored = storage(spec, quant)
+    held = {name: bytes_of(weights(spec), name) for name in _storages(spec)}
+    smaller = sorted((name for name in held if held[name] < held[stored]), key=lambda name: -held[name])
+    contexts = [context >> n for n in range(1, context.bit_length()) if context >> n >= SHORTEST_CONTEXT]
+
+    def first(names: Sequence[str], lengths: Sequence[int]) -> list[Alternative]:
+        found = (
+            Alternative(machine.count, name, length)
+            for length in lengths
+            for name in names
+            if held[name] + cache_bytes(spec, length, sequences=batch).reserved <= machine.memory
+        )
+        return [each] if (each := next(found, None)) else []
+
+    one_change = first(smaller, [context]) + first([stored], contexts)
+    needed = held[stored] + cache_bytes(spec, context, sequences=batch).reserved
+    enough = ceil(needed / (machine.device.memory * machine.usable.share))
+    return [*(one_change or first(smaller, contexts)), Alternative(enough, stored, context)]
+
+
+def _storages(spec: ModelSpec) -> list[str]:
+    """Those that `bytes_of` can count for the model."""
+    coarse = () if has_experts(weights(spec)) else EXPERTS_ONLY
+    return [name for name in (*DTYPES, *GGUF_BITS) if name not in coarse]
 
 
 def _usd(rate: float | None, machine: Machine, price_per_hour: float | None) -> float | None:

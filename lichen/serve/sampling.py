@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lichen.errors import LichenError
+from lichen.errors import LichenError, NotFinite
 
 NO_NUMBER = -1
+COLDEST = 1e-6
+"""Below it, logits over the temperature may be more than fp32 holds."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise LichenError(f"temperature is {self.temperature}; it must be 0 (greedy) or greater")
+        if self.temperature != 0 and not COLDEST <= self.temperature < float("inf"):
+            raise LichenError(
+                f"temperature is {self.temperature}; it must be 0 (greedy) or at least {COLDEST:g}"
+            )
         if not 0 < self.top_p <= 1:
             raise LichenError(f"top_p is {self.top_p}; it must be greater than 0 and at most 1")
         if self.top_k < 0:
@@ -56,7 +60,7 @@ class SamplingParams:
 def sample(logits_BV: Tensor, params: SamplingParams, generator: torch.Generator) -> Tensor:
     """Draw one token per sequence: (B,) int64.
 
-    Raises LichenError when the logits are not numbers, as after a diverged training or in a damaged file.
+    Raises NotFinite when the logits are not numbers, as after a diverged training or in a damaged file.
     """
     tokens_B = draw(logits_BV, params, generator)
     for token in tokens_B.tolist():
@@ -80,9 +84,9 @@ def draw(logits_BV: Tensor, params: SamplingParams, generator: torch.Generator) 
 
 
 def checked(token: int) -> int:
-    """A drawn token. Raises LichenError where there was none to draw."""
+    """A drawn token. Raises NotFinite where there was none to draw."""
     if token == NO_NUMBER:
-        raise LichenError("the model's output is not a number (NaN or infinity): its weights are damaged")
+        raise NotFinite("the model's output is not a number (NaN or infinity): its weights are damaged")
     return token
 
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, ValidationError
 
 from lichen.errors import LichenError
-from lichen.train.recipe import Recipe, Section, read_recipe, read_toml
+from lichen.files.bounded import read_toml
+from lichen.train.recipe import Recipe, Section, read_recipe
 
 Scalar = str | int | float | bool
 
@@ -64,7 +65,7 @@ def read_study(path: Path) -> tuple[Study, list[Point]]:
     would be run twice.
     """
     try:
-        study = Study.model_validate(read_toml(path, "study"))
+        study = Study.model_validate(read_toml(path))
     except ValidationError as error:
         raise LichenError(f"study {path}: {_sentence(error)}") from None
     names = [arm.name for arm in study.arm]

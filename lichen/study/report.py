@@ -1,15 +1,14 @@
 """The report of a study: results.csv, plots/*.png, and one report.html that needs nothing else."""
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import astuple, fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from lichen.files.atomic import write_text
+from lichen.files.csv_file import csv_text
 from lichen.study.plan import Point, Study
 from lichen.study.results import SPIKE, WINDOW, Curve, Result, best_labels, curve, result, tokens_to_reach
 from lichen.train.report.plots import chart, layer, number
@@ -55,11 +54,7 @@ def _baseline_loss(study: Study, results: Sequence[Result]) -> float | None:
 
 
 def _csv(results: Sequence[Result]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Result)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(each) for each in results)
-    return text.getvalue()
+    return csv_text([[field.name for field in fields(Result)], *map(astuple, results)])
 
 
 def _summary(results: Sequence[Result], study: Study, goal: float | None) -> str:

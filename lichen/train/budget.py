@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from lichen.train import state
 from lichen.train.evaluate import evaluate, samples
-from lichen.train.metrics import read_metrics
+from lichen.train.metrics import MetricsLog, read_metrics
 from lichen.train.progress import format_duration
 from lichen.train.recipe import DECIDED_AFTER, Recipe
 from lichen.train.step import Trainer
@@ -38,7 +38,7 @@ def is_due(trainer: Trainer) -> bool:
     return trainer.run.undecided and trainer.step >= DECIDED_AFTER
 
 
-def decide(trainer: Trainer) -> tuple[Path, str]:
+def decide(trainer: Trainer, log: MetricsLog) -> tuple[Path, str]:
     """Fit the run of `trainer` to its budget by the steps in its metrics.
 
     Returns a checkpoint of the step that it is at, and what to say of the decision.
@@ -47,7 +47,7 @@ def decide(trainer: Trainer) -> tuple[Path, str]:
     taken = read_metrics(trainer.run.metrics)[1:]  # without the first, which pays for kernels and buffers
     evaluation, _ = _timed(lambda: evaluate(trainer))
     sampling, _ = _timed(lambda: samples(trainer))
-    saving, checkpoint = _timed(lambda: state.save(trainer))
+    saving, checkpoint = _timed(lambda: state.save(trainer, log))
     costs = Costs(fmean(metrics.seconds for metrics in taken), evaluation, sampling, saving)
     steps = steps_within(recipe, costs)
     trainer.run = trainer.run.decided(steps)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lichen.data.tokenizer import end_ids
+from lichen.errors import NotFinite
 from lichen.nn.transformer import Transformer
 from lichen.ops.cross_entropy import IGNORE
 from lichen.serve.detokenizer import stream_text
@@ -20,7 +21,7 @@ def evaluate(trainer: Trainer) -> tuple[float, float] | None:
     """(nats per target, bits per UTF-8 byte) on the same validation text every time.
 
     Reads the whole split, or batches until `eval.tokens` are seen. None when the data has no validation
-    split.
+    split. Raises NotFinite when the loss is not.
     """
     if not trainer.dataset.manifest.splits["validation"].documents:
         return None
@@ -37,6 +38,8 @@ def evaluate(trainer: Trainer) -> tuple[float, float] | None:
         text_bytes += batch.n_bytes
         if targets >= trainer.run.recipe.eval.tokens:
             break
+    if not math.isfinite(nats):
+        raise NotFinite(f"after it the validation loss is {nats:g}")
     return nats / targets, nats / math.log(2) / text_bytes
 
 

@@ -1,5 +1,6 @@
 """A run from where it stands to its end, or to the moment someone stops it."""
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lichen.errors import LichenError, is_out_of_memory
+from lichen.errors import LichenError, NotFinite, is_out_of_memory
 from lichen.files.atomic import write_text
 from lichen.files.lock import locked
 from lichen.train import budget, state
@@ -16,22 +17,30 @@ from lichen.train.evaluate import evaluate, samples
 from lichen.train.metrics import MetricsLog, StepMetrics
 from lichen.train.progress import Progress
 from lichen.train.report.write import write_report
-from lichen.train.run import Run, open_run
-from lichen.train.step import Diverged, Trainer
-from lichen.weights.checkpoints import newest_good, step_of
+from lichen.train.resolve import optimizer_recipe
+from lichen.train.run import Run, open_run, set_aside
+from lichen.train.step import Trainer
+from lichen.weights.checkpoints import checkpoint_of, newest_good, prove, read_versioned, step_of
+
+ABSURD = 2.0
+"""Times the loss of a model that guesses, ln(vocab_size), that weights may have and still be proved."""
 
 
-def train(run: Run, console: Console) -> signal.Signals | None:
+def train(run: Run, console: Console, back_to: int | None = None) -> signal.Signals | None:
     """Train `run` from its newest good checkpoint, or from the beginning, to its last step; then report.
 
+    A run that has diverged goes on from the last checkpoint that is proved: the step after it had a loss that
+    is finite and not ABSURD, and a gradient that is finite and not zero. `back_to`: the step to go on from
+    instead, 0 for the beginning. What the run has of later steps than that is set aside.
+
     Returns the signal that stopped it early, with a checkpoint saved, or None at the end. Raises LichenError
-    for a loss that is not finite, memory that does not suffice, a full disk, checkpoints of which none is
+    for numbers that are not finite, memory that does not suffice, a full disk, checkpoints of which none is
     good, and a run that another process trains; what was saved before stays.
     """
     with locked(run.folder):
         if open_run(run.folder) != run:
             raise LichenError(f"another process has just changed {run.folder}; give the same command again")
-        stopped_by = _take_steps(run, console)
+        stopped_by = _take_steps(run, console, back_to)
         if stopped_by is None:
             console.print(_report(run), markup=False, highlight=False, soft_wrap=True)
     return stopped_by
@@ -73,55 +82,83 @@ def stop_signals(handler: Callable[[int], object]) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ details
 
 
-def _take_steps(run: Run, console: Console) -> signal.Signals | None:
+def _take_steps(run: Run, console: Console, back_to: int | None) -> signal.Signals | None:
     with Progress(run.folder.resolve().name, run.recipe.train.steps, console) as progress:
         stop = StopRequest(progress.note)
         with stop_signals(stop):
-            checkpoint = _last_checkpoint(run, progress)
+            checkpoint = _first_checkpoint(run, back_to, progress)
             trainer = Trainer(run, checkpoint)
             run.divergence.unlink(missing_ok=True)
             with MetricsLog(run.folder, trainer.step) as log:
+                if checkpoint is not None:
+                    _compare_metrics(checkpoint, log, progress)
                 while trainer.step < trainer.steps and stop.signal is None:
-                    try:
-                        metrics = _step(trainer)
-                    except Exception as error:
-                        if isinstance(error, Diverged):
-                            write_text(run.divergence, f"{error}\n")
-                        raise _explained(error, run, trainer.step, checkpoint) from error
-                    log.append(metrics)
-                    progress.update(metrics)
-                    if budget.is_due(trainer):
-                        log.sync()
-                        checkpoint, said = budget.decide(trainer)
-                        progress.note(said)
-                        progress.steps = trainer.steps
-                    elif _due(run.recipe.checkpoint.every, trainer.step, trainer.steps):
-                        log.sync()
-                        checkpoint = state.save(trainer)
+                    with _failures_explained(run, trainer.step + 1, checkpoint):
+                        metrics = trainer.train_step()
+                        if checkpoint is not None and step_of(checkpoint) == metrics.step - 1:
+                            _judge(checkpoint, metrics, run, progress)
+                        metrics = _with_what_is_due(metrics, trainer)
+                        log.append(metrics)
+                        progress.update(metrics)
+                        if budget.is_due(trainer):
+                            checkpoint, said = budget.decide(trainer, log)
+                            progress.note(said)
+                            progress.steps = trainer.steps
+                        elif _due(run.recipe.checkpoint.every, trainer.step, trainer.steps):
+                            checkpoint = state.save(trainer, log)
                 if trainer.step > (step_of(checkpoint) if checkpoint else 0):
-                    log.sync()
-                    state.save(trainer)
+                    with _failures_explained(run, trainer.step, checkpoint):
+                        state.save(trainer, log)
     return stop.signal if trainer.step < trainer.steps else None
 
 
-def _last_checkpoint(run: Run, progress: Progress) -> Path | None:
-    """The newest good one, or None where there are none at all."""
-    checkpoint, damaged = newest_good(run.checkpoints)
-    for damage in damaged:
-        progress.note(f"{damage}; it is skipped")
-    if damaged and checkpoint is None:
-        raise LichenError(
-            f"no checkpoint in {run.checkpoints} is good; bring one back, or remove them and begin again"
-        )
+def _first_checkpoint(run: Run, back_to: int | None, progress: Progress) -> Path | None:
+    """The one to go on from, None for the beginning."""
+    diverged = run.divergence.exists()
+    if back_to is not None:
+        checkpoint = checkpoint_of(run.checkpoints, back_to) if back_to else None
+    else:
+        checkpoint, damaged = newest_good(run.checkpoints, proved=diverged)
+        for damage in damaged:
+            progress.note(f"{damage}; it is skipped")
+        if damaged and checkpoint is None:
+            raise LichenError(
+                f"no checkpoint in {run.checkpoints} is good; bring one back, or remove them and begin again"
+            )
+    step = step_of(checkpoint) if checkpoint else 0
+    if (diverged or back_to is not None) and (aside := set_aside(run, step)):
+        progress.note(f"what the run had of later steps than {step} is now in {aside}")
     if checkpoint is not None:
         progress.note(f"continuing from {checkpoint}")
     return checkpoint
 
 
-def _step(trainer: Trainer) -> StepMetrics:
-    """One optimizer step and, where they are due after it, an evaluation and samples."""
+def _compare_metrics(checkpoint: Path, log: MetricsLog, progress: Progress) -> None:
+    """Say if the lines that the run had when `checkpoint` was saved are no longer there as they were."""
+    then, now = read_versioned(checkpoint / "state.json").get("metrics"), log.record()
+    if then is not None and then != now:
+        progress.note(
+            f"{log.path} is not as it was at step {step_of(checkpoint)}: of the steps until then it has "
+            f"{now['lines']:,} lines and had {then['lines']:,}, or they say something else. That touches the "
+            "report, not the training"
+        )
+
+
+def _judge(checkpoint: Path, metrics: StepMetrics, run: Run, progress: Progress) -> None:
+    """Prove `checkpoint` by the step that its weights have led to, or say why that proves nothing."""
+    guessing = math.log(run.spec.vocab_size)
+    if metrics.cross_entropy <= ABSURD * guessing and metrics.grad_norm > 0:
+        prove(checkpoint)
+    else:
+        progress.note(
+            f"{checkpoint.name} is not proved: its weights give a loss of {metrics.cross_entropy:.4g}, where "
+            f"guessing gives {guessing:.3g}, and a gradient of norm {metrics.grad_norm:.3g}. {_way_back(run)}"
+        )
+
+
+def _with_what_is_due(metrics: StepMetrics, trainer: Trainer) -> StepMetrics:
+    """The metrics of a step with those of an evaluation and samples, where they are due after it."""
     recipe = trainer.run.recipe
-    metrics = trainer.train_step()
     if _due(recipe.eval.every, trainer.step, trainer.steps) and (scores := evaluate(trainer)):
         metrics = replace(metrics, validation_loss=scores[0], bits_per_byte=scores[1])
     if recipe.sample.prompts and _due(recipe.sample.every, trainer.step, trainer.steps):
@@ -145,13 +182,23 @@ def _report(run: Run) -> str:
     return f"finished; the report is {run.folder / 'report.html'}"
 
 
-def _explained(error: Exception, run: Run, step: int, checkpoint: Path | None) -> Exception:
-    """Add to a failure what the person needs to go on: the last good checkpoint, and what to lower."""
+@contextmanager
+def _failures_explained(run: Run, step: int, checkpoint: Path | None) -> Iterator[None]:
+    """Add to a failure in `step` what the person needs to go on: a checkpoint, and what to lower."""
     good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-    if is_out_of_memory(error):
+    try:
+        yield
+    except NotFinite as error:
+        write_text(run.divergence, f"step {step}: {error}\n")
+        raise LichenError(f"step {step}: {error}. {_way_back(run)}") from error
+    except LichenError as error:
+        raise LichenError(f"{error}; {good}") from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         train = run.recipe.train
-        return LichenError(
-            f"out of memory in step {step + 1} with train.micro_batch = {train.micro_batch} sequences of "
+        raise LichenError(
+            f"out of memory in step {step} with train.micro_batch = {train.micro_batch} sequences of "
             f"{train.seq_len} tokens; {good}. "
             + (
                 "Lower it, the result does not depend on it: "
@@ -159,7 +206,15 @@ def _explained(error: Exception, run: Run, step: int, checkpoint: Path | None) -
                 if train.micro_batch > 1
                 else "It cannot be lower: start a new run of a smaller model or with a smaller train.seq_len"
             )
-        )
-    if isinstance(error, LichenError):
-        return LichenError(f"{error}; {good}")
-    return error
+        ) from error
+
+
+def _way_back(run: Run) -> str:
+    """How to go on once the weights are spoilt."""
+    proved, _ = newest_good(run.checkpoints, proved=True)
+    whence = f"The last proved checkpoint is {proved}" if proved else "No checkpoint is proved yet"
+    return (
+        f"{whence}: go on from {'there' if proved else 'the beginning'} with a lower learning rate: "
+        f"lichen train {run.folder} --from {step_of(proved) if proved else 0} "
+        f"optimizer.lr={optimizer_recipe(run.recipe).lr / 10:g}"
+    )

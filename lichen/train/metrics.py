@@ -7,14 +7,15 @@ in step with the run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -26,6 +27,8 @@ from torch import Tensor
 
 from lichen.errors import LichenError
 from lichen.files.atomic import disk_errors, write_text
+from lichen.files.bounded import as_object, parse_json
+from lichen.files.scan import why_not_a_file
 from lichen.machine.accelerator import is_accelerator
 
 
@@ -96,12 +99,15 @@ class MetricsLog:
     """metrics.jsonl and tensorboard/ of a run that goes on after `after_step`; later lines are dropped."""
 
     def __init__(self, folder: Path, after_step: int) -> None:
-        self._path = folder / "metrics.jsonl"
-        if self._path.exists():
-            kept = [line for line in read_metrics(self._path) if line.step <= after_step]
-            write_text(self._path, "".join(_line(metrics) for metrics in kept))
-        with disk_errors(self._path):
-            self._file: IO[str] = self._path.open("a", encoding="utf-8")
+        self.path = folder / "metrics.jsonl"
+        self._lines, self._hash = 0, hashlib.sha256()
+        if self.path.exists():
+            kept = [line for line in read_metrics(self.path) if line.step <= after_step]
+            write_text(self.path, "".join(_line(metrics) for metrics in kept))
+            for metrics in kept:
+                self._count(metrics)
+        with disk_errors(self.path):
+            self._file: IO[str] = self.path.open("a", encoding="utf-8")
             (folder / "tensorboard").mkdir(exist_ok=True)
             name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
             self._event_file = (folder / "tensorboard" / name).open("ab")
@@ -111,9 +117,10 @@ class MetricsLog:
             self._write(Event(step=after_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def append(self, metrics: StepMetrics) -> None:
-        with disk_errors(self._path):
+        with disk_errors(self.path):
             self._file.write(_line(metrics))
             self._file.flush()
+            self._count(metrics)
             values = [
                 Summary.Value(tag=name, simple_value=value)
                 for name, value in vars(metrics).items()
@@ -130,16 +137,25 @@ class MetricsLog:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
 
+    def _count(self, metrics: StepMetrics) -> None:
+        self._lines += 1
+        self._hash.update(_line(metrics, without=TIMINGS).encode())
+
+    def record(self) -> dict[str, Any]:
+        """How many lines there are and the SHA-256 of what they say but for timings, for a checkpoint to
+        vouch for."""
+        return {"lines": self._lines, "sha256": self._hash.hexdigest()}
+
     def sync(self) -> None:
         """Make every line so far survive a power cut; a checkpoint counts on them."""
-        with disk_errors(self._path):
+        with disk_errors(self.path):
             os.fsync(self._file.fileno())
 
     def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with disk_errors(self._path):
+        with disk_errors(self.path):
             self._file.close()
             self._event_file.close()
 
@@ -149,21 +165,26 @@ def read_metrics(path: Path) -> list[StepMetrics]:
 
     Raises LichenError for any other line that is not a step's metrics.
     """
-    *lines, _torn = path.read_bytes().split(b"\n")
+    if why := why_not_a_file(path):
+        raise LichenError(f"{path} is {why}; a regular file is needed")
     metrics = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            if samples := values.get("samples"):
-                values["samples"] = tuple(Sample(**sample) for sample in samples)
-            metrics.append(StepMetrics(**values))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise LichenError(
-                f"{path}, line {number}, is not the metrics of a step ({error}); remove the line"
-            ) from error
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                values = as_object(parse_json(line, "its content"), "its content")
+                if samples := values.get("samples"):
+                    values["samples"] = tuple(Sample(**sample) for sample in samples)
+                metrics.append(StepMetrics(**values))
+            except (LichenError, TypeError) as error:
+                raise LichenError(
+                    f"{path}, line {number}, is not the metrics of a step ({error}); remove the line"
+                ) from error
     return metrics
 
 
-def _line(metrics: StepMetrics) -> str:
-    values = {name: value for name, value in asdict(metrics).items() if value is not None}
+def _line(metrics: StepMetrics, without: Collection[str] = ()) -> str:
+    kept = ((name, value) for name, value in asdict(metrics).items() if name not in without)
+    values = {name: value for name, value in kept if value is not None}
     return json.dumps(values, allow_nan=False) + "\n"

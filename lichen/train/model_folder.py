@@ -19,7 +19,7 @@ from lichen.arch.spec import ModelSpec
 from lichen.data.tokenizer import SpecialIds, end_ids, load_tokenizer, special_ids
 from lichen.errors import SpecError
 from lichen.files.atomic import write_text
-from lichen.files.json_file import write_json
+from lichen.files.bounded import write_json
 from lichen.nn.transformer import Transformer
 from lichen.train.run import Run
 from lichen.weights.save import save_weights

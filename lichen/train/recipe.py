@@ -7,7 +7,6 @@ written by `write_recipe`.
 
 import difflib
 import json
-import tomllib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from lichen.errors import LichenError
 from lichen.files.atomic import write_text
+from lichen.files.bounded import parse_toml, read_toml
 from lichen.nn.roles import Kind
 from lichen.optim.recipes import Published
 from lichen.optim.schedule import lr_factor
@@ -185,25 +185,13 @@ def cut_down(recipe: Recipe, steps: int) -> Recipe:
     )
 
 
-def read_toml(path: Path, kind: str) -> dict[str, Any]:
-    """The content of `path`, a file of that kind. Raises LichenError where it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LichenError(f"there is no {kind} {path}") from None
-    except OSError as error:
-        raise LichenError(f"cannot read the {kind} {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LichenError(f"{path} is not valid TOML: {error}") from error
-
-
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe file; `overrides` are `section.key=value` strings that win over the file.
 
     An override of train.steps sets train.minutes to 0, unless that is given too.
     Raises LichenError for an unreadable file, an unknown key, a wrong type or numbers that disagree.
     """
-    values = read_toml(path, "recipe")
+    values = read_toml(path)
     if any(override.startswith("train.steps=") for override in overrides):
         overrides = ["train.minutes=0", *overrides]  # who names the steps means them
     for override in overrides:
@@ -225,9 +213,14 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 def differences(ours: Recipe, theirs: Recipe) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, with both values."""
-    left, right = dict(_flat(ours.model_dump())), dict(_flat(theirs.model_dump()))
+    left, right = by_keys(ours), by_keys(theirs)
     both = ((key, (left.get(key), right.get(key))) for key in {**left, **right})
     return {key: values for key, values in both if values[0] != values[1]}
+
+
+def by_keys(recipe: Recipe) -> dict[str, Any]:
+    """All its values, by dotted keys."""
+    return dict(_flat(recipe.model_dump()))
 
 
 def is_fixed(key: str) -> bool:
@@ -272,8 +265,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise LichenError(f"cannot understand the override {override!r}; write section.key=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}", "")["value"]
+    except LichenError:
         value = text
     for key in keys[:-1]:
         values = values.setdefault(key, {})

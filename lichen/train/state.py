@@ -22,11 +22,17 @@ from lichen.weights.folder import Outgoing, write_file
 from lichen.weights.load import load_weights
 
 if TYPE_CHECKING:
+    from lichen.train.metrics import MetricsLog
     from lichen.train.step import Trainer
 
 
-def save(trainer: Trainer) -> Path:
-    """Write a checkpoint of the step that `trainer` is at; it is durable when this returns."""
+def save(trainer: Trainer, log: MetricsLog) -> Path:
+    """Write a checkpoint of the step that `trainer` is at; it is durable when this returns, and so are the
+    metrics until then.
+
+    Raises NotFinite, with nothing saved, for weights or a state of the optimizer that are not finite.
+    """
+    log.sync()
     run = trainer.run
 
     def write(folder: Path) -> None:
@@ -39,6 +45,7 @@ def save(trainer: Trainer) -> Path:
             "tokenizer_hash": run.manifest.tokenizer_hash,
             "loader": trainer.loader.state(),
             "rng": rng_state(),
+            "metrics": log.record(),
         }
         write_text(folder / "state.json", json.dumps(state) + "\n")
 

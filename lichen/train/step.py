@@ -22,7 +22,7 @@ from lichen.data.dataset import TokenDataset
 from lichen.data.loader import Batch, Loader
 from lichen.data.manifest import Split
 from lichen.data.tokenizer import load_tokenizer
-from lichen.errors import LichenError
+from lichen.errors import LichenError, NotFinite
 from lichen.machine.accelerator import Moment, is_accelerator
 from lichen.machine.allocator import keep_freed_memory
 from lichen.machine.precision import default_device, matmul_dtype, warn_if_emulated
@@ -42,10 +42,6 @@ from lichen.train.player import Player
 from lichen.train.resolve import optimizer_recipe, optimizer_table
 from lichen.train.run import Run
 from lichen.weights.load import load_weights
-
-
-class Diverged(LichenError):
-    """The loss or its gradient is no longer finite."""
 
 
 class Trainer:
@@ -95,7 +91,7 @@ class Trainer:
         return self.run.recipe.train.steps
 
     def train_step(self) -> StepMetrics:
-        """Take one optimizer step. Raises Diverged, with nothing applied, when the loss is not finite.
+        """Take one optimizer step. Raises NotFinite, with nothing applied, when the loss is not finite.
 
         A CPU is asked for the loss before the update. An accelerator is given the whole step at once, its
         updates told to change nothing if the loss is not finite, and asked once, at the end.
@@ -107,12 +103,17 @@ class Trainer:
         finite = values["loss"].isfinite() & values["grad_norm"].isfinite()
         waits = not is_accelerator(self.device)
         if waits and not finite:
-            raise self._diverged({name: float(value) for name, value in values.items()})
+            raise _not_applied({name: float(value) for name, value in values.items()})
 
         applied = Moment.now(self.device)
         found_inf = None if waits else (~finite).float()
         lr = self.rule.lr * self._apply_lr()
-        self.optimizer.step(found_inf=found_inf)
+        try:
+            self.optimizer.step(found_inf=found_inf)
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            raise NotFinite(f"its update is beyond what fp32 holds, at a learning rate of {lr:g}") from error
         self.optimizer.zero_grad()
         if self.rule.qk_clip_tau is not None:
             heads = clip(self.model, max_logits, self.rule.qk_clip_tau, found_inf)
@@ -128,7 +129,7 @@ class Trainer:
         done = Moment.now(self.device)
         read: dict[str, Any] = read_together(values)
         if not (math.isfinite(read["loss"]) and math.isfinite(read["grad_norm"])):
-            raise self._diverged(read)
+            raise _not_applied(read)
         self.step += 1
 
         seconds = time.perf_counter() - start
@@ -144,12 +145,6 @@ class Trainer:
             ceiling_share=per_second * self.flops_per_token / ceiling(self.compute_dtype, self.device),
             clipped_heads=None if clipped is None else int(clipped),
             **read,
-        )
-
-    def _diverged(self, read: dict[str, float]) -> Diverged:
-        return Diverged(
-            f"step {self.step + 1}: the loss is {read['loss']:g} and the norm of its gradient "
-            f"{read['grad_norm']:g}; the step was not applied"
         )
 
     def _forward_backward(
@@ -206,12 +201,24 @@ def columns(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return batch.tokens, batch.targets, batch.segment_ids
 
 
+def _not_applied(read: dict[str, float]) -> NotFinite:
+    return NotFinite(
+        f"the loss is {read['loss']:g} and the norm of its gradient {read['grad_norm']:g}; the step was not "
+        "applied"
+    )
+
+
 def _open_data(run: Run) -> TokenDataset:
     dataset = TokenDataset.open(Path(run.recipe.data.path))
     if dataset.manifest.tokenizer_hash != run.manifest.tokenizer_hash:
         raise LichenError(
             f"the data in {dataset.folder} have another tokenizer than the run {run.folder}; prepare them "
             f"again with --tokenizer {run.tokenizer}"
+        )
+    if dataset.manifest.shards != run.manifest.shards:
+        raise LichenError(
+            f"the data in {dataset.folder} are not those that the run {run.folder} began with; write the "
+            f"path of those into {run.folder / 'recipe.toml'}, or begin a new run"
         )
     return dataset
 

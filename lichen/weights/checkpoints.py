@@ -5,28 +5,30 @@
         optimizer.safetensors   optimizer state, one tensor per "<parameter name>.<state name>"
         state.json              step, data position, random number generators, tokenizer hash
         manifest.json           SHA-256 and size of every other file; written last
+        proved                  there once a further step has shown the weights to be sound (`prove`)
 
 A kill or a full disk at any moment leaves the earlier ones as they were. Whoever reads one checks its hashes
 first.
 """
 
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lichen.errors import LichenError
-from lichen.files.atomic import whole_folder
-from lichen.files.json_file import read_json
+from lichen.files.atomic import write_text
+from lichen.files.bounded import read_json
+from lichen.files.replace import remove_folder, sweep, whole_folder
 from lichen.files.sealed import find_damage, seal
 
 FORMAT_VERSION = 1
 """Of run folders and their checkpoints; raised when an older Lichen could misread a newer run."""
 
 _NAME = re.compile(r"step-(\d{8,})")
-_UNFINISHED = (".*.building", ".saving-*")  # what a kill has left, of this version and of earlier ones
+_PROVED = "proved"
+_NEEDED = ("state.json", "optimizer.safetensors", "model/config.json")
 
 
 @dataclass(frozen=True)
@@ -59,30 +61,64 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """That of `step` below `folder`. Raises LichenError where there is none, or it is damaged."""
+    path = folder / f"step-{step:08d}"
+    if not path.is_dir():
+        there = ", ".join(str(step_of(each)) for each in list_checkpoints(folder))
+        raise LichenError(f"{folder} has no checkpoint of step {step}; there are: {there or 'none'}")
+    if reason := find_checkpoint_damage(path):
+        raise LichenError(f"{Damage(path, reason)}; name another step")
+    return path
+
+
 def is_checkpoint(path: Path) -> bool:
     return bool(_NAME.fullmatch(path.name)) and (path / "state.json").is_file()
+
+
+def prove(path: Path) -> None:
+    """Note that the weights in the checkpoint `path` are sound, as the step after it has shown.
+
+    A step is saved before its weights give a loss, so the update that ruins a model may be in the newest one.
+    """
+    write_text(path / _PROVED, "")
+
+
+def _is_proved(path: Path) -> bool:
+    """Those of earlier versions, which noted nothing, count as proved."""
+    try:
+        return (path / _PROVED).exists() or "metrics" not in read_json(path / "state.json")
+    except LichenError:
+        return False
 
 
 def save_checkpoint(folder: Path, step: int, keep: int, write: Callable[[Path], None]) -> Path:
     """Save a checkpoint of `step` below `folder`; `write` puts the content into the folder it is given.
 
-    The oldest ones beyond `keep` are removed once the new one is durable. A folder that already has the new
-    one's name can only be a damaged one that a resume has skipped; it is set aside. Raises LichenError when
-    the disk is full or cannot be written.
+    The oldest ones beyond `keep` are removed once the new one is durable, all but the last proved one. A
+    folder that already has the new one's name can only be a damaged one that a resume has skipped; it is set
+    aside. Raises LichenError when the disk is full or cannot be written.
     """
     target = folder / f"step-{step:08d}"
-    for pattern in _UNFINISHED:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path)
-    number = 1
-    while (aside := target.with_name(f"{target.name}.damaged-{number}")).exists():
-        number += 1
-    with whole_folder(target, set_aside=aside) as building:
+    sweep(folder)
+    if target.exists():
+        _set_aside(target)
+    with whole_folder(target) as building:
         write(building)
         seal(building)
-    for old in [path for path in list_checkpoints(folder) if step_of(path) <= step][:-keep]:
-        shutil.rmtree(old, ignore_errors=True)  # what somebody reads on a network disk goes the next time
+    until = [path for path in list_checkpoints(folder) if step_of(path) <= step]
+    last_proved = next(filter(_is_proved, reversed(until)), None)
+    for old in until[:-keep]:
+        if old != last_proved:
+            remove_folder(old)
     return target
+
+
+def _set_aside(damaged: Path) -> None:
+    number = 1
+    while (aside := damaged.with_name(f"{damaged.name}.damaged-{number}")).exists():
+        number += 1
+    damaged.rename(aside)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -92,11 +128,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
 
 
-def newest_good(folder: Path) -> tuple[Path | None, list[Damage]]:
-    """The newest checkpoint whose every byte is as written, and what is wrong with the newer ones."""
+def find_checkpoint_damage(path: Path, contents: bool = True) -> str | None:
+    """Why the checkpoint `path` cannot be trusted, or None if its every byte is as written. Without
+    `contents` only sizes are compared."""
+    weights = (f"model/{file.name}" for file in path.glob("model/*.safetensors"))
+    return find_damage(path, (*_NEEDED, *weights), contents=contents)
+
+
+def newest_good(folder: Path, proved: bool = False) -> tuple[Path | None, list[Damage]]:
+    """The newest checkpoint whose every byte is as written, and what is wrong with the newer ones.
+
+    proved: of those that are proved.
+    """
     damaged: list[Damage] = []
-    for path in reversed(list_checkpoints(folder)):
-        reason = find_damage(path)
+    for path in filter(_is_proved if proved else None, reversed(list_checkpoints(folder))):
+        reason = find_checkpoint_damage(path)
         if reason is None:
             return path, damaged
         damaged.append(Damage(path, reason))

@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lichen.errors import LichenError
+from lichen.errors import LichenError, NotFinite
 from lichen.files.atomic import atomic_write, write_text
+from lichen.files.bounded import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -90,9 +91,9 @@ def _weight_files(folder: Path) -> dict[Path, set[str]]:
         raise LichenError(_why_no_weights(folder))
     files: dict[Path, set[str]] = defaultdict(set)
     try:
-        for name, file_name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+        for name, file_name in read_json(index)["weight_map"].items():
             files[folder / Path(file_name).name].add(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (LichenError, KeyError, TypeError, AttributeError) as error:
         raise LichenError(
             f"{index} is not an index of weights ({error!r}); copy or download it again"
         ) from error
@@ -180,7 +181,8 @@ def _split(tensors: Mapping[str, Outgoing], max_shard_bytes: int) -> list[dict[s
 def write_file(file: Path, tensors: Mapping[str, Outgoing]) -> None:
     """Write one safetensors file, casting and copying piece by piece; whole or not at all.
 
-    Wider dtypes come first, so that every tensor starts at a multiple of its item size.
+    Wider dtypes come first, so that every tensor starts at a multiple of its item size. Raises NotFinite for
+    a tensor that has NaN or infinity in it, or would have as the dtype that it is written in.
     """
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -197,6 +199,15 @@ def write_file(file: Path, tensors: Mapping[str, Outgoing]) -> None:
     with atomic_write(file) as out:
         out.write(len(encoded).to_bytes(8, "little"))
         out.write(encoded)
-        for _, entry in ordered:
+        for name, entry in ordered:
             for piece in entry.tensor.detach().reshape(-1).split(PIECE):
-                out.write(piece.to("cpu", entry.dtype).view(torch.uint8).numpy())
+                cast = piece.to("cpu", entry.dtype)
+                if not _is_finite(cast):
+                    raise NotFinite(f"{name} has numbers in it that are not finite (NaN or infinity)")
+                out.write(cast.view(torch.uint8).numpy())
+
+
+def _is_finite(values: Tensor) -> bool:
+    if not values.dtype.is_floating_point or not values.numel():
+        return True
+    return all(bool(bound.isfinite()) for bound in values.float().aminmax())  # NaN is both of its bounds

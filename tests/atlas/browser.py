@@ -23,7 +23,7 @@ def _pipe(theirs):
 
 
 class Browser:
-    """One page in one browser without network.
+    """One page in one browser without network, but for servers on 127.0.0.1.
 
     `complaints`: what it wrote to its console, and uncaught errors. `requests`: the addresses it asked for.
     """
@@ -39,7 +39,7 @@ class Browser:
             "--disable-dev-shm-usage",
             "--remote-debugging-pipe",
             f"--user-data-dir={profile}",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
             "about:blank",
         ]
         self.process = subprocess.Popen(

@@ -277,14 +277,14 @@ def test_nesting_without_end_is_refused_and_ends_no_process(tmp_path, level):
 
 
 def test_a_file_without_end_is_refused():
-    with pytest.raises(LichenError, match=r"/dev/zero has more than 4,194,304 characters"):
+    with pytest.raises(LichenError, match="/dev/zero is a device; a regular file is needed"):
         read_model(Path("/dev/zero"))
 
 
 def test_a_loop_of_links_is_named(tmp_path):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    with pytest.raises(LichenError, match="loop: Too many levels of symbolic links"):
+    with pytest.raises(LichenError, match="loop is a link that leads nowhere"):
         read_model(loop)
     with pytest.raises(LichenError, match="loop"):
         spec_of(str(loop))

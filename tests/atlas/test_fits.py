@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from lichen.arch.families import load_spec
 from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError
 from lichen.machine.devices import load, parse
-from lichen.machine.fits import fits
+from lichen.machine.fits import GGUF_BITS, Alternative, alternatives, fits
 
 QWEN, KIMI, LLAMA = (load_spec(name) for name in ("qwen3.6-27b", "kimi-k2.6", "llama-3.1-8b"))
 
@@ -110,3 +112,33 @@ def test_what_the_weights_leave() -> None:
     machine = parse("rtx5090")
     assert fits(QWEN, machine, "q4", 4096).left == machine.memory - fits(QWEN, machine, "q4", 1).weight_bytes
     assert fits(KIMI, machine, None, 4096).left < 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "machine", "quant", "context", "found"),
+    [
+        (QWEN, "rtx4090", None, 65536, [(1, "q4", 65536), (3, "bf16", 65536)]),
+        (QWEN, "rtx4090", "q4", 262144, [(1, "q4", 65536), (2, "q4", 262144)]),
+        (QWEN, "rtx4090", "q6", 262144, [(1, "q4", 65536), (2, "q6", 262144)]),
+        (QWEN, "mac-64g", None, 65536, [(1, "fp8", 65536), (2, "bf16", 65536)]),
+        (KIMI, "rtx4090", None, 4096, [(28, "int4", 4096)]),
+        (LLAMA, "rtx4090", "bf16", 65536, [(1, "fp8", 65536), (1, "bf16", 32768), (2, "bf16", 65536)]),
+    ],
+)
+def test_what_would_fit_does_and_a_little_more_does_not(spec, machine, quant, context, found) -> None:
+    ways = alternatives(spec, parse(machine), quant, context)
+    stored = fits(spec, parse(machine), quant, context).quant
+    assert ways == [Alternative(*way) for way in found]
+    sizes = {}
+    for name in ("fp32", "bf16", "fp8", "int4", "fp4", "mxfp4", *GGUF_BITS):
+        with contextlib.suppress(LichenError):  # the storage of routed experts
+            sizes[name] = fits(spec, parse(machine), name, 1024).weight_bytes
+    for way in ways:
+        assert fits(spec, parse(f"{machine}:{way.count}"), way.quant, way.context).fits
+        if way.count > 1:
+            assert not fits(spec, parse(f"{machine}:{way.count - 1}"), way.quant, way.context).fits
+        if way.context < context:
+            assert not fits(spec, parse(machine), way.quant, 2 * way.context).fits
+        finer = [name for name, size in sizes.items() if sizes[way.quant] < size <= sizes[stored]]
+        if way.quant != stored:
+            assert not any(fits(spec, parse(machine), name, way.context).fits for name in finer)

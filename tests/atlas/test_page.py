@@ -1,14 +1,17 @@
 """The page in a real browser, without network. Without Chromium the tests in it are skipped, and say so."""
 
+import contextlib
+import http.client
 import itertools
 import json
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from datetime import UTC, date, datetime
 
 import pytest
@@ -21,8 +24,8 @@ from lichen.atlas.lineage import risk
 from lichen.atlas.market import compare, prices, workloads
 from lichen.atlas.page import build
 from lichen.atlas.page.data import data
+from lichen.atlas.page.server import MOST_CONNECTIONS, PageServer
 from lichen.cli.atlas import build as write_page
-from lichen.cli.atlas import page_server
 from lichen.errors import LichenError
 from lichen.machine import devices, fits
 from tests.atlas.browser import CHROMIUM, Browser
@@ -237,7 +240,7 @@ def test_the_table_can_be_taken_along_as_a_file(browser, tmp_path):
     known, moment = catalogue.load(as_of=DAY), prices.moment(DAY, None)
     rows = compare.compare(list(known.models.values()), known, moment)
     titles = {model.name: model.title for model in known.models.values()}
-    assert saved("csv") == compare.to_csv(rows, titles, with_sources=True) + "\n"
+    assert saved("csv") == compare.to_csv(rows, titles, with_sources=True)
     assert json.loads(saved("json")) == json.loads(compare.to_json(rows, titles, moment))
     assert browser.complaints == []
 
@@ -340,22 +343,107 @@ def test_a_folder_is_no_place_for_the_page(tmp_path):
         write_page(out=tmp_path)
 
 
-def test_serves_the_page_and_nothing_else(page):
-    text = page.read_text(encoding="utf-8")
-    with page_server(text, "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            address = f"http://127.0.0.1:{server.server_port}"
-            with urllib.request.urlopen(f"{address}/") as answer:
-                assert answer.read().decode() == text
-            with pytest.raises(urllib.error.HTTPError, match="404"):
-                urllib.request.urlopen(f"{address}/etc/passwd")
-            with pytest.raises(LichenError, match=f"port {server.server_port}: address already in use"):
-                page_server(text, "127.0.0.1", server.server_port)
-        finally:
-            server.shutdown()
-            thread.join()
+@pytest.fixture
+def served(page):
+    """A running server of the page, given the address that it listens on."""
+
+    @contextlib.contextmanager
+    def served(host="127.0.0.1"):
+        with PageServer(page.read_text(encoding="utf-8"), host, 0) as server:
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+            thread.start()
+            try:
+                yield server
+            finally:
+                server.shutdown()
+                thread.join()
+
+    return served
+
+
+def ask(server, method="GET", path="/", host="localhost"):
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)
+    connection.request(method, path, headers={"Host": host} if host else {})
+    answer = connection.getresponse()
+    return answer, answer.read()
+
+
+def test_serves_the_page_and_nothing_else(served, page):
+    with served() as server:
+        answer, content = ask(server)
+        assert content == page.read_bytes()
+        assert answer.getheader("X-Content-Type-Options") == "nosniff"
+        assert answer.getheader("Referrer-Policy") == "no-referrer"
+        policy = re.search(r'Content-Security-Policy" content="([^"]*)"', content.decode()).group(1)
+        assert answer.getheader("Content-Security-Policy") == f"{policy}; frame-ancestors 'none'"
+        head, nothing = ask(server, "HEAD")
+        assert (head.status, nothing) == (200, b"")
+        assert head.getheader("Content-Length") == str(len(content))
+        assert ask(server, path="/etc/passwd")[0].status == 404
+        assert ask(server, "POST")[0].status == 501
+        with pytest.raises(LichenError, match=f"port {server.server_port}: address already in use"):
+            PageServer("", "127.0.0.1", server.server_port)
+
+
+@pytest.mark.parametrize(
+    ("listens", "host", "answered"),
+    [
+        ("127.0.0.1", "127.0.0.1:8642", True),
+        ("127.0.0.1", "LOCALHOST:8642", True),
+        ("127.0.0.1", "[::1]:9000", True),  # through a tunnel
+        ("127.0.0.1", "evil.example", False),
+        ("127.0.0.1", "127.0.0.1.evil.example:8642", False),
+        ("127.0.0.1", "192.168.1.2:8642", False),
+        ("127.0.0.1", "[::1", False),
+        ("::1", "[::1]:8642", True),
+        ("::1", "evil.example", False),
+        ("0.0.0.0", "192.168.1.2:8642", True),
+        ("0.0.0.0", "evil.example:8642", False),
+        ("localhost", "localhost", True),
+    ],
+)
+def test_a_name_that_somebody_else_points_here_is_not_answered(served, listens, host, answered):
+    """DNS rebinding: a site's own name, which leads to this machine."""
+    with served(listens) as server:
+        answer, content = ask(server, host=host)
+        assert answer.status == (200 if answered else 421)
+        assert (b"kimi-k2.6" in content) == answered
+        assert server.is_local == (listens != "0.0.0.0")
+
+
+def test_requests_that_are_never_sent_to_their_end_keep_nobody_out(served, monkeypatch, capfd):
+    with served() as server:
+        held = [socket.create_connection(server.server_address) for _ in range(MOST_CONNECTIONS + 20)]
+        for each in held:
+            with contextlib.suppress(OSError):  # the first are gone already
+                each.sendall(b"GET / HTTP/1.1\r\nHost: local")
+        assert ask(server)[0].status == 200
+        assert threading.active_count() < MOST_CONNECTIONS + 20
+        monkeypatch.setattr("lichen.atlas.page.server.LONGEST_CONNECTION", 0.0)
+        for each in held:
+            each.settimeout(30)
+            with contextlib.suppress(ConnectionResetError):
+                assert each.recv(1) == b""
+            each.close()
+        gone = socket.create_connection(server.server_address)
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        gone.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        gone.close()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 70, ""])
+def test_what_it_cannot_listen_on(host):
+    with pytest.raises(LichenError, match=r"cannot listen on .*; --host and --port choose another address"):
+        PageServer("", host, 0)
+
+
+@in_a_browser
+def test_the_page_draws_itself_from_the_server(browser, served):
+    with served() as server:
+        browser.open(server.url)
+        assert browser.complaints == []
+        assert browser.evaluate("document.querySelectorAll('#price .point').length") > 5
 
 
 def test_ctrl_c_ends_the_server():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -123,11 +127,51 @@ def test_a_bad_file_is_refused_in_a_sentence(refusal, tmp_path):
     assert "there is no file" in refusal("atlas", "check", tmp_path / "none.yaml")
 
 
-def test_a_broken_file_of_the_users_own_is_named(refusal, tmp_path):
+def a_socket(path):
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as listener:  # its names are short
+        listener.bind(path.name)
+
+
+CONTEXT = "context:\n  - {{value: {}, source: card}}"
+DAMAGES = {
+    "nothing": lambda path: path.touch(),
+    "not YAML": lambda path: path.write_text("name: ["),
+    "not text": lambda path: path.write_bytes(bytes(range(256))),
+    "a list": lambda path: path.write_text("- 1"),
+    "cut": lambda path: path.write_text(FILE[:200]),
+    "a wrong field": lambda path: path.write_text(FILE.replace("country", "land")),
+    "a name that is taken": lambda path: path.write_text(FILE.replace("my-model", "kimi-k2.6")),
+    "nested": lambda path: path.write_text("a: " + "[" * 5000 + "]" * 5000),
+    "many digits": lambda path: path.write_text(FILE + CONTEXT.format("9" * 5000)),
+    "hexadecimal": lambda path: path.write_text(FILE + CONTEXT.format("0x" + "f" * 99)),
+    "sexagesimal": lambda path: path.write_text(FILE.replace("My model", "1:" * 5000 + "1")),
+    "an endless name": lambda path: path.write_text(FILE + f"spec_name: {'x' * 5000}"),
+    "no such config": lambda path: path.write_text(FILE + "spec_name: weights"),
+    "a FIFO": os.mkfifo,
+    "a socket": a_socket,
+    "a folder": lambda path: path.mkdir(),
+    "a link to nowhere": lambda path: path.symlink_to("gone.yaml"),
+    "a link outside": lambda path: path.symlink_to(Path(__file__)),
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_broken_file_of_the_users_own_stops_nobody_who_asks_about_others(run, refusal, tmp_path, damage):
     folder = tmp_path / "config" / "lichen" / "atlas"
     folder.mkdir(parents=True)
-    (folder / "broken.yaml").write_text("name: [")
-    assert f"{folder / 'broken.yaml'}:2: not valid YAML" in refusal("atlas", "list")
+    damage(folder / "broken.yaml")
+    (folder / "sound.yaml").write_text(FILE.replace("my-model", "sound"))
+    with pytest.warns(UserWarning, match=rf"left out: .*{folder / 'broken.yaml'}") as told:
+        assert "sound" in run("atlas", "list").out
+    assert len(told) == 1
+    with pytest.warns(UserWarning, match="left out"):
+        assert run("compare", "sound", "gpt-5.5").status == 0
+    for verb in ("account", "price"):
+        with pytest.warns(UserWarning, match="left out"):
+            assert str(folder / "broken.yaml") in refusal(verb, "broken")
+    with pytest.warns(UserWarning, match="left out"):
+        assert "broken.yaml" in refusal("atlas", "check", folder / "broken.yaml")
 
 
 # ------------------------------------------------------------------------------------------------ price
@@ -169,6 +213,8 @@ def test_an_unknown_price_is_loud(run):
     out = run("price", "deepseek-v3.2", "--provider", "deepseek").out
     assert "UNKNOWN: no price" in out
     assert "That is not free of charge" in out
+    assert "deepseek-v3.2: on " in out
+    assert "in / out / cached, by " in out
 
 
 @pytest.mark.parametrize(
@@ -180,7 +226,7 @@ def test_an_unknown_price_is_loud(run):
         (["kimi-k2.6", "--at", "noon"], "is not a time of day"),
         (["kimi-k2.6", "--at", "10:00+05:00"], "is not a time of day"),
         (["kimi-k2.6", "--against", ""], "no model ''"),
-        (["kimi-k2.6", "--provider", "nobody"], "known: moonshotai, "),
+        (["kimi-k2.6", "--provider", "nobody"], "in / out / cached, by moonshotai at 0.95 / 4 / 0.16, "),
         (["kimi-k2.6", "--workload", "party"], "blend, output-heavy, agentic"),
         (["kimi-k2.6", "--workload", "blend", "--input", "5"], "describe your own"),
         (["kimi-k2.6", "--hours", "25"], "--hours"),

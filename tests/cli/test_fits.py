@@ -53,6 +53,16 @@ def test_tables_of_n_grams_are_beside_the_weights(run) -> None:
     assert content["engram_bytes"] == pytest.approx(196e9, rel=0.05)
 
 
+def test_a_no_comes_with_what_would_be_a_yes(run) -> None:
+    arguments = ("fits", "qwen3.6-27b", "--gpu", "rtx4090", "--gpu", "h200", "--context", "64Ki")
+    assert "What would fit there:\n- rtx4090: weights as q4, or 3 of them\n\n" in run(*arguments).out
+    no, yes = json.loads(run(*arguments, "--json").out)["machines"]
+    assert no["would_fit"][0] == {"count": 1, "quant": "q4", "context": 65536}
+    assert yes["would_fit"] == []
+    out = run("fits", "qwen3.6-27b", "--gpu", "rtx4090", "--context", "256Ki").out
+    assert "- rtx4090: weights as q4 and 65,536 tokens, or 4 of them\n" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,13 +1,19 @@
 import errno
+import json
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import lichen
+from lichen.arch.published import named_models
 from lichen.cli import main as cli
 from lichen.errors import LichenError, SpecError
+
+ROOT = Path(__file__).parents[2]
 
 
 def lichen_command(*arguments, **options):
@@ -54,6 +60,41 @@ def test_a_command_that_cannot_be_parsed_is_one_line_and_status_2(arguments):
     assert arguments[0] in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def without_their_arguments():
+    for verb in cli.app.registered_commands:
+        yield (verb.callback.__name__,)
+    for group in cli.app.registered_groups:
+        for verb in group.typer_instance.registered_commands:
+            yield group.typer_instance.info.name, verb.name or verb.callback.__name__
+
+
+@pytest.mark.parametrize("command", list(without_their_arguments()), ids=" ".join)
+def test_a_verb_without_its_argument_works_or_shows_an_example(command, run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    if command == ("atlas", "serve"):
+        return  # it runs until Ctrl-C
+    done = run(*command)
+    if done.status:
+        assert done.err.count("\n") == 1
+        assert f"lichen {' '.join(command)} " in done.err or "recipes/demo.toml" in done.err
+
+
+def test_the_examples_work(tmp_path):
+    """Those that need no trained model, in an empty folder, but for the file that the guide shows."""
+    guide = (ROOT / "docs" / "atlas.md").read_text()
+    (tmp_path / "my-model.yaml").write_text(guide.split("```yaml\n")[1].split("```")[0])
+    (tmp_path / "config.json").write_text(json.dumps(named_models()["llama-3.1-8b"].config))
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "config"), "OMP_NUM_THREADS": "1"}
+    for example in cli.EXAMPLES:
+        lichen, *arguments = shlex.split(example)
+        assert lichen == "lichen"
+        if arguments[0] in ("train", "study"):
+            assert (ROOT / arguments[1]).is_file()
+        elif arguments[0] not in ("export", "sample"):
+            done = lichen_command(*arguments, cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)})
+            assert (done.returncode, done.stderr) == (0, ""), example
 
 
 @pytest.mark.parametrize("error", [LichenError("the mast is broken; mend it"), SpecError("no mast")])

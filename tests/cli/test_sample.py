@@ -147,6 +147,6 @@ def test_a_config_that_cannot_be_expressed(copy, refusal):
 
 def test_a_damaged_generation_config(copy, refusal):
     (copy / "generation_config.json").write_text("{")
-    assert "generation_config.json is damaged" in refusal("sample", copy, "x")
+    assert "generation_config.json: not JSON" in refusal("sample", copy, "x")
     (copy / "generation_config.json").write_text('{"eos_token_id": "end"}')
     assert "eos_token_id is 'end'" in refusal("sample", copy, "x")

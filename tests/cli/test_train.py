@@ -58,7 +58,7 @@ def recipe(tmp_path: Path) -> Path:
     ("arguments", "words"),
     [
         ([], "name a recipe"),
-        (["absent.toml"], "there is no recipe absent.toml"),
+        (["absent.toml"], "there is no file absent.toml"),
         (["tiny.toml", "train.stesp=1"], "did you mean train.steps?"),
         (["tiny.toml", "train.steps=soon"], 'train.steps is "soon"; expected a valid integer'),
         (["tiny.toml", "model.config.hidden_size=33"], "hidden_size (33)"),

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lichen.data.dataset import TokenDataset
+from lichen.data.loader import Loader
 from lichen.data.manifest import Position, Source
 from lichen.data.prepare import prepare
 from lichen.data.stream import read_work
@@ -98,17 +99,21 @@ def test_formats_mix_and_markup_in_text_stays_text(tmp_path: Path) -> None:
     assert texts(tmp_path / "out", "train")[:3] == [evil, evil + "b", evil + "c"]
     dataset = TokenDataset.open(tmp_path / "out")
     tokens = np.load(tmp_path / "out" / "train-00000.tokens.npy")
-    assert (tokens >= 290 - 17).sum() == 4  # one [EOS] per document, and no other special token
+    # One [EOS] per document, and no other markup; what models say is vocabulary.
+    tokenizer = load_tokenizer(tmp_path / "out")
+    spoken = [tokenizer.token_to_id(text) for text in ("<think>", "</think>")]
+    assert sorted(tokens[tokens >= 290 - 17]) == sorted([274] * 4 + spoken * 3)
     assert dataset.special_ids.eos == 274
 
 
 def test_what_is_left_out_is_counted_with_reason_and_example(tmp_path: Path) -> None:
     source = write_corpus(tmp_path / "corpus", 8)
-    (source / "bad.py").write_bytes(b"\xff\xfe")
+    (source / "bad.py").write_bytes(b"\xfc\xfe")
     (source / "empty.py").write_text("")
     (source / "copy.py").write_bytes((source / "0003.py").read_bytes())
     (source / "binary").write_bytes(b"\0\0")
     (source / "dangling").symlink_to("nowhere")
+    os.mkfifo(source / "pipe")
     (source / "rows.jsonl").write_text('{"text": "fine"}\n{}\nnonsense\n')
     (source / "long.txt").write_text("a line\n" * 300_000)
     manifest = prepare([str(source)], tmp_path / "out", vocab_size=300, workers=2)
@@ -117,7 +122,8 @@ def test_what_is_left_out_is_counted_with_reason_and_example(tmp_path: Path) -> 
         "empty": (1, f"{source}/empty.py"),
         "duplicate of another file": (1, f"{source}/copy.py"),
         "binary (holds NUL bytes)": (1, f"{source}/binary"),
-        "unreadable": (1, f"{source}/dangling"),
+        "a link that leads nowhere": (1, f"{source}/dangling"),
+        "a FIFO": (1, f"{source}/pipe"),
         "no field 'text'": (1, f"{source}/rows.jsonl:2"),
         "not JSON": (1, f"{source}/rows.jsonl:3"),
     }
@@ -155,11 +161,11 @@ import sys, time
 from pathlib import Path
 from lichen.data import encode, prepare
 pause = float(sys.argv[3])
-write = encode._write_array
+write = encode.write_array
 def slow_write(path, array):
     time.sleep(pause)
     return write(path, array)
-encode._write_array = slow_write
+encode.write_array = slow_write
 prepare.prepare([sys.argv[1]], Path(sys.argv[2]), vocab_size=512, validation_fraction=0.2,
                 shard_bytes=2000, workers=2)
 """
@@ -260,7 +266,7 @@ def test_changed_sources_are_refused_by_content_not_by_time(half: tuple[Path, Pa
 def test_a_replaced_tokenizer_is_refused(half: tuple[Path, Path], prepared: Path) -> None:
     source, out = half
     (out / "tokenizer.json").write_bytes((prepared / "tokenizer.json").read_bytes())
-    with pytest.raises(LichenError, match=r"tokenizer in .* was replaced"):
+    with pytest.raises(LichenError, match=r"tokenizer\.json is damaged or was replaced"):
         prepare([str(source)], out, vocab_size=400, shard_bytes=5000, workers=1)
 
 
@@ -352,18 +358,86 @@ def test_damage_is_found_and_named(copy: Path) -> None:
     with pytest.raises(LichenError, match=r"train-00001\.tokens\.npy is damaged"):
         TokenDataset.open(copy).verify()
     shard.write_bytes(b"x" * len(whole))
+    with pytest.raises(LichenError, match=r"train-00001\.tokens\.npy is damaged: its header"):
+        TokenDataset.open(copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifest.json",
+        "preparation.json",
+        "sources.jsonl",
+        "tokenizer.json",
+        "train-00001.tokens.npy",
+        "train-00001.offsets.npy",
+    ],
+)
+def test_no_flipped_bit_is_prepared_over_or_read(corpus: Path, copy: Path, name: str) -> None:
+    """Ten places in each file; training reads all of these but the list of sources and the plan."""
+    whole = (copy / name).read_bytes()
+    for place in range(0, len(whole), len(whole) // 9):
+        (copy / name).write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(LichenError, match=r"damaged|not the tokenizer|format version"):
+            prepare([str(corpus)], copy, vocab_size=512, validation_fraction=0.2, shard_bytes=2000, workers=1)
+        if name not in ("preparation.json", "sources.jsonl"):
+            with pytest.raises(LichenError, match=r"damaged|not the tokenizer|format version"):
+                list(Loader(TokenDataset.open(copy), "train", 4, 64, seed=0).batches())
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "train-00000.tokens.npy", "part-00000.json", "sources.jsonl"]
+)
+def test_what_was_damaged_half_way_is_not_built_upon(half: tuple[Path, Path], name: str) -> None:
+    source, out = half
+    whole = (out / name).read_bytes()
+    (out / name).write_bytes(whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:])
+    with pytest.raises(LichenError, match="damaged"):
+        prepare([str(source)], out, vocab_size=400, shard_bytes=5000, workers=1)
+    (out / name).write_bytes(whole)
+    prepare([str(source)], out, vocab_size=400, shard_bytes=5000, workers=1)
+
+
+def test_a_manifest_of_the_first_version_is_read(prepared: Path, copy: Path, corpus: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["sha256"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(LichenError, match="damaged"):  # later ones have a hash
+        TokenDataset.open(copy)
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}))
+    plan = json.loads((copy / "preparation.json").read_text()) | {"format_version": 1}
+    for field in ("sha256", "sources_sha256", "tokenizer_hash"):
+        del plan[field]
+    (copy / "preparation.json").write_text(json.dumps(plan))
+    assert TokenDataset.open(copy).identity == TokenDataset.open(prepared).identity
+    prepare([str(corpus)], copy, vocab_size=512, validation_fraction=0.2, shard_bytes=2000, workers=1)
+
+
+def test_a_shard_that_shrinks_or_holds_what_is_no_token_while_it_is_read(copy: Path) -> None:
     documents = TokenDataset.open(copy).documents("train")
-    with pytest.raises(LichenError, match="cannot be read"):
-        (
-            documents.read(documents.starts[-2], documents.starts[-1]),
-            [documents.read(start, start + 1) for start in documents.starts[:-1]],
-        )
+    documents.read(documents.starts[0], documents.starts[1])
+    shard = copy / "train-00000.tokens.npy"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:130] + b"\xff\xff" + whole[132:])
+    with pytest.raises(
+        LichenError, match=r"00000\.tokens\.npy holds 65535 at position 1 and the vocabulary ends"
+    ):
+        documents.read(documents.starts[0], documents.starts[1])
+    os.truncate(shard, 130)
+    with pytest.raises(LichenError, match=r"00000\.tokens\.npy became shorter while it was in use"):
+        documents.read(documents.starts[0], documents.starts[1])
+
+
+def test_many_shards_are_read_with_few_open_files(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = texts(prepared, "train")
+    monkeypatch.setattr("lichen.data.dataset._MOST_OPEN", 2)
+    assert texts(prepared, "train") == expected
 
 
 def test_another_tokenizer_or_a_newer_version_is_refused(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
-    with pytest.raises(LichenError, match="format version 2; this Lichen reads up to 1"):
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 3}))
+    with pytest.raises(LichenError, match="format version 3; this Lichen reads up to 2"):
         TokenDataset.open(copy)
     (copy / "manifest.json").write_text('{"format_version": 1}')
     with pytest.raises(LichenError, match=r"manifest\.json is damaged"):

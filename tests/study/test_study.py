@@ -175,7 +175,7 @@ def test_a_signal_that_asks_for_an_end_saves_the_runs(
         ("[0.001, 0.01]", "[0.001, nan]", "arm.0.vary.optimizer.lr.1 is NaN; expected a string, a finite"),
         ("[0.001, 0.01]", "[]", "arm.0.vary.optimizer.lr is []; expected at least one"),
         ("jobs = 2", "jobs = ", "not valid TOML"),
-        ("base.toml", "bse.toml", "there is no recipe"),
+        ("base.toml", "bse.toml", "there is no file"),
     ],
 )
 def test_bad_input_is_one_sentence(study_file: Path, old: str, new: str, words: str):

@@ -17,6 +17,7 @@ from lichen.errors import LichenError
 from lichen.train import objective, state
 from lichen.train import step as step_module
 from lichen.train.evaluate import evaluate, samples
+from lichen.train.metrics import MetricsLog
 from lichen.train.recipe import DataSection, OptimizerSection
 from lichen.train.run import start_run
 from lichen.train.step import Trainer
@@ -207,7 +208,8 @@ def test_training_continues_from_given_weights(make_trainer, tmp_path: Path):
 def test_a_checkpoint_of_another_tokenizer_is_refused(make_trainer):
     trainer = make_trainer()
     trainer.train_step()
-    saved = state.save(trainer) / "state.json"
+    with MetricsLog(trainer.run.folder, trainer.step) as log:
+        saved = state.save(trainer, log) / "state.json"
     saved.write_text(json.dumps({**json.loads(saved.read_text()), "tokenizer_hash": "0" * 64}))
     with pytest.raises(LichenError, match="another tokenizer"):
         Trainer(trainer.run, saved.parent)

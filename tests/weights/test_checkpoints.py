@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lichen.errors import LichenError
-from lichen.files.sealed import find_damage
 from lichen.train.state import restore_rng, rng_state
 from lichen.weights.checkpoints import (
+    find_checkpoint_damage,
     list_checkpoints,
     newest_good,
     save_checkpoint,
@@ -31,6 +31,8 @@ def content(step: int) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / "model").mkdir()
         save_file({"weight": torch.full((64, 64), float(step))}, folder / "model" / "model.safetensors")
+        (folder / "model" / "config.json").write_text("{}")
+        save_file({"weight.momentum": torch.ones(4)}, folder / "optimizer.safetensors")
         (folder / "state.json").write_text(json.dumps({"step": step}))
 
     return write
@@ -99,7 +101,7 @@ def test_a_damaged_one_is_set_aside_when_its_step_comes_again(tmp_path: Path):
     save(tmp_path, 1)
     _truncate(save(tmp_path, 2) / "state.json", random.Random(0))
     again = save(tmp_path, 2)
-    assert find_damage(again) is None
+    assert find_checkpoint_damage(again) is None
     assert (tmp_path / "step-00000002.damaged-1" / "model").exists()
     assert steps(tmp_path) == [1, 2]
 
@@ -147,7 +149,11 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path: Path, monkeypatch: pytest
 
 def test_a_really_full_disk_keeps_what_was_saved(small_disk: Path):
     def write(step: int) -> Callable[[Path], None]:
-        return lambda folder: (folder / "tensors").write_bytes(bytes([step]) * 70_000) and None
+        def fill(folder: Path) -> None:
+            content(step)(folder)
+            (folder / "tensors").write_bytes(bytes([step]) * 40_000)
+
+        return fill
 
     saved = [save_checkpoint(small_disk, step, 9, write(step)) for step in (1, 2, 3)]
     with pytest.raises(LichenError, match="no space left on the disk"):
@@ -163,7 +169,8 @@ from lichen.weights.checkpoints import save_checkpoint
 
 def write(step):
     def fill(folder):
-        for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        (folder / "model").mkdir()
+        for name in ("model/config.json", "model/model.safetensors", "optimizer.safetensors", "state.json"):
             (folder / name).write_bytes(step.to_bytes(4, "little") * 50_000)
     return fill
 

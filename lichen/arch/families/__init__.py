@@ -4,11 +4,10 @@ config.py     MODEL_TYPES; `read`, the spec of a `config.json` or of the text to
               back, where specs hold all that a config says; `exported`, where other programs load such a
               model. All raise SpecError for what they cannot express
 tensors.py    NAMES: how checkpoints name tensors, where it is not as in memory
-tokens.py     TOKENS: special tokens
+tokens.py     TOKENS: special tokens; SPLITS: where their tokenizer cuts a text before it merges
 chat.jinja    how they write a conversation
 """
 
-import json
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -19,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from lichen.arch.families.fields import shown
+from lichen.arch.families.foreign import PACKING, nearest, packing_of, sizes, what_it_is
 from lichen.arch.families.tensors import TensorNames
 from lichen.arch.families.tokens import SpecialTokens
 from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError, SpecError, did_you_mean
+from lichen.files.bounded import as_object, parse_json, read_bytes
 
 LARGEST_CONFIG = 16 * 2**20
 
@@ -71,6 +72,13 @@ def special_tokens(family: str) -> SpecialTokens:
     return found.TOKENS
 
 
+def text_splits(family: str) -> tuple[str, ...]:
+    """The published regular expressions, in Oniguruma's syntax, that cut a text one after another: what one
+    matches, and what lies between, is a piece. No token of `family` reaches from one piece into another."""
+    special_tokens(family)
+    return _beside(family, "tokens").SPLITS
+
+
 def chat_template(family: str) -> str:
     """How the special tokens of `family` write a conversation: the Jinja source that readers of Hugging Face
     folders render from `messages`, `tools` and `add_generation_prompt` in the form of OpenAI's chat API.
@@ -85,11 +93,19 @@ def chat_template(family: str) -> str:
 
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     """The spec of a `config.json`. Raises SpecError naming the field, its value and what is supported."""
+    if (reader := _reader(config)) is not None:
+        return reader.read(config)
+    if "model_type" in config:
+        raise SpecError(f"model_type is {shown(config['model_type'])}; supported: {', '.join(_configs())}")
+    if other := what_it_is(config):
+        raise SpecError(f"this is {other}, and no model's config.json")
+    raise SpecError(f"model_type is missing; supported: {', '.join(_configs())}")
+
+
+def _reader(config: Mapping[str, Any]) -> Any:
+    """The module that reads such a config, None where there is none."""
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _configs():
-        value = f"is {shown(model_type)}" if "model_type" in config else "is missing"
-        raise SpecError(f"model_type {value}; supported: " + ", ".join(_configs()))
-    return _configs()[model_type].read(config)
+    return _configs().get(model_type) if isinstance(model_type, str) else None
 
 
 def can_write(family: str) -> bool:
@@ -139,34 +155,27 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
             known = f"models by name: {', '.join(names)}"
             hint = did_you_mean(name.rpartition("/")[2], names, known, cutoff=0.6)  # moonshotai/Kimi-K2.6
             raise SpecError(f"{name}: no such file, folder or model; {hint}")
-        elif not path.is_file() or path.stat().st_size > LARGEST_CONFIG:
-            raise SpecError(f"{path} is not a config.json: a regular file of at most 16 MiB is needed")
-        text = path.read_bytes()
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        return read_config(_parse(text))
+        config = _read_object(path)
+        packing = path.with_name(PACKING)
+        if path.name != PACKING and config.get("quantization_config") is None and packing.exists():
+            config["quantization_config"] = packing_of(_read_object(packing))
+    except LichenError as error:
+        raise SpecError(str(error)) from error
+    try:
+        return read_config(config)
     except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
+        told = [str(error), sizes(config), None if _reader(config) else nearest(config)]
+        raise SpecError(f"{path}: {'; '.join(filter(None, told))}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    return as_object(parse_json(read_bytes(path, LARGEST_CONFIG), str(path)), str(path))
 
 
 @cache
 def _shipped(name: str) -> ModelSpec:
     named = named_models()[name]
     return replace(read_config(named.config), storage=named.storage)
-
-
-def _parse(text: bytes) -> Mapping[str, Any]:
-    try:
-        config = json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise SpecError(f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, a number of 5,000 digits, endless nesting
-        raise SpecError(f"not JSON that can be read: {error}") from error
-    if not isinstance(config, dict):
-        raise SpecError(f"a JSON object is needed, not {shown(config)}")
-    return config
-
-
-def _refuse_constant(name: str) -> None:
-    raise SpecError(f"not JSON: {name} is not a number that JSON has")

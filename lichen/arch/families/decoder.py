@@ -21,6 +21,9 @@ DTYPES = ("bfloat16", "float16", "float32")
 OF_GQA = ("num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias")
 OF_MLA = ("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
+# NVIDIA's ModelOpt calls FP8 storage by where its scales are.
+OF_MODELOPT_FP8 = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO")
+
 # Said by the wrapper, the text tower or both; the text tower's own word is the one that counts.
 OUTER = ("tie_word_embeddings", "quantization_config")
 
@@ -152,6 +155,10 @@ def _read_storage(fields: Fields) -> tuple[Storage | None, tuple[str, ...]]:
         if block is not None:
             note = f"FP8 storage in blocks of {block}: weights are dequantised"
         return "fp4" if experts == "fp4" else "fp8", (note,)
+    if method == "modelopt":
+        algorithm = packing.get("quant_algo")
+        note = note.replace("quant_method", f"quant_algo {shown(algorithm)} by quant_method")
+        return "fp8" if algorithm in OF_MODELOPT_FP8 else "other", (note,)
     if method == "compressed-tensors" and form == "mxfp4-pack-quantized":
         return "mxfp4", (note,)
     groups = json.dumps(packing.get("config_groups"))

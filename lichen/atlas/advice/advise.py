@@ -94,14 +94,14 @@ def advise(
     """The ranking for `scenario` (a name in the rules) at `at`, on the catalogue of that day.
 
     Raises LichenError for an unknown scenario or license word, and when no model is left: it says which
-    constraint emptied the list.
+    constraint emptied the list, and which change of a single one would leave whom.
     """
     rules = rules or shipped_rules()
     if scenario not in rules.scenarios:
         raise LichenError(f"no scenario {scenario!r} in the rules; there are {', '.join(rules.scenarios)}")
     chosen = rules.scenarios[scenario]
     wanted = constraints.over(chosen.assume)
-    models = catalogue.models.values()
+    models = list(catalogue.models.values())
     if not models:
         raise LichenError(f"no model of the catalogue was out on {catalogue.as_of}")
     all_cuts = list(cuts(wanted, chosen.require, rules.licenses, models, at))

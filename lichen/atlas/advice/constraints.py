@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from math import inf
+from math import ceil, inf
 from typing import Literal
 
 from pydantic import Field
 
 from lichen.arch.families import load_spec
+from lichen.arch.spec import ModelSpec
 from lichen.atlas.catalogue.model import Model
 from lichen.atlas.market import words
-from lichen.atlas.market.workloads import MOST_REQUESTS, cheapest, over_the_day
+from lichen.atlas.market.workloads import MOST_REQUESTS, WorkloadCost, cheapest, over_the_day
 from lichen.errors import LichenError
 from lichen.facts.record import Record, known_value
 from lichen.machine.devices import parse
-from lichen.machine.fits import Fit, check_quant, fits
+from lichen.machine.fits import Fit, alternatives, check_quant, fits
 
 DAYS_A_MONTH = 30
 FEW = 4  # what an error lists before it only counts
@@ -59,10 +60,15 @@ class Excluded:
 
 @dataclass(frozen=True)
 class Cut:
-    """`name`: as the person who asks would recognise it. `why`: the reason to leave a model out, or None."""
+    """`name`: as the person who asks would recognise it. `why`: the reason to leave a model out, or None.
+
+    `enough`: what it would have to be for a model that it leaves out, in words, and how far that is, to be
+    compared with other models; None where it cannot be changed, or nobody knows.
+    """
 
     name: str
     why: Callable[[Model], str | None]
+    enough: Callable[[Model], tuple[float, str] | None] = lambda model: None
 
 
 def cuts(
@@ -81,21 +87,23 @@ def cuts(
     if wanted.license:
         allowed = _allowed(wanted.license, licenses, models)
         name = f"license {' or '.join(wanted.license)}"
-        yield Cut(name, lambda model: _license(model, allowed))
+        yield Cut(name, lambda model: _license(model, allowed), _license_of)
     if (tokens := wanted.context) is not None:
-        yield Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens))
+        yield Cut(f"context of {tokens:,} tokens", lambda model: _short(model, tokens), _longest)
     stored = check_quant(wanted.quant) or "as released"
     if wanted.hardware is None and wanted.quant is not None:
         raise LichenError(f"weights as {stored} are stored on something: name the hardware too")
     if wanted.hardware is not None:
         parse(wanted.hardware)  # a device that nobody has is refused before any model is asked
         name = f"hardware {wanted.hardware}, weights {stored}"
-        yield Cut(name, lambda model: _too_big(model, wanted))
+        yield Cut(name, lambda model: _too_big(model, wanted), lambda model: _big_enough(model, wanted))
     if "price" in require:
         yield Cut("a price", lambda model: _dear(model, inf, wanted, at))
     if (budget := wanted.budget) is not None:
         name = f"budget of ${budget:,.2f} a month"
-        yield Cut(name, lambda model: _dear(model, budget, wanted, at))
+        yield Cut(
+            name, lambda model: _dear(model, budget, wanted, at), lambda model: _month(model, wanted, at)
+        )
 
 
 def cut(models: Iterable[Model], all_cuts: Sequence[Cut]) -> tuple[list[Model], tuple[Excluded, ...]]:
@@ -110,20 +118,32 @@ def cut(models: Iterable[Model], all_cuts: Sequence[Cut]) -> tuple[list[Model], 
     return left, tuple(excluded)
 
 
-def emptied(models: Iterable[Model], all_cuts: Sequence[Cut]) -> str:
-    """The sentence for an empty list: which cut took the last, and who would be left without it."""
+def emptied(models: Sequence[Model], all_cuts: Sequence[Cut]) -> str:
+    """The sentence for an empty list: which cut took the last, and what each alone would have to be."""
     before = list(models)
     for last in all_cuts:
         left, taken = cut(before, [last])
         if not left:
             break
         before = left
-    without = [model.name for model in cut(models, [other for other in all_cuts if other is not last])[0]]
     reasons = _some([f"{each.model}: {each.why}" for each in taken], "; ")
-    rescue = (
-        f"without it there would be {_some(without, ', ')}" if without else "the others leave none either"
-    )
+    changes = "; ".join(filter(None, (_change(models, all_cuts, each) for each in all_cuts)))
+    rescue = f"one change would be enough: {changes}" if changes else "no change of one alone is enough"
     return f"no model is left: {last.name!r} took the last {len(taken)} ({reasons}); {rescue}"
+
+
+def _change(models: Sequence[Model], all_cuts: Sequence[Cut], changed: Cut) -> str:
+    """The least that would have to change in one cut for somebody to be left, and who that is; or nothing."""
+    others, _ = cut(models, [other for other in all_cuts if other is not changed])
+    enough = {model.name: found for model in others if (found := changed.enough(model))}
+    if not enough:
+        return ""
+    nearest = min(far for far, _ in enough.values())
+    by_change: dict[str, list[str]] = {}
+    for name, (far, change) in enough.items():
+        if far == nearest:
+            by_change.setdefault(change, []).append(name)
+    return _some([f"{change} for {_some(names, ', ')}" for change, names in by_change.items()], " or ")
 
 
 def _some(items: Sequence[str], between: str) -> str:
@@ -153,6 +173,11 @@ def _allowed(
     return {each.lower() for name in names for each in meant[name.lower()]}
 
 
+def _license_of(model: Model) -> tuple[float, str] | None:
+    license = known_value(model.license)
+    return None if license is None else (0, f"license {license}")
+
+
 def _license(model: Model, allowed: set[str]) -> str | None:
     if (license := known_value(model.license)) is None:
         return "license unknown"
@@ -160,10 +185,18 @@ def _license(model: Model, allowed: set[str]) -> str | None:
 
 
 def _short(model: Model, tokens: int) -> str | None:
-    most = max(known_value(model.context) or 0, known_value(model.api_context) or 0)
-    if not most:
+    if not (most := _context(model)):
         return "context unknown"
     return None if most >= tokens else f"{most:,} tokens"
+
+
+def _longest(model: Model) -> tuple[float, str] | None:
+    most = _context(model)
+    return (-most, f"a context of {most:,} tokens") if most else None
+
+
+def _context(model: Model) -> int:
+    return max(known_value(model.context) or 0, known_value(model.api_context) or 0)
 
 
 def fit_of(model: Model, wanted: Constraints) -> Fit | None:
@@ -179,7 +212,11 @@ def fit_of(model: Model, wanted: Constraints) -> Fit | None:
 @cache
 def _fit(spec_name: str, hardware: str, quant: str | None, context: int | None) -> Fit:
     spec = load_spec(spec_name)
-    return fits(spec, parse(hardware), quant, context or min(DEFAULT_CONTEXT, spec.max_position_embeddings))
+    return fits(spec, parse(hardware), quant, _tokens(spec, context))
+
+
+def _tokens(spec: ModelSpec, context: int | None) -> int:
+    return context or min(DEFAULT_CONTEXT, spec.max_position_embeddings)
 
 
 def _too_big(model: Model, wanted: Constraints) -> str | None:
@@ -192,9 +229,38 @@ def _too_big(model: Model, wanted: Constraints) -> str | None:
     return None if fit.fits else words.needs(fit)
 
 
+def _big_enough(model: Model, wanted: Constraints) -> tuple[float, str] | None:
+    """A coarser storage, or more devices: whatever leaves the context as it is."""
+    if wanted.hardware is None or model.spec_name is None:
+        return None
+    spec, machine = load_spec(model.spec_name), parse(wanted.hardware)
+    context = _tokens(spec, wanted.context)
+    try:
+        ways = alternatives(spec, machine, wanted.quant, context)
+    except LichenError:  # weights that cannot be stored as wanted
+        return None
+    way = next(way for way in ways if way.context == context)
+    if way.count == machine.count:
+        return way.count, f"{wanted.hardware} with weights as {way.quant}"
+    return way.count, f"{machine.device_name}:{way.count}"
+
+
+def _month(model: Model, wanted: Constraints, at: datetime) -> tuple[float, str] | None:
+    """Whole cents, rounded up: a budget of that much is enough."""
+    found = _cheapest(model, wanted, at)
+    if found is None:
+        return None
+    month = ceil(found.per_day * DAYS_A_MONTH * 100) / 100
+    return month, f"${month:,.2f} a month"
+
+
 def _dear(model: Model, budget: float, wanted: Constraints, at: datetime) -> str | None:
-    found = cheapest(model, over_the_day(wanted.workload, wanted.requests_per_day), at)
+    found = _cheapest(model, wanted, at)
     if found is None:
         return "nobody lists a price"
     month = found.per_day * DAYS_A_MONTH
     return None if month <= budget else f"${month:,.2f} at {found.provider}"
+
+
+def _cheapest(model: Model, wanted: Constraints, at: datetime) -> WorkloadCost | None:
+    return cheapest(model, over_the_day(wanted.workload, wanted.requests_per_day), at)

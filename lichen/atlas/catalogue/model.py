@@ -14,8 +14,9 @@ What a model costs to hold and to run is not written down here: it is computed f
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,7 @@ from lichen.errors import LichenError
 from lichen.facts.record import Fact, Past, Record, known_value, named, today
 from lichen.facts.yaml_file import Location, field_error, parse, read_yaml, replaced
 from lichen.files.atomic import write_text
+from lichen.files.scan import regular_files
 
 SHIPPED = Path(__file__).parent / "models"
 NAME = r"^[a-z0-9][a-z0-9.-]*$"
@@ -170,37 +172,58 @@ FACT_FIELDS = tuple(name for name, field in Model.model_fields.items() if "Fact[
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The models that were out on the day `as_of`, by name; `later`: when the others came out."""
+    """The models that were out on the day `as_of`, by name; `later`: when the others came out; `broken`: what
+    is wrong with the user's own files that were left out, by the names of the files."""
 
     models: dict[str, Model]
     as_of: date
     later: dict[str, date] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether `name` is a model's, even one that `get` refuses."""
+        return name in self.models or name in self.later or name in self.broken
 
     def get(self, name: str) -> Model:
-        """The model called `name`. Raises LichenError with the nearest names."""
+        """The model called `name`. Raises LichenError with the nearest names, or with what is wrong."""
+        if name in self.broken and name not in self.models:
+            raise LichenError(self.broken[name])
         return named(name, self.models, self.later, self.as_of, "model", "catalogue", "lichen atlas list")
 
 
 def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
-    """The shipped models, the user's own (`user_folder`) and the files `extra`, as known on `as_of` (today).
+    """The shipped models, the files `extra` and the user's own (`user_folder`), as known on `as_of` (today).
 
-    Models released later than `as_of` are left out. Raises LichenError, with file and line, for a file that
-    is not as it should be, and for a name that two files claim.
+    Models released later than `as_of` are left out; so are files of the user's own that are not as they
+    should be, with a warning, so that one of them stops nobody who asks about other models. Raises
+    LichenError, with file and line, for such a file among `extra`, and for a name that two files claim.
     """
-    day = as_of or today()
-    models: dict[str, Model] = {}
-    later: dict[str, date] = {}
+    found = Catalogue({}, as_of or today())
     files: dict[str, Path] = {}
-    own = [(path, read_model(path)) for path in (*sorted(user_folder().glob("*.yaml")), *extra)]
-    for path, model in (*_shipped(), *own):
+
+    def take(path: Path, model: Model) -> None:
         if model.name in files:
             raise field_error(path, ["name"], f"{model.name!r} is already described by {files[model.name]}")
         files[model.name] = path
-        if (release := known_value(model.release)) and release > day:
-            later[model.name] = release
+        if (release := known_value(model.release)) and release > found.as_of:
+            found.later[model.name] = release
         else:
-            models[model.name] = model.as_of(day)
-    return Catalogue(dict(sorted(models.items())), day, later)
+            found.models[model.name] = model.as_of(found.as_of)
+
+    def leave_out(path: Path, problem: str) -> None:
+        found.broken[path.stem] = problem
+        warnings.warn(f"left out: {problem}", stacklevel=3)
+
+    for path, model in _shipped():
+        take(path, model)
+    for path in regular_files(user_folder(), "*.yaml", lambda path, why: leave_out(path, f"{path} is {why}")):
+        try:
+            take(path, read_model(path))
+        except LichenError as error:
+            leave_out(path, str(error))
+    for path in extra:
+        take(path, read_model(path))
+    return replace(found, models=dict(sorted(found.models.items())))
 
 
 @cache
@@ -238,10 +261,10 @@ def _with_config(model: Model, path: Path) -> Model:
     if model.spec_name is None:
         return model
     beside = path.parent / model.spec_name
-    name = str(beside.resolve()) if beside.exists() else model.spec_name
     try:
+        name = str(beside.resolve()) if beside.exists() else model.spec_name
         load_spec(name)
-    except LichenError as error:
+    except (LichenError, OSError) as error:  # OSError: no file can have such a name
         raise field_error(path, ["spec_name"], str(error)) from None
     return model.model_copy(update={"spec_name": name})
 
@@ -282,5 +305,5 @@ class _Sources(Record):
 
 def user_folder() -> Path:
     """Where the user's own model files live; it need not exist."""
-    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(config) / "lichen" / "atlas"

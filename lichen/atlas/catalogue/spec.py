@@ -20,7 +20,7 @@ def spec_of(name: str, as_of: date | None = None) -> ModelSpec:
     from lichen.facts.record import known_value
 
     found = load(as_of=as_of)
-    if name not in found.models and name not in found.later:
+    if name not in found:
         return load_spec(name, found.models)
     model = found.get(name)
     if (spec := model.spec) is not None:

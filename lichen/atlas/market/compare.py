@@ -1,7 +1,5 @@
 """Models side by side: one row per question, one cell per model, each cell with what it rests on."""
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +19,7 @@ from lichen.atlas.market import words
 from lichen.atlas.market.prices import default_provider, prices_on, table
 from lichen.atlas.market.workloads import STANDARD, ratio, reference_model
 from lichen.facts.record import Fact, known
+from lichen.files.csv_file import csv_text
 
 CONTEXTS = (32768, 131072, 262144, 1048576)
 FACTS = {
@@ -256,12 +255,10 @@ def to_markdown(rows: Sequence[Row], titles: dict[str, str], notes: dict[str, in
 
 def to_csv(rows: Sequence[Row], titles: dict[str, str], with_sources: bool) -> str:
     """CSV with a column per model and, if asked for, one of sources beside each."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     header = [[name, f"{name} sources"] if with_sources else [name] for name in titles]
-    writer.writerow(["section", "row", *(column for pair in header for column in pair)])
+    lines = [["section", "row", *(column for pair in header for column in pair)]]
     for row in rows:
         cells = row.cells.values()
         pairs = [[c.text, " | ".join(c.sources)] if with_sources else [c.text] for c in cells]
-        writer.writerow([row.section, row.label, *(text for pair in pairs for text in pair)])
-    return buffer.getvalue().rstrip("\n")
+        lines.append([row.section, row.label, *(text for pair in pairs for text in pair)])
+    return csv_text(lines)

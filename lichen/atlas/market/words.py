@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from lichen.atlas.catalogue.model import Obligation, Score
 from lichen.atlas.market.prices import Price
-from lichen.atlas.market.workloads import Workload
 from lichen.facts.record import Fact
 
 if TYPE_CHECKING:
+    from lichen.atlas.market.workloads import Workload
     from lichen.machine.fits import Fit
 
 UNKNOWN = "unknown"

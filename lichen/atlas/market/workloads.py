@@ -4,10 +4,12 @@ How much cheaper one model is than another has no single answer: it depends on t
 discounts and, for some providers, on the hour. Hence three standard workloads.
 """
 
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 
 from lichen.atlas.catalogue.model import Catalogue, Model
+from lichen.atlas.market import words
 from lichen.atlas.market.prices import Price, default_provider, history, in_force, prices_on, providers
 from lichen.errors import LichenError
 
@@ -77,10 +79,11 @@ def parse_hours(text: str) -> tuple[int, ...]:
     """The hours of a profile like `22-2,8`: 22, 23, 0, 1 and 8. Raises LichenError for any other text."""
     hours: set[int] = set()
     for part in text.split(","):
-        start, dash, end = part.strip().partition("-")
-        if not start.isdecimal() or not (end.isdecimal() if dash else True):
+        span = re.fullmatch(r"([0-9]{1,2})(?:-([0-9]{1,2}))?", part.strip())
+        if span is None:
             raise LichenError(f"--hours {text!r} cannot be read: write UTC hours like 8-18,20")
-        first, last = int(start), int(end) if dash else int(start) + 1
+        first = int(span[1])
+        last = int(span[2]) if span[2] else first + 1
         if first > 23 or last > 24 or first == last:
             raise LichenError(f"--hours {text!r}: hours go from 0 to 23, and a span has a length")
         hours.update(hour % 24 for hour in range(first, last if last > first else last + 24))
@@ -162,12 +165,22 @@ class Offer:
     ratios: dict[str, float | None]
 
 
+def sellers_of(model: Model, at: datetime) -> str:
+    """Who sells the model at `at` (aware), and at what, in words."""
+    day = at.astimezone(UTC).date()
+    found = {name: prices_on(model, name, day) for name in providers(model)}
+    told = [f"{name} at {'; '.join(map(words.rates, prices))}" for name, prices in found.items() if prices]
+    if not told:
+        return f"nobody is known to sell it on {day}"
+    return f"on {day} it is sold, in USD per million tokens in / out / cached, by {', '.join(told)}"
+
+
 def offers(
     model: Model, provider: str | None, workloads: dict[str, Workload], reference: Model | None, at: datetime
 ) -> list[Offer]:
     """The offers of `provider`, of the default one (None), or of `all` that sell the model at `at` (aware).
 
-    Raises LichenError for a provider that the model's file does not have.
+    Raises LichenError, with those that do sell it, for a provider that the model's file does not have.
     """
     day, sellers = at.astimezone(UTC).date(), [provider]
     if provider == "all":
@@ -175,8 +188,7 @@ def offers(
     elif provider is None:
         sellers = [default_provider(model, day)]
     elif provider not in providers(model):
-        offered = ", ".join(providers(model)) or "none"
-        raise LichenError(f"no provider {provider!r} of {model.name}; known: {offered} (or `all`)")
+        raise LichenError(f"no provider {provider!r} of {model.name}; {sellers_of(model, at)}")
     return [
         Offer(
             model,

@@ -1,4 +1,4 @@
-"""The atlas as one HTML file that needs no network: `build`.
+"""The atlas as one HTML file that needs no network: `build`; server.py shows it to a browser.
 
 Markup, style and scripts are the files of this folder, put into the template as they are. The page's
 Content-Security-Policy admits exactly those, by their hashes, and no connection of any kind.
@@ -34,22 +34,32 @@ SCRIPTS = (
 
 def build(as_of: date) -> str:
     """The page, with what was known on `as_of`. Raises LichenError for a catalogue file that is wrong."""
-    style = _read("style.css")
-    script = "\n".join(["'use strict';", "(() => {", *(_read(f"{name}.js") for name in SCRIPTS), "})();"])
     content = json.dumps(data(as_of), default=plain, ensure_ascii=False, separators=(",", ":"))
-    policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     page = _read("template.html")
     for place, text in (
-        ("POLICY", policy),
-        ("STYLE", style),
-        ("SCRIPT", script),
+        ("POLICY", policy()),
+        ("STYLE", _style()),
+        ("SCRIPT", _script()),
         ("DATA", content.replace("<", "\\u003c")),  # so that no text in the data can end the element
     ):
         page = page.replace(f"%{place}%", text, 1)
     return page
+
+
+def policy() -> str:
+    """The page's Content-Security-Policy."""
+    return (
+        f"default-src 'none'; style-src '{_digest(_style())}'; script-src '{_digest(_script())}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _style() -> str:
+    return _read("style.css")
+
+
+def _script() -> str:
+    return "\n".join(["'use strict';", "(() => {", *(_read(f"{name}.js") for name in SCRIPTS), "})();"])
 
 
 def _read(name: str) -> str:

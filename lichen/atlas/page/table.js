@@ -24,8 +24,12 @@ function table() {
       label,
       ...data.models.flatMap(({ name }) => [cells[name].text, cells[name].sources.join(' | ')]),
     ]);
+    // As csv_file.py does: what a spreadsheet would take for a formula has a ' before it.
+    const shown = (text) => (/^[=+\-@\t\r\n]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text);
     const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-    return [['section', 'row', ...head], ...lines].map((line) => `${line.map(quoted).join(',')}\n`).join('');
+    return [['section', 'row', ...head], ...lines]
+      .map((line) => `${line.map(shown).map(quoted).join(',')}\n`)
+      .join('');
   }
 
   function asJson() {

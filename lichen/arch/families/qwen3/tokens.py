@@ -27,3 +27,17 @@ TOKENS = SpecialTokens(
     ),
     spoken=frozenset(TOOL_CALLS + THINK),
 )
+
+SPLITS = (
+    "|".join(
+        (
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+            r"[^\r\n\p{L}\p{N}]?\p{L}+",
+            r"\p{N}",
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+            r"\s*[\r\n]+",
+            r"\s+(?!\S)",
+            r"\s+",
+        )
+    ),
+)

@@ -26,7 +26,8 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     activation = read_activation(fields)
     n_layers = fields.layers("num_hidden_layers")
     step = fields.integer("decoder_sparse_step", 1, least=1)
-    dense_only = fields.integer_list("mlp_only_layers") if fields.get("mlp_only_layers") is not None else []
+    named = fields.integer_list("mlp_only_layers") if fields.get("mlp_only_layers") is not None else []
+    dense_only = set(named)
     has_experts = [(n + 1) % step == 0 and n not in dense_only for n in range(n_layers)]
     if not any(has_experts):
         fields.refuse("decoder_sparse_step", "no layer would have experts; some layer must")

@@ -1,0 +1,132 @@
+"""Folders that are there as a whole or not at all, and that change as a whole."""
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lichen.errors import LichenError
+from lichen.files.atomic import disk_errors, sync
+from lichen.files.lock import held, is_held
+
+PATIENCE = 5.0  # seconds; others look at the folder around theirs for some milliseconds
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target` that takes its place once everything in it is on the disk.
+
+    Raises LichenError when the disk is full or cannot be written, when another process is writing the same
+    folder, and when what stands there at the end is not what was written; after any error before that,
+    nothing has changed.
+    """
+    target = Path(os.path.realpath(target))  # Path.resolve stumbles over a loop of links
+    with disk_errors(target), ExitStack() as stack:
+        building = _begin(target, stack)
+        try:
+            yield building
+            for each in (*building.rglob("*"), building):
+                sync(each)
+            content = _content(building)
+            _put_in_place(building, target)
+            sync(target.parent)
+            if _content(target) != content:
+                raise LichenError(
+                    f"{target} is not as it was written: another program has changed it meanwhile; run the "
+                    "same command again"
+                )
+        finally:
+            shutil.rmtree(building, ignore_errors=True)  # what was not finished, or what was there before
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that no part of it is ever seen under its name. What somebody reads on a network
+    disk stays, hidden, until `sweep`."""
+    hidden = path.with_name(f".{path.name}.removed-{secrets.token_hex(4)}")
+    os.rename(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill has left of folders that were written or removed right below `folder`, in which
+    nobody else is at work."""
+    for pattern in (".*.building*", ".*.removed-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def former_of(target: Path) -> Path:
+    """Where a kill between two renames leaves the folder that was `target`; see `_put_in_place`."""
+    return target.with_name(f".{target.name}.previous")
+
+
+# ------------------------------------------------------------------------------------------------ details
+
+
+def _begin(target: Path, stack: ExitStack) -> Path:
+    """A new hidden folder beside `target`, held for as long as `stack` lasts: so those that a kill has left
+    are told from one in which another process is at work."""
+    prefix, parent = f".{target.name}.building", target.parent
+    building = parent / f"{prefix}-{secrets.token_hex(4)}"
+    with held(parent, parent, lambda: f"another process is at work in {parent}", PATIENCE):
+        for other in [path for path in parent.iterdir() if path.name.startswith(prefix)]:
+            if at_work := is_held(other):
+                raise LichenError(f"another process is writing {target}; wait until it has ended, or stop it")
+            if at_work is False:
+                shutil.rmtree(other, ignore_errors=True)
+        former = former_of(target)
+        if former.exists() and target.exists():
+            shutil.rmtree(former, ignore_errors=True)
+        elif former.exists():
+            os.rename(former, target)
+            warnings.warn(f"{target} had been left half replaced and is back from {former}", stacklevel=5)
+        building.mkdir()
+        stack.enter_context(held(building, building, lambda: f"another process is writing {target}"))
+    return building
+
+
+def _content(folder: Path) -> dict[str, int]:
+    """The bytes of every file in `folder`, by its name from there."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _put_in_place(building: Path, target: Path) -> None:
+    """Rename `building` to `target`; a folder that was there is `building` afterwards, or gone."""
+    if not target.exists():
+        os.rename(building, target)
+    elif not _exchange(building, target):
+        former = former_of(target)
+        os.rename(target, former)
+        try:
+            os.rename(building, target)
+        except BaseException:
+            os.rename(former, target)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change their names in one step; False where the system or the file system has no such
+    step. Python has no name for the two systems' calls, nor for their flag, which is 2 in both."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        if sys.platform == "darwin":
+            failed = libc.renamex_np(os.fsencode(one), os.fsencode(other), 2)
+        else:
+            here = -100  # AT_FDCWD
+            failed = libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), 2)
+    except AttributeError:
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))

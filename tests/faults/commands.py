@@ -1,0 +1,186 @@
+"""The commands that write, what they need, and what counts of what they have written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.faults.harness import Command, Digest, Lichen, copy_of, digest_of
+
+RECIPE = """
+[model.config]
+model_type = "deepseek_v3"
+vocab_size = 400
+hidden_size = 32
+num_hidden_layers = 2
+intermediate_size = 64
+num_attention_heads = 2
+num_key_value_heads = 2
+q_lora_rank = 16
+kv_lora_rank = 16
+qk_nope_head_dim = 8
+qk_rope_head_dim = 4
+v_head_dim = 8
+n_routed_experts = 4
+num_experts_per_tok = 2
+n_group = 1
+topk_group = 1
+n_shared_experts = 1
+moe_intermediate_size = 16
+first_k_dense_replace = 1
+num_nextn_predict_layers = 0
+norm_topk_prob = true
+scoring_func = "sigmoid"
+topk_method = "noaux_tc"
+routed_scaling_factor = 2.0
+max_position_embeddings = 128
+rope_theta = 10000.0
+
+[data]
+path = "data"
+
+[optimizer]
+recipe = "muonclip"
+lr = 0.01
+
+[train]
+steps = 8
+tokens_per_step = 256
+seq_len = 64
+micro_batch = 2
+dtype = "fp32"
+
+[eval]
+every = 0
+
+[checkpoint]
+every = 2
+keep = 9
+"""
+
+STUDY = """
+base = "tiny.toml"
+baseline = "adamw"
+seeds = [0]
+jobs = 1
+
+[[arm]]
+name = "adamw"
+set = { "optimizer.recipe" = "adamw", "train.steps" = 2 }
+"""
+
+MODEL = """
+name: my-model
+title: My model
+lab: Me
+country: Nowhere
+family: Mine
+sources:
+  me: {url: "https://example.com", date: 2026-01-01}
+release:
+  - {value: 2026-01-01, source: me}
+"""
+
+
+def make_template(lichen: Lichen, template: Path) -> None:
+    """A corpus, prepared data, a run of 8 steps, the same after 4 of them, and exports of both."""
+    (template / "sources").mkdir(parents=True)
+    for module in ("json/decoder.py", "json/encoder.py", "textwrap.py", "bisect.py", "heapq.py"):
+        source = Path(json.__file__).parents[1] / module
+        shutil.copy(source, template / "sources" / source.name)
+    (template / "tiny.toml").write_text(RECIPE)
+    (template / "tiny-study.toml").write_text(STUDY)
+    (template / "my-model.yaml").write_text(MODEL)
+    for arguments in (PREPARE, ["train", "tiny.toml", "--out", "run"]):
+        done = lichen.run(template, arguments)
+        assert done.status == 0, done.said
+    copy_of(template / "run", template / "half", [path.name for path in (template / "run").iterdir()])
+    for step in (6, 8):
+        shutil.rmtree(template / "half" / "checkpoints" / f"step-{step:08d}")
+    for run, out in (("half", "former"), ("run", "export")):
+        done = lichen.run(template, ["export", run, out])
+        assert done.status == 0, done.said
+
+
+def run_digest(run: Path) -> Digest | None:
+    """The weights at the end, and every loss on the way."""
+    found = digest_of(run, "checkpoints/step-00000008/**/*.safetensors")
+    if found is None:
+        return None
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return found | {"losses": str([json.loads(line)["loss"] for line in lines])}
+
+
+def study_digest(study: Path) -> Digest | None:
+    if not (study / "results.csv").exists():
+        return None
+    losses = [digest_of(run, "checkpoints/step-00000002/**/*.safetensors") for run in sorted(study.iterdir())]
+    return {"weights": str(losses)}
+
+
+def data_digest(data: Path) -> Digest | None:
+    """All but the manifest, which names the sources by their whole paths, but for that it is there."""
+    found = digest_of(data, "*.npy", "tokenizer.json")
+    return found and found | {"manifest": str((data / "manifest.json").exists())}
+
+
+PREPARE = ["data", "prepare", "sources", "--out", "data", "--vocab-size", "400", "--family", "kimi_k2"]
+PREPARE += ["--validation-fraction", "0.2"]
+
+COMMANDS = [
+    Command(
+        "data prepare",
+        PREPARE,
+        ("sources",),
+        "data",
+        data_digest,
+        unfinished=True,
+        kills=24,
+    ),
+    Command(
+        "train", ["train", "tiny.toml", "--out", "run"], ("data", "tiny.toml"), "run", run_digest, True, 24
+    ),
+    Command("train again", ["train", "run"], ("data", "half -> run"), "run", run_digest, True, 14),
+    Command(
+        "export",
+        ["export", "run", "out"],
+        ("run",),
+        "out",
+        lambda out: digest_of(out, "*.safetensors", "*.json", "*.jinja", "*.md"),
+        kills=12,
+    ),
+    Command(
+        "export again",
+        ["export", "run", "out"],
+        ("run", "former -> out"),
+        "out",
+        lambda out: digest_of(out, "*.safetensors", "*.json", "*.jinja", "*.md"),
+        kills=14,
+    ),
+    Command(
+        "study",
+        ["study", "tiny-study.toml", "--out", "study"],
+        ("data", "tiny.toml", "tiny-study.toml"),
+        "study",
+        study_digest,
+        True,
+        4,
+    ),
+    Command(
+        "atlas add",
+        ["atlas", "add", "my-model.yaml"],
+        ("my-model.yaml",),
+        "config/lichen/atlas",
+        lambda atlas: digest_of(atlas, "*.yaml"),
+        kills=4,
+    ),
+    Command(
+        "atlas build",
+        ["atlas", "build", "--out", "page/atlas.html", "--as-of", "2026-11-01"],
+        (),
+        "page",
+        lambda page: digest_of(page, "*.html"),
+        kills=4,
+    ),
+]

@@ -1,0 +1,254 @@
+"""What a command that writes has to survive: kills, damage, full disks, two at once, and odd inputs.
+
+A new verb gets all of it by an entry in `commands.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LONGEST = 60.0
+"""Seconds after which a command hangs. None of them takes as many, on a busy machine too."""
+
+Digest = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that writes, in a folder of its own in which `needs` of the template lie.
+
+    `writes` is what it makes there; `digest` what counts of that, None where nothing is there: by it a whole
+    new one is told from a whole former one and from anything else. `unfinished`: whether what is there may
+    be neither, as long as the same command finishes it. `kills` of a hundred are its share.
+    """
+
+    name: str
+    arguments: list[str]
+    needs: tuple[str, ...]
+    writes: str
+    digest: Callable[[Path], Digest | None]
+    unfinished: bool = False
+    kills: int = 10
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int | None
+    """None where it hung, below 0 for the signal that ended it."""
+    said: str
+    seconds: float
+
+    @property
+    def refused(self) -> bool:
+        """In words, as the person at the keyboard is told."""
+        errors = [line for line in self.said.splitlines() if line.startswith("error: ")]
+        return self.status in (1, 2) and len(errors) == 1
+
+    def require_words(self) -> None:
+        """No traceback, no defect, no signal, nothing that takes over a terminal."""
+        assert self.status is not None, f"hung: {self.said}"
+        assert self.status in (0, 1, 2, 130), self.said
+        for never in ("Traceback", "a defect in Lichen", "\x1b", "panicked"):
+            assert never not in self.said, self.said
+        if self.status in (1, 2):
+            assert self.refused, self.said
+            assert max(map(len, self.said.splitlines())) < 2000, self.said
+
+
+class Lichen:
+    """Runs commands from one process that has imported everything."""
+
+    def __init__(self, said: Path) -> None:
+        """`said`: a folder for what the commands print."""
+        self._said = said
+        self._zygote = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("zygote.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def close(self) -> None:
+        assert self._zygote.stdin is not None
+        self._zygote.stdin.close()
+        self._zygote.wait()
+
+    def start(self, world: Path, arguments: Iterable[str | Path]) -> Started:
+        """`lichen` with these arguments, in `world`."""
+        said = self._said / str(time.monotonic_ns())  # not in `world`, whose disk may be full
+        request = {
+            "start": [os.fsdecode(each) for each in arguments],
+            "folder": str(world),
+            "environment": {"XDG_CONFIG_HOME": str(world / "config"), "COLUMNS": "200"},
+            "said": str(said),
+        }
+        return Started(self, self._ask(request), said, time.monotonic())
+
+    def run(self, world: Path, arguments: Iterable[str | Path], seconds: float = LONGEST) -> Done:
+        return self.start(world, arguments).wait(seconds)
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        assert self._zygote.stdin is not None
+        assert self._zygote.stdout is not None
+        self._zygote.stdin.write(json.dumps(request) + "\n")
+        self._zygote.stdin.flush()
+        return json.loads(self._zygote.stdout.readline())
+
+
+@dataclass(frozen=True)
+class Started:
+    lichen: Lichen
+    child: int
+    file: Path
+    since: float
+
+    def wait(self, seconds: float = LONGEST) -> Done:
+        status = self.lichen._ask({"wait": self.child, "seconds": seconds})
+        said = self.file.read_text(encoding="utf-8", errors="surrogateescape")
+        self.file.unlink()
+        return Done(status, said, time.monotonic() - self.since)
+
+    def kill(self, after: float, number: signal.Signals = signal.SIGKILL) -> Done:
+        """Send a signal so many seconds after the start. SIGKILL goes to all that the command has started, as
+        when a machine stops."""
+        time.sleep(max(0.0, self.since + after - time.monotonic()))
+        if number == signal.SIGKILL:
+            os.killpg(os.getpgid(self.child), number)
+        else:
+            os.kill(self.child, number)
+        return self.wait()
+
+
+# --------------------------------------------------------------------------------------------- worlds
+
+
+def copy_of(template: Path, world: Path, needs: Iterable[str]) -> Path:
+    """A new folder `world` with what a command needs of `template`; "a -> b" is there by another name."""
+    world.mkdir()
+    for each in needs:
+        name, _, other = each.partition(" -> ")
+        target = world / (other or name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (template / name).is_dir() else shutil.copy2)(template / name, target)
+    return world
+
+
+def digest_of(folder: Path, *patterns: str) -> Digest | None:
+    """SHA-256 of the files in `folder` that match; None where there are none."""
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found
+    } or None
+
+
+def hidden(world: Path) -> list[str]:
+    """What a kill has left that nobody sees."""
+    return sorted(path.relative_to(world).as_posix() for path in world.rglob(".*"))
+
+
+# --------------------------------------------------------------------------------------------- damage
+
+
+def _flip(path: Path, chance: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+def _truncate(path: Path, chance: random.Random) -> None:
+    os.truncate(path, chance.randrange(path.stat().st_size))
+
+
+def _empty(path: Path, chance: random.Random) -> None:
+    path.write_bytes(b"")
+
+
+def _remove(path: Path, chance: random.Random) -> None:
+    path.unlink()
+
+
+def _append(path: Path, chance: random.Random) -> None:
+    with path.open("ab") as file:
+        file.write(chance.randbytes(chance.randrange(1, 100)))
+
+
+def _zeros(path: Path, chance: random.Random) -> None:
+    """As after a power cut: the length is there, the content is not."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def _folder(path: Path, chance: random.Random) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _fifo(path: Path, chance: random.Random) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGES = (_flip, _flip, _flip, _truncate, _empty, _remove, _append, _zeros, _folder, _fifo)
+
+
+# ----------------------------------------------------------------------------------------- odd inputs
+
+
+def odd_inputs(folder: Path, suffix: str) -> dict[str, Path]:
+    """Files that are not what a command was promised, by what is odd about them."""
+    contents = {
+        "empty": b"",
+        "zeros": bytes(2**20),
+        "noise": random.Random(0).randbytes(10_000),
+        "UTF-16": '{"a": "b"}\n'.encode("utf-16"),
+        "Latin-1": "café: naïve".encode("latin-1"),
+        "deep JSON": b"[" * 100_000,
+        "closed deep JSON": b'{"a": ' * 1_000 + b"1" + b"}" * 1_000,
+        "deep YAML": b"- " * 10_000 + b"x",
+        "deep TOML": b"a = " + b"[" * 2_000 + b"]" * 2_000,
+        "dotted TOML": b".".join([b"a"] * 2_000) + b" = 1",
+        "digits in JSON": b'{"a": ' + b"9" * 4_000 + b"}",
+        "digits in YAML": b"a: 0x" + b"f" * 4_000,
+        "digits in TOML": b"a = 0x" + b"f" * 4_000,
+        "escape": b"\x1b]0;owned\x07: \x1b[31mred\n",
+        "one long line": b"x" * 2**20,
+        "null": b"null",
+        "list": b"[1, 2, 3]",
+    }
+    made = {}
+    for what, content in contents.items():
+        made[what] = folder / f"{what}{suffix}"
+        made[what].write_bytes(content)
+    made["missing"] = folder / f"missing{suffix}"
+    made["folder"] = folder / f"folder{suffix}"
+    made["folder"].mkdir()
+    made["FIFO"] = folder / f"fifo{suffix}"
+    os.mkfifo(made["FIFO"])
+    made["loop"] = folder / f"loop{suffix}"
+    made["loop"].symlink_to(made["loop"])
+    made["socket"] = folder / f"socket{suffix}"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(made["socket"]))
+    made["device"] = Path("/dev/zero")
+    made["sparse"] = folder / f"sparse{suffix}"
+    with made["sparse"].open("wb") as file:
+        file.truncate(2**31)
+    made["name"] = folder / f"\x1b[31m\nname{suffix}"
+    made["name"].write_bytes(b"x")
+    made["bytes in the name"] = Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe" + suffix.encode()))
+    made["bytes in the name"].write_bytes(b"x")
+    made["long name"] = folder / ("n" * 5000)
+    return made
