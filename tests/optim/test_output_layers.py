@@ -10,7 +10,8 @@ import transformers
 from torch import Tensor, nn
 
 from lichen.nn.roles import Role
-from lichen.optim import ParameterTable, parameter_table
+from lichen.optim import Muon, ParameterTable, parameter_table, recipes
+from lichen.optim.table import Row
 
 TOKENS: dict[str, Any] = {f"{kind}_token_id": n for n, kind in enumerate(("pad", "bos", "eos", "cls", "sep"))}
 SIZES: dict[str, Any] = {
@@ -228,9 +229,6 @@ def test_leaves_of_containers_have_their_containers_name() -> None:
 
 
 def balanced_step(gradient: Tensor, role: Role) -> Tensor:
-    from lichen.optim import Muon, recipes
-    from lichen.optim.table import Row
-
     weight = nn.Parameter(torch.zeros_like(gradient))
     weight.grad = gradient.clone()
     Muon(ParameterTable((Row("weight", weight, role),)), recipes.deepseek_v4_1).step()
