@@ -219,8 +219,8 @@ def _with_memory(
         parameters = sum(parameter.numel() for parameter in model.parameters())
         raise LichenError(
             f"out of memory for the model itself: its {parameters:,} parameters take "
-            f"{4 * parameters / 1e9:,.1f} GB in fp32, and as much again for their gradient and for each state "
-            "of the optimizer; train a smaller one"
+            f"{4 * parameters / 1e9:,.1f} GB in fp32, and as much again for their gradient and for each "
+            "state of the optimizer; train a smaller one"
         ) from error
 
 
