@@ -52,6 +52,8 @@ def sample(
 
 def _read_prompt(prompt: str) -> str:
     """The prompt itself, or standard input for "-"; what is not UTF-8 is refused."""
+    if prompt == "-" and sys.stdin is None:
+        raise LichenError("standard input is closed, so there is no prompt to read; give it as an argument")
     try:
         return sys.stdin.buffer.read().decode() if prompt == "-" else prompt.encode().decode()
     except UnicodeError as error:

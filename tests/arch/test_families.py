@@ -257,7 +257,11 @@ REFUSED = [
     ("llama-3.1-8b", {"rms_norm_eps": 0}, ["rms_norm_eps is 0", "greater than 0"]),
     ("llama-3.1-8b", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5", "supported: 1"]),
     ("llama-3.1-8b", {"rope_scaling": "yarn"}, ['rope_scaling is "yarn"', "an object"]),
-    ("llama-3.1-8b", {"rope_parameters": {"rope_type": "default"}}, ["rope_scaling and rope_parameters"]),
+    (
+        "llama-3.1-8b",
+        {"rope_parameters": {"rope_type": "default"}},
+        ["rope_scaling and rope_parameters say different things", "factor is 8.0 and null"],
+    ),
 ]
 
 
