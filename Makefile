@@ -23,7 +23,7 @@ test-avx2: $(READY) ## number formats and quick benchmarks, without 16-bit arith
 	  tests/optim/test_newton_schulz.py tests/train/test_step.py tests/parity/test_checkpoints.py
 
 faults: $(READY) ## kills, damages, full disks and odd inputs, ten times as many as in `make test`
-	FAULTS_KILLS=200 FAULTS_DAMAGES=500 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/faults
+	FAULTS_LONG=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/faults
 
 lint: $(READY) ## style, types and import layers
 	$(BIN)/ruff check .

@@ -107,7 +107,7 @@ def _bars() -> Iterator[Progress]:
 
 
 def _print_manifest(folder: Path, manifest: Manifest) -> None:
-    from lichen.data.sources import MAX_DOCUMENT_BYTES
+    from lichen.data.formats import MAX_DOCUMENT_BYTES
 
     for split, counts in manifest.splits.items():
         per_token = f", {counts.bytes / counts.tokens:.2f} bytes per token" if counts.tokens else ""

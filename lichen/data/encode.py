@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from lichen.data.formats import MAX_DOCUMENT_BYTES
 from lichen.data.manifest import (
     SPLITS,
     Counts,
@@ -27,9 +28,9 @@ from lichen.data.manifest import (
     write_record,
 )
 from lichen.data.shards import check_shard, write_array
-from lichen.data.sources import MAX_DOCUMENT_BYTES
 from lichen.data.stream import Corpus, Document, Found, Work, merged, read_documents
 from lichen.data.tokenizer import plain_encoder, special_ids, vocabulary_size
+from lichen.errors import LichenError
 
 
 @dataclass(frozen=True)
@@ -112,21 +113,38 @@ def _encoder(tokenizer: Tokenizer, parameters: Parameters) -> Callable[[Work], F
     plain = plain_encoder(tokenizer, parameters.family)
     ids = special_ids(tokenizer, parameters.family)
     dtype = np.dtype(token_dtype(vocabulary_size(tokenizer)))
-    opening, closing = np.array(ids.document_start, dtype), np.array([ids.eos], dtype)
+    opening = list(ids.document_start)
 
     def encode(work: Work) -> Found[_Encoded]:
         found = read_documents(work, parameters)
         encoded = []
         for group in _groups(found.documents):
             # encode_batch_fast leaves the interpreter lock while it works; encode does not.
-            texts = [each.text.decode() for each in group]
-            encodings = plain.encode_batch_fast(texts, add_special_tokens=False)
-            for each, encoding in zip(group, encodings, strict=True):
-                tokens = np.concatenate([opening, np.array(encoding.ids, dtype), closing])
-                encoded.append(_Encoded(each.split, tokens, len(each.text)))
+            texts = [text.decode() for each in group for text in each.written.texts]
+            encodings = iter(plain.encode_batch_fast(texts, add_special_tokens=False))
+            for each in group:
+                tokens = list(next(encodings).ids)
+                for markup in each.written.markup:
+                    tokens += [_markup_id(tokenizer, markup, parameters.family), *next(encodings).ids]
+                # A conversation may be written with its document's first and last token.
+                if tokens[: len(opening)] != opening:
+                    tokens = opening + tokens
+                if tokens[-1:] != [ids.eos]:
+                    tokens.append(ids.eos)
+                encoded.append(_Encoded(each.split, np.array(tokens, dtype), each.bytes))
         return Found(encoded, found.extra, found.left_out)
 
     return encode
+
+
+def _markup_id(tokenizer: Tokenizer, markup: str, family: str) -> int:
+    index: int | None = tokenizer.token_to_id(markup)
+    if index is None:
+        raise LichenError(
+            f"the tokenizer has no token {markup!r}, with which {family} writes a conversation; choose the "
+            "--family that the tokenizer belongs to"
+        )
+    return index
 
 
 def _groups(documents: list[Document]) -> Iterator[list[Document]]:
@@ -134,11 +152,11 @@ def _groups(documents: list[Document]) -> Iterator[list[Document]]:
     group: list[Document] = []
     size = 0
     for document in documents:
-        if group and size + len(document.text) > MAX_DOCUMENT_BYTES:
+        if group and size + document.bytes > MAX_DOCUMENT_BYTES:
             yield group
             group, size = [], 0
         group.append(document)
-        size += len(document.text)
+        size += document.bytes
     if group:
         yield group
 

@@ -8,10 +8,12 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lichen.data.formats import require_reader
 from lichen.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -28,7 +30,6 @@ from lichen.data.stream import Corpus, Progress, in_order
 from lichen.data.tokenizer import tokenizer_hash
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write
-from lichen.files.sealed import sha256_of
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ class _Preparation:
 
 
 def begin(
-    out: Path, parameters: Parameters, paths: Sequence[Path], workers: int, progress: Progress
+    out: Path, parameters: Parameters, paths: Mapping[Path, str | None], workers: int, progress: Progress
 ) -> Corpus:
     """Hash the sources and write the plan into `out`, or check that `out` holds the same plan already.
 
+    `paths`: the sources, each with what it is instead of a file, or None.
     A folder counts as taken once its tokenizer is there: a preparation that failed before that may be
     repeated with other parameters. Raises LichenError if `out` is taken by another preparation or other
     files, if the plan or the tokenizer is damaged, or if a source is not what it was.
@@ -148,25 +150,42 @@ def _read_sources(file: Path) -> dict[str, Source]:
 
 
 def _hash_sources(
-    paths: Sequence[Path], known: dict[str, Source], workers: int, progress: Progress
+    paths: Mapping[Path, str | None], known: dict[str, Source], workers: int, progress: Progress
 ) -> list[Source]:
     """Size, time and hash of each path; a `known` file of the same size and time is not read again."""
+    stopped = threading.Event()
 
-    def describe(path: Path) -> Source:
+    def describe(item: tuple[Path, str | None]) -> Source:
+        path, why_not = item
+        if why_not:
+            return Source(str(path), 0, 0, None, why_not)
         try:
             stat = path.stat()
+            require_reader(path)
             old = known.get(str(path))
             if old and (old.size, old.modified_ns) == (stat.st_size, stat.st_mtime_ns):
                 return dataclasses.replace(old, left_out=None)
-            return Source(str(path), stat.st_size, stat.st_mtime_ns, sha256_of(path))
-        except OSError:
-            return Source(str(path), 0, 0, None, "unreadable")
+            return Source(str(path), stat.st_size, stat.st_mtime_ns, _hash_of(path, stopped))
+        except OSError as error:
+            return Source(str(path), 0, 0, None, f"unreadable ({error.strerror})")
 
     sources: list[Source] = []
     first_of: dict[str | None, str] = {}
-    for _, source in in_order(describe, paths, workers):
-        if source.size and first_of.setdefault(source.sha256, source.path) != source.path:
-            source = dataclasses.replace(source, left_out="duplicate of another file")
-        sources.append(source)
-        progress("reading the sources", len(sources), len(paths))
+    try:
+        for _, source in in_order(describe, paths.items(), workers):
+            if source.size and first_of.setdefault(source.sha256, source.path) != source.path:
+                source = dataclasses.replace(source, left_out="duplicate of another file")
+            sources.append(source)
+            progress("reading the sources", len(sources), len(paths))
+    finally:
+        stopped.set()
     return sources
+
+
+def _hash_of(path: Path, stopped: threading.Event) -> str:
+    """SHA-256 of the content of `path`; a large one takes minutes, and nobody waits for it once `stopped`."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while (part := file.read(2**20)) and not stopped.is_set():
+            sha256.update(part)
+    return sha256.hexdigest()

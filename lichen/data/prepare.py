@@ -26,7 +26,7 @@ from lichen.data.manifest import (
     write_record,
 )
 from lichen.data.plan import begin, has_tokenizer, note_tokenizer
-from lichen.data.sources import find_files, require_readers
+from lichen.data.sources import find_files
 from lichen.data.stream import Corpus, Progress, merged, read_documents
 from lichen.data.tokenizer import (
     load_tokenizer,
@@ -90,8 +90,8 @@ def prepare(
     if workers is None:
         workers = getattr(os, "process_cpu_count", os.cpu_count)() or 1
     # A folder that is prepared into one of its own folders would otherwise grow with every run.
-    paths = [path for path in find_files(sources) if not path.is_relative_to(out.absolute())]
-    require_readers(paths)
+    found = find_files(sources)
+    paths = {path: why for path, why in found.items() if not path.is_relative_to(out.absolute())}
     with _to_itself(out):
         corpus = begin(out, parameters, paths, workers, progress)
         if not (out / MANIFEST_FILE).exists():
@@ -157,8 +157,9 @@ def _sample(corpus: Corpus) -> list[bytes]:
     read = partial(read_documents, parameters=corpus.parameters)
     for _, found in corpus.each("sampling text", read, Position()):
         left_out = merged([left_out, found.left_out])
-        for share, text, split in found.documents:
+        for share, written, split in found.documents:
             if split == "train":
+                text = b"\n".join(written.texts)  # markup is not learned
                 heapq.heappush(kept, (-share, text))
                 kept_bytes += len(text)
             else:

@@ -1,6 +1,7 @@
 """The sources as a stream of work, spread over threads: pieces of bounded size, each with its place."""
 
 import hashlib
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
+from lichen.data.conversation import Written
+from lichen.data.formats import Unreadable
 from lichen.data.manifest import LeftOut, Parameters, Position, Source, Split
-from lichen.data.sources import Record, Unreadable, documents, file_kind, read_records
+from lichen.data.sources import Record, documents, read_records
 from lichen.errors import LichenError
 
 # Source text in one piece of work.
@@ -45,12 +48,17 @@ class Found(Generic[T]):
 
 
 class Document(NamedTuple):
-    """`share` in [0, 1) depends on the text alone: splits and samples go by it, so equal documents are never
-    parted."""
+    """`share` in [0, 1) depends on what is written alone: splits and samples go by it, so equal documents are
+    never parted."""
 
     share: float
-    text: bytes
+    written: Written
     split: Split
+
+    @property
+    def bytes(self) -> int:
+        """Of its text, markup aside."""
+        return sum(map(len, self.written.texts))
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,7 @@ def read_work(sources: Sequence[Source], field: str, shard_bytes: int, start: Po
     for index, source in enumerate(sources[start.source :], start.source):
         for record in _records(source, field, start.record if index == start.source else 0):
             records.append((source, record))
-            work_bytes += _RECORD_BYTES
-            if not isinstance(record.payload, Unreadable):
-                work_bytes += len(record.payload)
+            work_bytes += _RECORD_BYTES + record.size
             ends_shard = bytes_in_shard + work_bytes >= shard_bytes
             if ends_shard or work_bytes >= _WORK_BYTES:
                 yield Work(records, Position(index, record.index + 1), ends_shard, done_bytes + record.end)
@@ -106,28 +112,29 @@ def _records(source: Source, field: str, start: int) -> Iterator[Record]:
 
 def read_documents(work: Work, parameters: Parameters) -> Found[Document]:
     """The documents of `work`, and what gave none and why."""
-    texts: list[bytes] = []
+    found: list[Written] = []
     extra = 0
     left_out: dict[str, LeftOut] = {}
     for source, record in work.records:
-        kind = file_kind(Path(source.path))
         try:
-            parts = documents(record, kind, parameters.field)
+            parts = documents(record, parameters.field, parameters.family)
         except Unreadable as reason:
             example = os.fsencode(source.path).decode(errors="replace")  # a name may not be UTF-8
-            if kind != "text":
+            if not record.of_text:
                 example += f":{record.index + 1}"
-            left_out = merged([left_out, {str(reason): LeftOut(1, (example,))}])
+            left_out[str(reason)] = left_out.get(str(reason), LeftOut()) + LeftOut(1, (example,))
             continue
-        texts += parts
+        found += parts
         # A long text file arrives cut already: its parts are records of their own.
-        extra += len(parts) - 1 + (kind == "text" and record.index > 0)
-    return Found([_document(text, parameters.validation_fraction) for text in texts], extra, left_out)
+        extra += len(parts) - 1 + (record.of_text and record.index > 0)
+    return Found([_document(written, parameters.validation_fraction) for written in found], extra, left_out)
 
 
-def _document(text: bytes, validation_fraction: float) -> Document:
+def _document(written: Written, validation_fraction: float) -> Document:
+    markup = (token.encode() for token in (*written.markup, ""))
+    text = b"".join(itertools.chain.from_iterable(zip(written.texts, markup, strict=True)))
     share = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
-    return Document(share, text, "validation" if share < validation_fraction else "train")
+    return Document(share, written, "validation" if share < validation_fraction else "train")
 
 
 def merged(reports: Iterable[dict[str, LeftOut]]) -> dict[str, LeftOut]:
@@ -145,15 +152,15 @@ def in_order(function: Callable[[Item], T], items: Iterable[Item], workers: int)
     They run a few items ahead, so memory holds a few per thread, whatever the number of items.
     """
     pending: deque[tuple[Item, Future[T]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                pending.append((item, pool.submit(function, item)))
-                if len(pending) > 2 * workers:
-                    first, result = pending.popleft()
-                    yield first, result.result()
-            while pending:
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            pending.append((item, pool.submit(function, item)))
+            if len(pending) > 2 * workers:
                 first, result = pending.popleft()
                 yield first, result.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while pending:
+            first, result = pending.popleft()
+            yield first, result.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C waits for nobody

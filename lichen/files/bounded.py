@@ -74,7 +74,11 @@ def as_object(value: Any, where: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, as_json(values))
+
+
+def as_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -71,6 +71,11 @@ def _find_damage(folder: Path, name: str, size: int, digest: str | None, manifes
     return None
 
 
+def vouched(content: bytes) -> dict[str, Any]:
+    """What a manifest says of a file with this content."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
 def sha256_of(path: Path) -> str:
     """Of the content of `path`, hexadecimal."""
     with path.open("rb") as file:

@@ -20,6 +20,8 @@ from lichen.data.tokenizer import (
 )
 from lichen.errors import LichenError
 from lichen.files.bounded import read_json
+from lichen.files.replace import former_of
+from lichen.files.sealed import find_damage
 from lichen.nn.transformer import Transformer
 from lichen.serve.formats import Weights, formats_for, load_in
 from lichen.weights.checkpoints import (
@@ -56,7 +58,6 @@ def open_model(folder: Path, device: torch.device, weights: Weights = "auto") ->
     together, or `device` cannot keep weights so.
     """
     model_folder = _model_folder(folder)
-    _check_exported_tokenizer(model_folder)
     spec = load_spec(model_folder)
     stored = spec.dtype
     checkpoint = model_folder.resolve().parent
@@ -110,6 +111,27 @@ def check_tokenizer(checkpoint: Path, manifest: Manifest) -> None:
         )
 
 
+def check_whole(folder: Path, contents: bool = True) -> None:
+    """Raise LichenError if `folder`, in the Hugging Face layout, is Lichen's own (an export, or the model of
+    a checkpoint) and not as it was written. Without `contents` only sizes are compared."""
+    mark, checkpoint = folder / EXPORT_MARK, folder.resolve().parent
+    if mark.exists():
+        said = read_json(mark)
+        if isinstance(said.get("files"), list):  # of an earlier version, which vouched for the tokenizer only
+            same = tokenizer_hash(folder) == said.get("tokenizer_hash")
+            reason = None if same else f"{TOKENIZER_FILE} is not the tokenizer that was exported"
+        else:
+            weights = (file.name for file in folder.glob("*.safetensors"))
+            reason = find_damage(folder, ("config.json", TOKENIZER_FILE, *weights), EXPORT_MARK, contents)
+        if reason:
+            raise LichenError(
+                f"{folder} is not as it was exported: {reason}. Export the run again, into another folder; "
+                f"or, if this was changed on purpose, remove {mark}"
+            )
+    elif is_checkpoint(checkpoint) and (reason := find_checkpoint_damage(checkpoint, contents)):
+        raise LichenError(f"{Damage(checkpoint, reason)}; name another checkpoint, or the run")
+
+
 def newest_checkpoint(run: Path) -> Path:
     """The newest checkpoint of `run` whose hashes hold; warns of newer ones that are damaged.
 
@@ -136,7 +158,15 @@ def newest_checkpoint(run: Path) -> Path:
 def _model_folder(folder: Path) -> Path:
     """The folder in the Hugging Face layout that `folder` is or holds."""
     if not folder.is_dir():
-        raise LichenError(f"there is no folder {folder}; name a run or a folder in the Hugging Face layout")
+        former = former_of(folder)
+        raise LichenError(
+            f"there is no folder {folder}; "
+            + (
+                f"an export that was cut short has left the former one as {former}: rename it back"
+                if former.is_dir()
+                else "name a run or a folder in the Hugging Face layout"
+            )
+        )
     if is_run(folder):
         read_versioned(folder / "run.json")
         checkpoint = newest_checkpoint(folder)  # whose hashes hold
@@ -144,27 +174,12 @@ def _model_folder(folder: Path) -> Path:
         return checkpoint / "model"
     if is_checkpoint(folder):
         read_versioned(folder / "state.json")
-        if reason := find_checkpoint_damage(folder):
-            raise LichenError(f"{Damage(folder, reason)}; name another checkpoint, or the run")
+        check_whole(folder / "model")
         return folder / "model"
     if not (folder / "config.json").is_file():
         raise LichenError(f"{folder} holds no model: it is not a run, and it has no config.json")
+    check_whole(folder)
     return folder
-
-
-def _check_exported_tokenizer(folder: Path) -> None:
-    """Raise LichenError if `folder` is an export whose tokenizer.json is no longer the model's own."""
-    mark = folder / EXPORT_MARK
-    if not mark.exists():
-        return
-    exported = read_json(mark).get("tokenizer_hash")
-    if exported is None:
-        raise LichenError(f"{mark} does not say which tokenizer the model has; export the run again")
-    if tokenizer_hash(folder) != exported:
-        raise LichenError(
-            f"{folder / TOKENIZER_FILE} is not the tokenizer that was exported with the model; export the "
-            "run again"
-        )
 
 
 def _published_end_ids(folder: Path, spec: ModelSpec) -> list[int]:

@@ -3,9 +3,10 @@
 It holds what `lichen.train.model_folder` writes, and
 
     README.md                                     what it is and how it was made
-    lichen.json                                   run, step, tokenizer and files of this export
+    lichen.json                                   run, step, tokenizer; size and SHA-256 of every file
 
-The folder is there as a whole or not at all.
+The folder is there as a whole or not at all. Its README.md is for people to write on; if any other file is
+not as it was written, Lichen does not open the folder (`lichen.serve.open`).
 """
 
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import torch
 import lichen
 from lichen.errors import LichenError
 from lichen.files.atomic import write_text
-from lichen.files.bounded import read_json, write_json
+from lichen.files.bounded import read_bytes, read_json
 from lichen.files.replace import whole_folder
+from lichen.files.sealed import seal, vouched
 from lichen.serve.open import EXPORT_MARK, check_tokenizer, newest_checkpoint
 from lichen.train.model_card import model_card
 from lichen.train.model_folder import write_model_folder
@@ -25,7 +27,8 @@ from lichen.train.run import open_run
 from lichen.weights.checkpoints import step_of
 from lichen.weights.load import load_model
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -52,21 +55,23 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
     with whole_folder(out) as building:
         model = load_model(checkpoint / "model")
         spec = write_model_folder(building, model, run, dtype, must_export=True)
-        write_text(building / "README.md", model_card(run, step, spec))
-        mark = {
+        card = model_card(run, step, spec)
+        said = {
             "format_version": FORMAT_VERSION,
             "lichen": lichen.__version__,
             "run": run.folder.resolve().name,
             "step": step,
             "tokenizer_hash": run.manifest.tokenizer_hash,
-            "files": sorted([EXPORT_MARK, *(file.name for file in building.iterdir())]),
+            CARD: vouched(card.encode()),
         }
-        write_json(building / EXPORT_MARK, mark)
+        seal(building, EXPORT_MARK, said)
+        write_text(building / CARD, card)
+        _check_replaceable(out)  # which may have changed meanwhile
     return Export(step, sum(file.stat().st_size for file in out.glob("*.safetensors")))
 
 
 def _check_replaceable(out: Path) -> None:
-    """Only what an earlier export wrote may be replaced."""
+    """Only what an earlier export wrote may be replaced, and nothing that somebody has edited since."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -76,12 +81,20 @@ def _check_replaceable(out: Path) -> None:
         return
     if EXPORT_MARK not in present:
         raise LichenError(f"{out} is not empty and not an earlier export; name another folder")
-    try:
-        ours = set(read_json(out / EXPORT_MARK)["files"])
-    except (LichenError, KeyError, TypeError) as error:
-        raise LichenError(f"{out / EXPORT_MARK} is damaged; name another folder, or remove {out}") from error
-    if foreign := sorted(present - ours):
+    said = read_json(out / EXPORT_MARK)
+    ours = said.get("files")
+    if not isinstance(ours, dict | list):  # a list of names: of earlier versions
+        raise LichenError(f"{out / EXPORT_MARK} is damaged; name another folder, or remove {out}")
+    if foreign := sorted(present - {*ours, CARD, EXPORT_MARK}):
         raise LichenError(
             f"{out} holds {foreign[0]}, which the earlier export did not write; move it away, or name "
             "another folder"
         )
+    if isinstance(ours, dict):
+        for name, wrote in {**ours, CARD: said.get(CARD)}.items():
+            file = out / name
+            if file.suffix != ".safetensors" and file.exists() and vouched(read_bytes(file)) != wrote:
+                raise LichenError(
+                    f"{file} is not as the earlier export wrote it, and would be lost; move it away, or name "
+                    "another folder"
+                )

@@ -94,11 +94,12 @@ def _take_steps(run: Run, console: Console, back_to: int | None) -> signal.Signa
                     _compare_metrics(checkpoint, log, progress)
                 while trainer.step < trainer.steps and stop.signal is None:
                     with _failures_explained(run, trainer.step + 1, checkpoint):
-                        metrics = _step(trainer)
-                        log.append(metrics)
-                        progress.update(metrics)
+                        metrics = trainer.train_step()
                         if checkpoint is not None and step_of(checkpoint) == metrics.step - 1:
                             _judge(checkpoint, metrics, run, progress)
+                        metrics = _with_what_is_due(metrics, trainer)
+                        log.append(metrics)
+                        progress.update(metrics)
                         if budget.is_due(trainer):
                             checkpoint, said = budget.decide(trainer, log)
                             progress.note(said)
@@ -155,10 +156,9 @@ def _judge(checkpoint: Path, metrics: StepMetrics, run: Run, progress: Progress)
         )
 
 
-def _step(trainer: Trainer) -> StepMetrics:
-    """One optimizer step and, where they are due after it, an evaluation and samples."""
+def _with_what_is_due(metrics: StepMetrics, trainer: Trainer) -> StepMetrics:
+    """The metrics of a step with those of an evaluation and samples, where they are due after it."""
     recipe = trainer.run.recipe
-    metrics = trainer.train_step()
     if _due(recipe.eval.every, trainer.step, trainer.steps) and (scores := evaluate(trainer)):
         metrics = replace(metrics, validation_loss=scores[0], bits_per_byte=scores[1])
     if recipe.sample.prompts and _due(recipe.sample.every, trainer.step, trainer.steps):

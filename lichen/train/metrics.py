@@ -27,6 +27,8 @@ from torch import Tensor
 
 from lichen.errors import LichenError
 from lichen.files.atomic import disk_errors, write_text
+from lichen.files.bounded import as_object, parse_json
+from lichen.files.scan import why_not_a_file
 from lichen.machine.accelerator import is_accelerator
 
 
@@ -163,18 +165,22 @@ def read_metrics(path: Path) -> list[StepMetrics]:
 
     Raises LichenError for any other line that is not a step's metrics.
     """
-    *lines, _torn = path.read_bytes().split(b"\n")
+    if why := why_not_a_file(path):
+        raise LichenError(f"{path} is {why}; a regular file is needed")
     metrics = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            if samples := values.get("samples"):
-                values["samples"] = tuple(Sample(**sample) for sample in samples)
-            metrics.append(StepMetrics(**values))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise LichenError(
-                f"{path}, line {number}, is not the metrics of a step ({error}); remove the line"
-            ) from error
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                values = as_object(parse_json(line, "its content"), "its content")
+                if samples := values.get("samples"):
+                    values["samples"] = tuple(Sample(**sample) for sample in samples)
+                metrics.append(StepMetrics(**values))
+            except (LichenError, TypeError) as error:
+                raise LichenError(
+                    f"{path}, line {number}, is not the metrics of a step ({error}); remove the line"
+                ) from error
     return metrics
 
 

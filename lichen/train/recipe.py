@@ -213,9 +213,14 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 def differences(ours: Recipe, theirs: Recipe) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, with both values."""
-    left, right = dict(_flat(ours.model_dump())), dict(_flat(theirs.model_dump()))
+    left, right = by_keys(ours), by_keys(theirs)
     both = ((key, (left.get(key), right.get(key))) for key in {**left, **right})
     return {key: values for key, values in both if values[0] != values[1]}
+
+
+def by_keys(recipe: Recipe) -> dict[str, Any]:
+    """All its values, by dotted keys."""
+    return dict(_flat(recipe.model_dump()))
 
 
 def is_fixed(key: str) -> bool:

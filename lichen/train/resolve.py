@@ -19,6 +19,7 @@ from lichen.optim import recipes
 from lichen.optim.qk_clip import require_clippable
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.table import Override, ParameterTable, parameter_table
+from lichen.serve.open import check_whole
 from lichen.train.recipe import Recipe, unknown_field
 
 
@@ -116,6 +117,7 @@ def _check_fit(recipe: Recipe, spec: ModelSpec, dataset: TokenDataset) -> None:
             f"{spec.max_position_embeddings}"
         )
     if recipe.model.weights is not None:
+        check_whole(Path(recipe.model.weights), contents=False)
         tokenizer = Path(recipe.model.weights) / "tokenizer.json"
         if tokenizer.exists() and tokenizer_hash(tokenizer) != dataset.manifest.tokenizer_hash:
             raise LichenError(

@@ -5,7 +5,8 @@ RUN/config.json     the model                    RUN/tensorboard/    the same, f
 RUN/tokenizer.json  its tokens                   RUN/checkpoints/    see `lichen.weights.checkpoints`
 RUN/data.json       the manifest of its data     RUN/report.html     written at the end
 RUN/run.json        format, machine, versions,   RUN/plots/          its figures
-                    what was fitted to it
+                    what was fitted to it,       RUN/set-aside-1/    what it had of later steps when it
+                    hashes of what is fixed                          went back, see `set_aside`
 RUN/lock            who trains, see `lichen.files.lock`
 
 Only training itself reads the data again: what has been trained can be used and exported without them.
@@ -13,8 +14,11 @@ Only training itself reads the data again: what has been trained can be used and
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,17 +31,26 @@ import lichen
 from lichen.arch.families import read_config, write_config
 from lichen.arch.families.fields import shown
 from lichen.arch.spec import ModelSpec
-from lichen.data.manifest import TOKENIZER_FILE, Manifest, write_record
+from lichen.data.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write, disk_errors
-from lichen.files.bounded import read_json, write_json
+from lichen.files.bounded import as_json, read_json, write_json
 from lichen.files.lock import LOCK_FILE, locked
+from lichen.files.sealed import find_damage, vouched
 from lichen.machine.precision import default_device, matmul_dtype
 from lichen.machine.rates import machine
 from lichen.ops.native import has_kernels
 from lichen.serve.open import DATA_FILE, DIVERGENCE_FILE, is_run, run_manifest
 from lichen.train.metrics import read_metrics
-from lichen.train.recipe import Recipe, cut_down, differences, is_fixed, read_recipe, write_recipe
+from lichen.train.recipe import (
+    Recipe,
+    by_keys,
+    cut_down,
+    differences,
+    is_fixed,
+    read_recipe,
+    write_recipe,
+)
 from lichen.train.resolve import resolve
 from lichen.weights.checkpoints import FORMAT_VERSION, list_checkpoints, read_versioned, step_of
 
@@ -51,9 +64,10 @@ class Run:
     manifest: Manifest
     """Of the data that the run began with."""
     facts: dict[str, Any]
-    """What run.json holds: format_version, lichen, started (ISO 8601), machine, and `fitted`: the dtype that
+    """What run.json holds: format_version, lichen, started (ISO 8601), machine; `fitted`: the dtype that
     train.dtype = "auto" is here, whether a CPU has our kernels, whose rounding is their own, and, once it is
-    decided, the number of steps within train.minutes."""
+    decided, the number of steps within train.minutes; `files` and `recipe`: size and SHA-256 of what the run
+    began with, and its recipe as it was last written. Earlier versions kept neither."""
 
     @property
     def tokenizer(self) -> Path:
@@ -80,7 +94,7 @@ class Run:
     def decided(self, steps: int) -> Run:
         """This run with so many steps within its train.minutes, which its folder keeps from now on."""
         facts = self.facts | {"fitted": self.facts["fitted"] | {"steps": steps}}
-        write_json(self.folder / "run.json", facts)
+        _write_facts(self.folder, facts)
         return replace(self, facts=facts, recipe=_fitted(self.recipe, facts))
 
     @property
@@ -108,7 +122,14 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
             "dtype": "bf16" if matmul_dtype(default_device()) == torch.bfloat16 else "fp32",
             "kernels": has_kernels(default_device()),
         },
+        "recipe": by_keys(recipe),
     }
+    contents = {
+        "config.json": as_json(write_config(spec)).encode(),
+        DATA_FILE: (dataset.folder / MANIFEST_FILE).read_bytes(),
+        TOKENIZER_FILE: dataset.tokenizer_path.read_bytes(),
+    }
+    facts["files"] = {name: vouched(content) for name, content in contents.items()}
     run = Run(folder, _fitted(recipe, facts), spec, dataset.manifest, facts)
     with locked(folder):
         if run.has_steps:
@@ -117,11 +138,10 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
         with disk_errors(folder):
             (folder / "recipe.toml").unlink(missing_ok=True)
             run.divergence.unlink(missing_ok=True)
-        write_json(folder / "run.json", facts)
-        write_json(folder / "config.json", write_config(spec))
-        write_record(folder / DATA_FILE, dataset.manifest)
-        with atomic_write(run.tokenizer) as file:
-            file.write(dataset.tokenizer_path.read_bytes())
+        _write_facts(folder, facts)
+        for name, content in contents.items():
+            with atomic_write(folder / name) as file:
+                file.write(content)
         write_recipe(recipe, folder / "recipe.toml")
     return run
 
@@ -129,15 +149,23 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
 def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     """The run in `folder`, with `overrides` applied to its recipe and kept there.
 
-    Raises LichenError for a folder that is not a run, is of a newer Lichen, or is asked to change what
-    cannot change once a run has begun, or while another process trains there.
+    Raises LichenError for a folder that is not a run, is of a newer Lichen, or is no longer what it began
+    with, when it is asked to change what cannot change once a run has begun, and while another process trains
+    there.
     """
     if not is_run(folder):
         raise LichenError(f"{folder} is not a run; it has no recipe.toml and run.json")
-    facts = {"fitted": {}} | read_versioned(folder / "run.json")  # which earlier versions did not keep
-    spec = read_config(read_json(folder / "config.json"))
-    manifest = run_manifest(folder)
-    recipe = _changed_recipe(folder, overrides) if overrides else read_recipe(folder / "recipe.toml")
+    facts = _read_facts(folder)
+    if "files" in facts and (reason := find_damage(folder, (), "run.json")):
+        raise LichenError(
+            f"{folder} is not as the run began: {reason}. Bring the file back from a copy, or begin a new "
+            f"run: lichen train {folder / 'recipe.toml'} --out ANOTHER"
+        )
+    spec, manifest = read_config(read_json(folder / "config.json")), run_manifest(folder)
+    recipe = read_recipe(folder / "recipe.toml")
+    _compare_recipe(recipe, facts, folder / "recipe.toml")
+    if overrides:
+        recipe, facts = _changed_recipe(folder, overrides)
     return Run(folder, _fitted(recipe, facts), spec, manifest, facts)
 
 
@@ -174,6 +202,40 @@ def _is_ours(folder: Path) -> bool:
     return names <= {LOCK_FILE} or names >= {LOCK_FILE, "run.json"}
 
 
+def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    write_json(folder / "run.json", facts | {"sha256": _digest(facts)})
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    facts = {"fitted": {}} | read_versioned(folder / "run.json")  # which earlier versions did not keep
+    if facts.pop("sha256", None) not in (None, _digest(facts)):
+        raise LichenError(
+            f"{folder / 'run.json'} is damaged: it does not have the hash that it names; bring it back from "
+            "a copy"
+        )
+    return facts
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _compare_recipe(recipe: Recipe, facts: dict[str, Any], file: Path) -> None:
+    """Tell what has been edited in the recipe of a run since Lichen wrote it, and refuse what cannot change.
+    The data may have moved: whether they are still the same is seen when they are opened."""
+    now = by_keys(recipe)
+    for key, wrote in facts.get("recipe", {}).items():
+        if (value := now.get(key)) == wrote:
+            continue
+        told = f"{file}: {key} is {shown(value)} and was {shown(wrote)}"
+        if is_fixed(key) and key != "data.path":
+            raise LichenError(
+                f"{told} when the run began; write that again: the run's weights and place in the data "
+                "depend on it"
+            )
+        warnings.warn(f"{told} when it was written; it counts as it is", stacklevel=3)
+
+
 def _fitted(recipe: Recipe, facts: dict[str, Any]) -> Recipe:
     """The recipe with what it leaves to the machine as it was decided when the run began."""
     train, fitted = recipe.train, facts["fitted"]
@@ -184,7 +246,7 @@ def _fitted(recipe: Recipe, facts: dict[str, Any]) -> Recipe:
     return recipe
 
 
-def _changed_recipe(folder: Path, overrides: Sequence[str]) -> Recipe:
+def _changed_recipe(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
     path = folder / "recipe.toml"
     with locked(folder):
         changed = read_recipe(path, overrides)
@@ -200,7 +262,11 @@ def _changed_recipe(folder: Path, overrides: Sequence[str]) -> Recipe:
                     "instead, such as train.steps=800"
                 )
         write_recipe(changed, path)
-    return changed
+        facts = _read_facts(folder)
+        if "recipe" in facts:
+            facts["recipe"] = by_keys(changed)
+            _write_facts(folder, facts)
+    return changed, facts
 
 
 def _same_run(run: Run, recipe: Recipe, spec: ModelSpec) -> Run:

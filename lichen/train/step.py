@@ -215,6 +215,11 @@ def _open_data(run: Run) -> TokenDataset:
             f"the data in {dataset.folder} have another tokenizer than the run {run.folder}; prepare them "
             f"again with --tokenizer {run.tokenizer}"
         )
+    if dataset.manifest.shards != run.manifest.shards:
+        raise LichenError(
+            f"the data in {dataset.folder} are not those that the run {run.folder} began with; write the "
+            f"path of those into {run.folder / 'recipe.toml'}, or begin a new run"
+        )
     return dataset
 
 

@@ -128,9 +128,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
 
 
-def find_checkpoint_damage(path: Path) -> str | None:
-    """Why the checkpoint `path` cannot be trusted, or None if its every byte is as written."""
-    return find_damage(path, _NEEDED)
+def find_checkpoint_damage(path: Path, contents: bool = True) -> str | None:
+    """Why the checkpoint `path` cannot be trusted, or None if its every byte is as written. Without
+    `contents` only sizes are compared."""
+    weights = (f"model/{file.name}" for file in path.glob("model/*.safetensors"))
+    return find_damage(path, (*_NEEDED, *weights), contents=contents)
 
 
 def newest_good(folder: Path, proved: bool = False) -> tuple[Path | None, list[Damage]]:

@@ -108,11 +108,12 @@ def test_formats_mix_and_markup_in_text_stays_text(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_counted_with_reason_and_example(tmp_path: Path) -> None:
     source = write_corpus(tmp_path / "corpus", 8)
-    (source / "bad.py").write_bytes(b"\xff\xfe")
+    (source / "bad.py").write_bytes(b"\xfc\xfe")
     (source / "empty.py").write_text("")
     (source / "copy.py").write_bytes((source / "0003.py").read_bytes())
     (source / "binary").write_bytes(b"\0\0")
     (source / "dangling").symlink_to("nowhere")
+    os.mkfifo(source / "pipe")
     (source / "rows.jsonl").write_text('{"text": "fine"}\n{}\nnonsense\n')
     (source / "long.txt").write_text("a line\n" * 300_000)
     manifest = prepare([str(source)], tmp_path / "out", vocab_size=300, workers=2)
@@ -121,7 +122,8 @@ def test_what_is_left_out_is_counted_with_reason_and_example(tmp_path: Path) -> 
         "empty": (1, f"{source}/empty.py"),
         "duplicate of another file": (1, f"{source}/copy.py"),
         "binary (holds NUL bytes)": (1, f"{source}/binary"),
-        "unreadable": (1, f"{source}/dangling"),
+        "a link that leads nowhere": (1, f"{source}/dangling"),
+        "a FIFO": (1, f"{source}/pipe"),
         "no field 'text'": (1, f"{source}/rows.jsonl:2"),
         "not JSON": (1, f"{source}/rows.jsonl:3"),
     }

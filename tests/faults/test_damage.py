@@ -14,9 +14,10 @@ from tests.faults.harness import DAMAGES as KINDS
 from tests.faults.harness import Digest, Lichen, copy_of, digest_of
 
 WEIGHTS = ("*.safetensors", "config.json", "tokenizer.json", "generation_config.json")
+SOURCES = "{template}/sources"  # known to the prepared data by its whole path
 READERS: dict[str, tuple[list[str], tuple[str, ...], str, str]] = {
     "train data": (["train", "tiny.toml", "--out", "run"], ("data", "tiny.toml"), "data", "run"),
-    "prepare again": (PREPARE, ("sources", "data"), "data", "data"),
+    "prepare again": ([each.replace("sources", SOURCES) for each in PREPARE], ("data",), "data", "data"),
     "inspect": (["data", "inspect", "data"], ("data",), "data", ""),
     "train again": (["train", "run"], ("data", "half -> run"), "run", "run"),
     "export": (["export", "run", "out"], ("run",), "run", "out"),
@@ -32,8 +33,6 @@ READERS: dict[str, tuple[list[str], tuple[str, ...], str, str]] = {
     "doctor export": (["doctor", "export"], ("export",), "export", ""),
 }
 """What a command reads: its arguments, what it needs, the folder that is damaged, and the one it writes."""
-
-NOBODY_READS = ("README.md", "report.html", "lock", "train.log", "diverged.txt")
 
 
 def damages() -> Iterator[tuple[str, int]]:
@@ -55,7 +54,7 @@ def undamaged(lichen: Lichen, template: Path, tmp_path_factory: pytest.TempPathF
     results = {}
     for name, (arguments, needs, _, writes) in READERS.items():
         world = copy_of(template, tmp_path_factory.mktemp("undamaged") / "world", needs)
-        done = lichen.run(world, arguments)
+        done = lichen.run(world, [each.format(template=template) for each in arguments])
         assert done.status == 0, done.said
         results[name] = result(world, writes, done.said)
     return results
@@ -75,7 +74,7 @@ def test_damage(
     damage = chance.choice(KINDS)
     damage(path, chance)
     what = f"{damage.__name__} {path.relative_to(world)}"
-    done = lichen.run(world, arguments)
+    done = lichen.run(world, [each.format(template=template) for each in arguments])
     done.require_words()
     names = [part.name for part in (path, *path.parents) if part.is_relative_to(world / damaged)]
     if done.status == 0 and not any(name in done.said for name in names[:1]):

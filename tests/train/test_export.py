@@ -17,7 +17,7 @@ from lichen.data.prepare import prepare
 from lichen.errors import LichenError
 from lichen.files.sealed import seal
 from lichen.serve.generate import generate
-from lichen.serve.open import open_model
+from lichen.serve.open import check_whole, open_model
 from lichen.serve.sampling import SamplingParams
 from lichen.train import export as export_module
 from lichen.train import model_folder
@@ -201,6 +201,48 @@ def test_an_export_is_replaced_by_the_next(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_of_an_export_only_the_readme_may_be_edited(exports, tmp_path):
+    """Everything else is what `lichen.json` says to the last bit, also where weights are trained on."""
+    out = shutil.copytree(exports["llama"], tmp_path / "out")
+    with (out / "README.md").open("a") as file:
+        file.write("My model.")
+    check_whole(out)
+    files = sorted(path for path in out.iterdir() if path.name not in ("README.md", "lichen.json"))
+    assert len(files) == 6
+    for file in files:
+        wrote = file.read_bytes()
+        file.write_bytes(bytes([*wrote[:-2], wrote[-2] ^ 1, wrote[-1]]))
+        check_whole(out, contents=False)
+        with pytest.raises(LichenError, match=f"not as it was exported: {file.name}"):
+            open_model(out, CPU)
+        with pytest.raises(LichenError, match=f"not as it was exported: {file.name}"):
+            check_whole(out)
+        file.write_bytes(wrote[:-1])
+        with pytest.raises(LichenError, match=f"not as it was exported: {file.name}"):
+            check_whole(out, contents=False)
+        file.write_bytes(wrote)
+
+
+@pytest.mark.parametrize("name", ["README.md", "chat_template.jinja"])
+def test_what_somebody_has_edited_is_not_replaced(run, tmp_path, name):
+    out = tmp_path / "out"
+    export_run(run.folder, out)
+    (out / name).write_text("years of work")
+    with pytest.raises(LichenError, match=rf"{name} is not as the earlier export wrote it"):
+        export_run(run.folder, out)
+    assert (out / name).read_text() == "years of work"
+    (out / name).rename(tmp_path / name)
+    os.truncate(out / "model.safetensors", 9)  # what nobody edits
+    export_run(run.folder, out)
+    check_whole(out)
+
+
+def test_a_former_export_that_lies_hidden_is_named(exports, tmp_path):
+    former = shutil.copytree(exports["llama"], tmp_path / ".out.previous")
+    with pytest.raises(LichenError, match=f"no folder {tmp_path / 'out'}; .* the former one as {former}"):
+        open_model(tmp_path / "out", CPU)
+
+
 @pytest.mark.parametrize("exported", [False, True])
 def test_what_is_not_an_export_is_not_replaced(run, tmp_path, exported):
     out = tmp_path / "out"
@@ -310,6 +352,14 @@ def as_earlier_versions_wrote_it(run):
     return model
 
 
+def as_earlier_runs(run):
+    """Its run.json vouches for nothing."""
+    facts = json.loads((run / "run.json").read_bytes())
+    for key in ("files", "recipe", "sha256"):
+        del facts[key]
+    (run / "run.json").write_text(json.dumps(facts))
+
+
 def rewrite(file, **values):
     file.write_text(json.dumps({**json.loads(file.read_bytes()), **values}))
 
@@ -349,6 +399,7 @@ def test_what_a_newer_version_wrote_is_not_opened(run):
 def test_an_end_that_is_no_token_is_refused(exports, tmp_path, end):
     out = shutil.copytree(exports["llama"], tmp_path / "out")
     rewrite(out / "generation_config.json", eos_token_id=end)
+    (out / "lichen.json").unlink()  # a folder like any other
     with pytest.raises(LichenError, match=r"generation_config\.json: eos_token_id is .*a token id or a list"):
         open_model(out, CPU)
 
@@ -393,7 +444,7 @@ def test_a_damaged_checkpoint_is_not_opened(run):
 
 def test_another_tokenizer_than_the_runs_is_noticed(run, runs, tmp_path):
     shutil.copyfile(runs["llama"].tokenizer, run.tokenizer)
-    with pytest.raises(LichenError, match="not the tokenizer that the run began with"):
+    with pytest.raises(LichenError, match=r"not as the run began: tokenizer\.json"):
         export_run(run.folder, tmp_path / "out")
 
 
@@ -402,11 +453,16 @@ def test_an_export_with_another_tokenizer_is_refused(run, exports, tmp_path):
     export_run(run.folder, out)
     open_model(out, CPU)
     shutil.copyfile(exports["llama"] / "tokenizer.json", out / "tokenizer.json")
-    with pytest.raises(LichenError, match="not the tokenizer that was exported with the model"):
-        open_model(out, CPU)
-    (out / "lichen.json").write_text("{}")
-    with pytest.raises(LichenError, match="does not say which tokenizer"):
-        open_model(out, CPU)
+    for mark, told in (
+        (None, "tokenizer.json has .* bytes"),
+        ({"files": ["tokenizer.json"], "tokenizer_hash": run.manifest.tokenizer_hash}, ".*not the tokenizer"),
+        ({"files": {}}, "lichen.json does not list config.json"),
+        ({}, "lichen.json does not list the files"),
+    ):
+        if mark is not None:
+            (out / "lichen.json").write_text(json.dumps(mark))
+        with pytest.raises(LichenError, match=f"not as it was exported: {told}.*Export the run again"):
+            open_model(out, CPU)
 
 
 def test_a_checkpoint_of_a_run_with_another_tokenizer_is_noticed(run, runs, tmp_path):
@@ -417,8 +473,8 @@ def test_a_checkpoint_of_a_run_with_another_tokenizer_is_noticed(run, runs, tmp_
 
 
 def test_a_model_that_transformers_would_compute_differently_is_not_exported(run, tmp_path):
-    config = run.folder / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "scoring_func": "softmax"}))
+    rewrite(run.folder / "config.json", scoring_func="softmax")
+    as_earlier_runs(run.folder)
     with pytest.raises(LichenError, match="softmax"):
         export_run(run.folder, tmp_path / "out")
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from lichen.errors import LichenError
+from lichen.serve.open import newest_checkpoint
 from lichen.train.loop import train
 from lichen.train.metrics import TIMINGS, read_metrics
 from lichen.train.run import Run, open_run, start_run
@@ -248,6 +249,117 @@ def test_a_report_that_cannot_be_drawn_does_not_spoil_the_run(run: Run, console:
     assert not (run.folder / "report.html").exists()
     assert train(run, console) is None
     assert (run.folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize("lr", [10, 1e5, 1e38])
+def test_an_update_that_ruins_the_weights_costs_the_steps_since_the_last_proved_checkpoint(
+    make_recipe, tmp_path: Path, console: Console, monkeypatch, lr: float
+):
+    """It is saved before the loss that it leads to is seen, and with it the sound one might have gone."""
+    flat = ("checkpoint.every=1", "checkpoint.keep=2", "schedule.kind=constant", "schedule.decay_steps=0")
+    quiet = ("eval.every=0", "sample.prompts=[]")
+    calm = start_run(make_recipe("train.steps=5", *flat, *quiet), tmp_path / "calm")
+    train(calm, console)
+    run = start_run(make_recipe("train.steps=5", *flat, *quiet), tmp_path / "run")
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda trainer: os.kill(os.getpid(), signal.SIGINT))
+        train(run, console)
+    with pytest.raises(LichenError, match=r"nan|inf") as stop:
+        train(open_run(run.folder, [f"optimizer.lr={lr}", "train.steps=50"]), console)
+    proved = run.checkpoints / "step-00000003"
+    assert f"The last proved checkpoint is {proved}: go on from there" in str(stop.value)
+    assert f"--from 3 optimizer.lr={lr / 10:g}" in str(stop.value)
+    assert newest_checkpoint(run.folder) == proved  # what is sampled and exported
+    ruined = [path.name for path in list_checkpoints(run.checkpoints) if path != proved]
+    for path in list_checkpoints(run.checkpoints):
+        for tensor in load_file(path / "model" / "model.safetensors").values():
+            assert bool(tensor.isfinite().all())
+
+    train(open_run(run.folder, ["optimizer.lr=0.01", "train.steps=5"]), console)
+    assert_same_outcome(run, calm)
+    aside = run.folder / "set-aside-1"
+    assert f"what the run had of later steps than 3 is now in {aside}" in console.export_text()
+    assert sorted(path.name for path in aside.iterdir()) == ["diverged.txt", "metrics.jsonl", *ruined]
+    assert len(read_metrics(aside / "metrics.jsonl")) > 3
+
+
+def test_a_run_that_is_ruined_from_the_start_begins_again(make_recipe, tmp_path: Path, console: Console):
+    calm = start_run(make_recipe("checkpoint.every=1"), tmp_path / "calm")
+    train(calm, console)
+    run = start_run(make_recipe("checkpoint.every=1", "optimizer.lr=1e38"), tmp_path / "run")
+    with pytest.raises(LichenError, match=r"No checkpoint is proved yet: go on from the beginning"):
+        train(run, console)
+    with pytest.raises(LichenError, match="diverged before a checkpoint was proved"):
+        newest_checkpoint(run.folder)
+    train(open_run(run.folder, ["optimizer.lr=0.01"]), console)
+    assert_same_outcome(run, calm)
+
+
+def test_going_back_sets_aside_what_came_later(make_recipe, tmp_path: Path, console: Console):
+    calm = start_run(make_recipe("checkpoint.every=1", "checkpoint.keep=9"), tmp_path / "calm")
+    train(calm, console)
+    run = start_run(make_recipe("checkpoint.every=1", "checkpoint.keep=9"), tmp_path / "run")
+    train(run, console)
+    train(open_run(run.folder, ["optimizer.lr=0.05"]), console, back_to=2)
+    assert (run.folder / "set-aside-1" / "step-00000006").is_dir()
+    assert outcome(run) != outcome(calm)
+    train(open_run(run.folder, ["optimizer.lr=0.01"]), console, back_to=2)
+    assert_same_outcome(run, calm)
+    train(run, console, back_to=0)
+    assert_same_outcome(run, calm)
+    assert sorted(path.name for path in run.folder.glob("set-aside-*/step-00000001")) == ["step-00000001"]
+    with pytest.raises(LichenError, match=r"no checkpoint of step 7; there are: 1, 2, 3, 4, 5, 6"):
+        train(run, console, back_to=7)
+
+
+@pytest.mark.parametrize("where", ["weights", "optimizer", "evaluation", "samples"])
+def test_what_is_no_number_after_a_step_is_not_saved(run: Run, console: Console, monkeypatch, where: str):
+    def spoil(trainer: Trainer) -> None:
+        take = trainer.optimizer.step
+
+        def step(**arguments) -> None:
+            take(**arguments)
+            weight = trainer.model.lm_head.weight
+            tensor = weight.data if where != "optimizer" else trainer.optimizer.state[weight]["exp_avg"]
+            tensor[0, 0] = float("inf" if number == 4 else "nan")
+
+        trainer.optimizer.step = step
+
+    number = {"evaluation": 3, "samples": 3}.get(where, 4)  # where they are due
+    if where == "samples":
+        monkeypatch.setattr("lichen.train.loop.evaluate", lambda trainer: None)
+    with monkeypatch.context() as patch:
+        at_step(patch, number, spoil)
+        with pytest.raises(LichenError, match=rf"step {number}: .*step-00000002") as stop:
+            train(run, console)
+    for words in {
+        "weights": "lm_head.weight has numbers in it that are not finite",
+        "optimizer": "lm_head.weight.exp_avg has numbers",
+        "evaluation": "the validation loss is",
+        "samples": "output is not a number",
+    }[where].split("  "):
+        assert words in str(stop.value)
+    assert newest_good(run.checkpoints) == (run.checkpoints / "step-00000002", [])
+    assert run.divergence.read_text().startswith(f"step {number}: ")
+    assert train(run, console) is None
+
+
+def test_metrics_that_were_cut_are_noticed(run: Run, console: Console, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda trainer: os.kill(os.getpid(), signal.SIGINT))
+        train(run, console)
+    wrote = run.metrics.read_text()
+    assert "is not as it was" not in console.export_text(clear=False)
+    lines = wrote.splitlines(keepends=True)
+    for lines_left in (lines[:3], lines[1:], []):
+        run.metrics.write_text("".join(lines_left))
+        with monkeypatch.context() as patch:
+            at_step(patch, 6, lambda trainer: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                train(run, console)
+        said = console.export_text()
+        assert f"{run.metrics} is not as it was at step 5" in said
+        assert f"{len(lines_left)} lines and had 5" in said
 
 
 def test_a_nan_stops_the_run_and_names_the_last_good_checkpoint(run: Run, console: Console, monkeypatch):

@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,15 +169,52 @@ def test_a_newer_format_is_refused(make_recipe, tmp_path: Path):
         open_run(run.folder)
 
 
+def _flip_a_digit(file: Path) -> None:
+    content = file.read_text()
+    place = re.search(r"\d", content).start()
+    file.write_text(f"{content[:place]}{int(content[place]) ^ 1}{content[place + 1 :]}")
+
+
 @pytest.mark.parametrize(
-    ("name", "message"), [("data.json", "manifest.json"), ("tokenizer.json", "tokenizer")]
+    "damage", [lambda file: file.write_text("{}"), Path.unlink, _flip_a_digit], ids=["empty", "gone", "digit"]
 )
-def test_a_damaged_file_of_the_run_is_named(make_recipe, tmp_path: Path, name: str, message: str):
+@pytest.mark.parametrize("name", ["config.json", "data.json", "tokenizer.json", "run.json"])
+def test_a_damaged_file_of_the_run_is_named(make_recipe, tmp_path: Path, name: str, damage):
     run = start_run(make_recipe(), tmp_path / "run")
-    for damage in (lambda file: file.write_text("{}"), Path.unlink):
-        damage(run.folder / name)
-        with pytest.raises(LichenError, match=rf"{name}.*{message}"):
-            open_run(run.folder)
+    damage(run.folder / name)
+    with pytest.raises(LichenError, match=name):
+        open_run(run.folder)
+
+
+def test_a_hand_edit_of_the_recipe_is_told_or_refused(make_recipe, tmp_path: Path):
+    run = start_run(make_recipe(), tmp_path / "run")
+    recipe = run.folder / "recipe.toml"
+    wrote = recipe.read_text()
+    recipe.write_text(wrote.replace("lr = 0.01\n", "lr = 0.02\n"))
+    with pytest.warns(UserWarning, match=r"recipe\.toml: optimizer\.lr is 0\.02 and was 0\.01"):
+        assert open_run(run.folder).recipe.optimizer.lr == 0.02
+    for old, new, key in (
+        ("seq_len = 64", "seq_len = 32", "train.seq_len"),
+        ("rope_theta = 10000.0", "rope_theta = 10001.0", "model.config.rope_theta"),
+        ('recipe = "muonclip"', 'recipe = "muon"', "optimizer.recipe"),
+    ):
+        assert old in wrote
+        recipe.write_text(wrote.replace(old, new))
+        for overrides in ([], ["optimizer.lr=0.03"]):
+            with pytest.raises(LichenError, match=rf"{key} is .* and was .* when the run began"):
+                open_run(run.folder, overrides)
+    recipe.write_text(wrote)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_run(run.folder, ["optimizer.lr=0.03"]) == open_run(run.folder)
+
+
+def test_runs_of_earlier_versions_open(make_recipe, tmp_path: Path):
+    run = start_run(make_recipe(), tmp_path / "run")
+    facts = {key: value for key, value in run.facts.items() if key not in ("files", "recipe")}
+    (run.folder / "run.json").write_text(json.dumps(facts))
+    assert open_run(run.folder, ["optimizer.lr=0.03"]).recipe.optimizer.lr == 0.03
+    assert open_run(run.folder).facts == facts
 
 
 def test_overrides_of_a_run_are_kept_unless_it_depends_on_the_old_value(make_recipe, tmp_path: Path):

@@ -1,0 +1,452 @@
+"""What a file holds, found from its content, and its records, read in bounded memory whatever its size.
+
+A name is a claim that the content has to keep: what is called .json, .csv, .parquet or .gz and is not that is
+left out with the reason, never read as one raw text. CSV alone has no mark of its own and goes by its name.
+"""
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import json
+import lzma
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any, Literal
+
+from lichen.errors import LichenError
+
+# A longer text becomes several documents, cut at line ends: no context reaches across a mebibyte, and
+# encoding takes a hundred times the memory of the text.
+MAX_DOCUMENT_BYTES = 2**20
+# A record of JSON or CSV that is longer is left out.
+MAX_RECORD_BYTES = 2**26
+# So much of a file shows what it is.
+_HEAD_BYTES = 2**16
+# Rows are read so many bytes at a time, if one is not larger.
+_BATCH_BYTES = 2**22
+# Of one column of a row group in Parquet, which may be a single page, and is held twice.
+_MOST_COLUMN_BYTES = 2**31
+
+Kind = Literal["text", "jsonl", "json", "csv", "parquet", "arrow"]
+Payload = str | bytes | list[Any]
+"""The text of a record, or its messages."""
+
+
+class Unreadable(Exception):
+    """A record, or the rest of a file, that gives no text. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How to read a file. `encoding` of its text: UTF-8 but for a byte order mark that says otherwise."""
+
+    compression: str | None
+    encoding: str
+    kind: Kind
+
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
+_COMPRESSED_NAMES = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bzip2", ".xz": "xz"}
+_KIND_NAMES: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+_ARROW_STREAM = b"\xff\xff\xff\xff"
+_TABLES: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow", _ARROW_STREAM: "arrow"}
+_NOT_READ = {
+    b"PK\x03\x04": "a ZIP archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"%PDF-": "PDF",
+    b"SQLite format 3\0": "an SQLite database",
+    b"\x89HDF": "HDF5",
+    b"Obj\x01": "Avro",
+    b"\x93NUMPY": "a NumPy array",
+}
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+}
+
+
+def form_of(path: Path) -> Form:
+    """How `path` is to be read. Raises Unreadable with the reason why it cannot be, LichenError if a library
+    for it is not installed, and what reading a damaged file raises."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    named_compression = _COMPRESSED_NAMES.get(suffixes[-1]) if suffixes else None
+    named = (
+        _KIND_NAMES.get(suffixes[-1 - bool(named_compression)])
+        if suffixes[bool(named_compression) :]
+        else None
+    )
+    with path.open("rb") as raw:
+        compression = _starting(_COMPRESSED, raw.read(8))
+        if named_compression and compression != named_compression:
+            raise Unreadable(f"damaged or unreadable (not {named_compression}, as its name says)")
+        raw.seek(0)
+        with _decompressed(raw, compression, path) as file:
+            head = file.read(_HEAD_BYTES)
+    if table := _starting(_TABLES, head):
+        if compression:
+            raise Unreadable(f"{table} within {compression}; unpack it")
+        return Form(None, "", table)
+    if named in ("parquet", "arrow"):
+        raise Unreadable(f"damaged or unreadable (not {named}, as its name says)")
+    if what := _starting(_NOT_READ, head) or ("a tar archive" if head[257:262] == b"ustar" else None):
+        raise Unreadable(f"{what}; unpack or convert it")
+    encoding = _starting(_MARKS, head) or _without_mark(head)
+    text = head.decode(encoding, errors="ignore")
+    kind = "csv" if named == "csv" else _json_kind(text, len(head) < _HEAD_BYTES, named is not None) or "text"
+    return Form(compression, encoding, kind)
+
+
+def _starting(known: dict[bytes, Any], head: bytes) -> Any:
+    return next((what for start, what in known.items() if head.startswith(start)), None)
+
+
+def _without_mark(head: bytes) -> str:
+    """UTF-16 shows in many zeros, all at odd or all at even places, and in being text when it is read so."""
+    head = head[:512]
+    zeros = [place % 2 for place, byte in enumerate(head) if not byte]
+    if len(set(zeros)) == 1 and len(zeros) >= len(head) // 8:
+        encoding = "utf-16-le" if zeros[0] else "utf-16-be"
+        if "".join(head.decode(encoding, errors="ignore").split()).isprintable():
+            return encoding
+    return "utf-8"
+
+
+def _json_kind(head: str, whole: bool, named: bool) -> Literal["json", "jsonl"] | None:
+    """Whether a file that begins with `head`, or is it (`whole`), is JSON, by line or not.
+
+    One that is not `named` so has to begin with an object or an array of them, as texts hardly do.
+    """
+    head = head.lstrip()
+    first, newline, rest = head.partition("\n")
+    try:
+        value, end = json.JSONDecoder().raw_decode(first)
+    except (ValueError, RecursionError) as error:
+        if not newline and not whole:  # a line that goes on
+            spread = first.startswith("[")
+        else:  # broken, or the first line of several
+            spread = isinstance(error, json.JSONDecodeError) and error.pos >= len(first.rstrip())
+        if named or (_BEGINS_OBJECT.match(head) and (not whole or _is_objects(head))):
+            return "json" if spread or first.startswith("[") else "jsonl"
+        return None
+    if first[end:].strip():
+        return "jsonl" if named else None
+    objects = value if isinstance(value, list) else [value]
+    if not named and not (objects and all(each and isinstance(each, dict) for each in objects)):
+        return None
+    return "json" if isinstance(value, list) and not rest.lstrip().startswith("[") else "jsonl"
+
+
+_BEGINS_OBJECT = re.compile(r'\[?\s*\{\s*"(?:[^"\\]|\\.)*"\s*:')
+
+
+def _is_objects(text: str) -> bool:
+    return not any(isinstance(each, Unreadable) for each in _json_values(io.StringIO(text)))
+
+
+# ------------------------------------------------------------------------------------------ records
+
+
+def read_payloads(path: Path, form: Form, field: str) -> Iterator[tuple[Payload | Unreadable, int]]:
+    """What is at `field` of each record of `path`, with how many bytes of the file have been read by then; of
+    a text, parts of up to MAX_DOCUMENT_BYTES.
+
+    A file that cannot be read to its end ends with an Unreadable, or raises it or what reading raises.
+    """
+    if form.kind in ("parquet", "arrow"):
+        read = _parquet_rows if form.kind == "parquet" else _arrow_rows
+        for row, end in read(path, field):
+            yield _found(row, field), end
+        return
+    with path.open("rb") as raw, _decompressed(raw, form.compression, path) as packed:
+        file = _as_utf8(packed, form.encoding)
+        if form.kind == "text":
+            payloads: Iterator[Payload | Unreadable] = text_parts(file)
+        elif form.kind == "jsonl":
+            payloads = (_found(line, field, _parsed) for line in _lines(file))
+        elif form.kind == "json":
+            text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
+            payloads = (_found(value, field) for value in _json_values(text))
+        else:
+            text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
+            payloads = _csv_column(text, field)
+        for payload in payloads:
+            yield payload, raw.tell()
+
+
+def _found(
+    record: Any, field: str, parse: Callable[[Any], Any] = lambda value: value
+) -> Payload | Unreadable:
+    try:
+        if isinstance(record, Unreadable):
+            raise record
+        return _at(parse(record), field)
+    except Unreadable as reason:
+        return reason
+
+
+def _at(record: Any, field: str) -> Payload:
+    """The text or the messages at `field` of a record, `a.b` being b in a. A record may be a text itself."""
+    if isinstance(record, str):
+        return record
+    names = [field] if isinstance(record, dict) and field in record else field.split(".")
+    for name in names:
+        if not isinstance(record, dict) or name not in record:
+            raise Unreadable(f"no field {field!r}")
+        record = record[name]
+    if not isinstance(record, str | list):
+        raise Unreadable(f"field {field!r} is not text")
+    return record
+
+
+def text_parts(file: IO[bytes]) -> Iterator[bytes]:
+    """Parts of up to MAX_DOCUMENT_BYTES, at least one."""
+    pending = file.read(MAX_DOCUMENT_BYTES + 1)
+    while len(pending) > MAX_DOCUMENT_BYTES:
+        end = _cut(pending)
+        yield pending[:end]
+        pending = pending[end:] + file.read(end)
+    yield pending
+
+
+def _cut(text: bytes) -> int:
+    """Where the first document of a text longer than MAX_DOCUMENT_BYTES ends: after a line if it can."""
+    if end := text.rfind(b"\n", 0, MAX_DOCUMENT_BYTES) + 1:
+        return end
+    end = MAX_DOCUMENT_BYTES
+    while end > MAX_DOCUMENT_BYTES - 4 and text[end] & 0xC0 == 0x80:  # inside a UTF-8 character
+        end -= 1
+    return end
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes | Unreadable]:
+    while line := file.readline(MAX_RECORD_BYTES):
+        if len(line) < MAX_RECORD_BYTES or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MAX_RECORD_BYTES)
+        yield Unreadable(f"line longer than {MAX_RECORD_BYTES >> 20} MiB")
+
+
+def _parsed(line: bytes) -> Any:
+    if not line.strip():
+        raise Unreadable("empty")
+    try:
+        return json.loads(line)
+    except UnicodeError as error:
+        raise Unreadable("not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise Unreadable("not JSON") from error
+
+
+def _json_values(file: IO[str]) -> Iterator[Any]:
+    """The elements of an array, or objects one after another. What cannot be read ends them."""
+    decode = json.JSONDecoder().raw_decode
+    text = file.read(_HEAD_BYTES).lstrip()
+    in_array = text.startswith("[")
+    at = int(in_array)
+    between = re.compile(r"[\s,]*" if in_array else r"\s*")
+    while True:
+        at = next(between.finditer(text, at)).end()  # it may be empty
+        if in_array and text[at : at + 1] == "]":
+            return
+        value, end = None, len(text)
+        try:
+            if at < len(text):
+                value, end = decode(text, at)
+        except RecursionError:
+            yield Unreadable("not JSON")
+            return
+        except ValueError:
+            pass  # unless there is more to come
+        if end < len(text):
+            yield value
+            at = end
+            continue
+        # What ends with the text read so far may go on: a string, or the digits of a number.
+        if len(text) - at > MAX_RECORD_BYTES:
+            yield Unreadable(f"record longer than {MAX_RECORD_BYTES >> 20} MiB, or not JSON")
+            return
+        more = file.read(max(_HEAD_BYTES, len(text) - at))
+        if not more:
+            if value is not None:
+                yield value
+            if in_array or (value is None and at < len(text)):
+                yield Unreadable("not JSON, or cut off")
+            return
+        text, at = text[at:] + more, 0
+
+
+def _csv_column(file: IO[str], field: str) -> Iterator[str | Unreadable]:
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    lines = iter(lambda: file.readline(MAX_RECORD_BYTES), "")
+    first = next(lines, "")
+    rows = csv.reader(itertools.chain([first], lines), delimiter=max(",\t;|", key=first.count))
+    try:
+        header = next(rows, [])
+        if field not in header:
+            raise Unreadable(f"no column {field!r}")
+        column = header.index(field)
+        for row in rows:
+            if len(row) == len(header):
+                yield row[column]
+            else:
+                yield Unreadable("empty" if not row else "a row with more or fewer columns than the first")
+    except csv.Error as error:
+        raise Unreadable(f"not CSV ({error})") from error
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def _parquet_rows(path: Path, field: str) -> Iterator[tuple[dict[str, Any], int]]:
+    pyarrow = _pyarrow(path)
+    size = path.stat().st_size
+    done = 0
+    with (
+        _arrow_errors(pyarrow),
+        pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file,
+    ):
+        column = _column(file.schema_arrow.names, field)
+        for index in range(file.num_row_groups):
+            group = file.metadata.row_group(index)
+            chunks = [group.column(number) for number in range(group.num_columns)]
+            wanted = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}.")]
+            column_bytes = sum(chunk.total_uncompressed_size for chunk in wanted)
+            if column_bytes > _MOST_COLUMN_BYTES:
+                raise Unreadable("a row group of more than 2 GiB; write it with fewer rows in each")
+            rows = max(1, min(256, _BATCH_BYTES * group.num_rows // max(1, column_bytes)))
+            for batch in file.iter_batches(batch_size=rows, row_groups=[index], columns=[column]):
+                for row in batch.to_pylist():
+                    done += 1
+                    yield row, size * done // file.metadata.num_rows
+
+
+def _arrow_rows(path: Path, field: str) -> Iterator[tuple[dict[str, Any], int]]:
+    """Of the file format and of the stream format, which `datasets` keeps."""
+    pyarrow = _pyarrow(path)
+    with _arrow_errors(pyarrow), pyarrow.OSFile(str(path)) as file:  # not a map: the file may shrink
+        if file.read(len(_ARROW_STREAM)) == _ARROW_STREAM:
+            file.seek(0)
+            reader = pyarrow.ipc.open_stream(file)
+            batches: Iterable[Any] = reader
+        else:
+            reader = pyarrow.ipc.open_file(file)
+            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+        column = _column(reader.schema.names, field)
+        for batch in batches:
+            batch.validate(full=True)  # offsets are read as they are
+            rows = max(1, min(256, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+            for start in range(0, batch.num_rows, rows):
+                for row in batch.select([column]).slice(start, rows).to_pylist():
+                    yield row, file.tell()
+
+
+def _column(names: list[str], field: str) -> str:
+    column = field if field in names else field.partition(".")[0]
+    if column not in names:
+        raise Unreadable(f"no column {field!r}")
+    return column
+
+
+@contextmanager
+def _arrow_errors(pyarrow: ModuleType) -> Iterator[None]:
+    try:
+        yield
+    except (pyarrow.ArrowException, UnicodeError) as error:  # the name of a column may be no text
+        raise Unreadable(f"damaged or unreadable ({type(error).__name__})") from error
+
+
+def _pyarrow(path: Path) -> ModuleType:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise LichenError(f"reading {path} needs pyarrow: pip install 'lichen[data]'") from error
+    return pyarrow
+
+
+def require_reader(path: Path) -> None:
+    """Raise LichenError if a library that `path` needs is not installed."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    if _starting(_TABLES, head) or _starting(_COMPRESSED, head) == "zstd":
+        _pyarrow(path)
+
+
+# ------------------------------------------------------------------------------------------ bytes
+
+
+@contextmanager
+def _decompressed(raw: IO[bytes], compression: str | None, path: Path) -> Iterator[IO[bytes]]:
+    """The content of `raw`, the opened `path`. Damaged compression raises OSError, EOFError, zlib.error or
+    lzma.LZMAError."""
+    if compression == "gzip":
+        yield io.BufferedReader(gzip.GzipFile(fileobj=raw))
+    elif compression == "bzip2":
+        yield bz2.BZ2File(raw)
+    elif compression == "xz":
+        yield lzma.LZMAFile(raw)  # noqa: SIM115
+    elif compression == "zstd":  # not by the zstandard package, which reads a truncated file without an error
+        try:
+            yield io.BufferedReader(_pyarrow(path).CompressedInputStream(raw, "zstd"))
+        except OSError as error:
+            if "too much memory" not in str(error):
+                raise
+            raise Unreadable("zstd with a window above 128 MiB; pack it again with --long=27") from error
+    else:
+        yield raw
+
+
+def _as_utf8(file: IO[bytes], encoding: str) -> IO[bytes]:
+    if encoding == "utf-8-sig":
+        file.read(len(codecs.BOM_UTF8))
+    elif encoding != "utf-8":
+        return io.BufferedReader(_Recoded(file, encoding))
+    return file
+
+
+class _Recoded(io.RawIOBase):
+    """Text of another encoding as UTF-8. Raises Unreadable where it is none."""
+
+    def __init__(self, file: IO[bytes], encoding: str):
+        self._file, self._encoding, self._left = file, encoding, b""
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            read = self._file.read(_HEAD_BYTES)
+            try:
+                self._left = self._decoder.decode(read, final=not read).encode()
+            except UnicodeError as error:
+                raise Unreadable(f"not {self._encoding.upper()}") from error
+            if not read:
+                break
+        given = self._left[: len(buffer)]
+        buffer[: len(given)] = given
+        self._left = self._left[len(given) :]
+        return len(given)
