@@ -10,7 +10,7 @@ from lichen.data.manifest import MANIFEST_FILE, PREPARATION_FILE, SOURCES_FILE, 
 from lichen.errors import LichenError
 from lichen.files.bounded import read_json
 from lichen.files.sealed import MANIFEST
-from lichen.serve.open import DATA_FILE, EXPORT_MARK
+from lichen.serve.open import DATA_FILE, EXPORT_MARK, check_whole
 from lichen.train.run import open_run
 from lichen.weights.checkpoints import find_checkpoint_damage, is_checkpoint, list_checkpoints
 from lichen.weights.folder import read_headers
@@ -94,6 +94,7 @@ def _data(data: Path) -> Iterator[Checked]:
 
 def _model(model: Path) -> Iterator[Checked]:
     def check() -> None:
+        check_whole(model)
         read_json(model / "config.json")
         read_headers(model)
 
@@ -113,9 +114,10 @@ def _problem(check: Callable[[], object]) -> str | None:
 def _listed(folder: Path, manifest: str) -> set[str]:
     """What the manifest vouches for, and itself; nothing where it cannot be read."""
     try:
-        return {manifest, *read_json(folder / manifest)["files"]}
-    except (LichenError, KeyError, TypeError):
+        files = read_json(folder / manifest).get("files")
+    except LichenError:
         return set()
+    return {manifest, *files} if isinstance(files, dict) else set()
 
 
 def _others(folder: Path, known: Collection[str], apart: Collection[str] = ()) -> tuple[str, ...]:
