@@ -119,8 +119,8 @@ def _files() -> Iterator[Found]:
     with warnings.catch_warnings(record=True) as problems:
         warnings.simplefilter("always")
         load()
-    own = {"folder": str(user_folder()), "left_out": [str(each.message) for each in problems]}
-    yield "own atlas", "; ".join((own["folder"], *own["left_out"])), own
+    folder, left_out = str(user_folder()), [str(each.message) for each in problems]
+    yield "own atlas", "; ".join([folder, *left_out]), {"folder": folder, "problems": left_out}
 
 
 def _multipliers() -> Iterator[Found]:
@@ -134,9 +134,8 @@ def _multipliers() -> Iterator[Found]:
     from lichen.machine.rates import speedup
 
     yield "threads", f"{torch.get_num_threads()} of PyTorch", torch.get_num_threads()
-    devices = list(_devices())
-    none = "none but the processor"
-    yield "devices", ", ".join(words for words, _ in devices) or none, [value for _, value in devices]
+    devices = dict(_devices())
+    yield "devices", ", ".join(devices) or "none but the processor", list(devices.values())
     factor = speedup(torch.bfloat16, torch.device("cpu"))
     verdict = "pays" if factor >= PAYS_FROM else "does not pay"
     yield "bf16", f"{verdict} on the processor: {factor:.2g} times the speed of fp32", factor
@@ -173,5 +172,5 @@ def _devices() -> Iterator[tuple[str, dict[str, Any]]]:
     for index in range(torch.accelerator.device_count()):
         properties = getattr(torch.get_device_module(kind), "get_device_properties", lambda _: None)(index)
         name, memory = (getattr(properties, field, None) for field in ("name", "total_memory"))
-        words = f"{name or kind.type} {size(memory) if memory else ''} {version or ''}"
+        words = f"{index}: {name or kind.type} {size(memory) if memory else ''} {version or ''}"
         yield " ".join(words.split()), {"name": name, "kind": kind.type, "memory": memory, "driver": version}
