@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from lichen.cli.output import visible
 from lichen.errors import LichenError
 
 
@@ -43,10 +44,11 @@ def sample(
     text = _read_prompt(prompt)
     trained = open_model(model, default_device(), weights)
     tokens = generate(trained.model, trained.tokenizer.encode(text).ids, params, eos_ids=trained.eos_ids)
-    if sys.stdout.isatty():
-        typer.secho(text, bold=True, nl=False)
+    on_terminal = sys.stdout.isatty()  # a file gets the text as it is
+    if on_terminal:
+        typer.secho(visible(text), bold=True, nl=False)
     for piece in stream_text(tokens, trained.tokenizer, params.stop):
-        print(piece, end="", flush=True)
+        print(visible(piece) if on_terminal else piece, end="", flush=True)
     print()
 
 

@@ -16,6 +16,7 @@ from lichen.arch.parts.dense import Dense
 from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
+from lichen.cli.output import visible
 from lichen.errors import said_if_slow
 from lichen.nn.transformer import Transformer
 from lichen.weights.save import save_weights
@@ -88,6 +89,17 @@ def test_a_dash_reads_the_prompt_from_standard_input(folder, run):
         run("sample", folder, "-", *options, stdin="né".encode()).out
         == run("sample", folder, "né", *options).out
     )
+
+
+def test_a_terminal_is_given_no_command_and_a_file_the_text_as_it_is(folder, run, monkeypatch):
+    """The model has a token per byte, and no idea: what it draws holds control characters."""
+    arguments = ("sample", folder, "\x1b[2J\x07", "--max-tokens", "24", "--seed", "3", "--temperature", "4")
+    text = run(*arguments).out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    shown = run(*arguments).out
+    assert set(text) & set(map(chr, range(32))) - {"\n", "\t"}
+    assert "\\u001b[2J\\u0007" in shown
+    assert shown.endswith(visible(text))
 
 
 def test_a_prompt_longer_than_the_context(folder, refusal):
