@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["matrix", "embedding", "head", "norm", "bias", "vector"]
-Layout = Literal["rows", "columns", "kernel"]
+Layout = Literal["rows", "columns", "kernel", "kernel_columns"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,11 @@ class Role:
     treat heads one by one.
 
     Parameters of other people's models may be laid out otherwise. `layout` says where an output of the
-    matrix lies: in a row, as in `nn.Linear`; in a column, (..., inputs, outputs); or in a convolution
-    "kernel" (outputs, inputs, *window), which is one matrix. `interleaved` means that the fused matrices
-    take turns row by row instead of following each other. `fp32`: it multiplies in fp32 whatever the model
+    matrix lies: in a row, as in `nn.Linear`; in a column, (..., inputs, outputs); or along the first
+    dimension of a "kernel" (outputs, inputs, *window) or the others of "kernel_columns" (inputs, *outputs),
+    either of which is one matrix. `groups`: the fused matrices do not follow each other, but the rows are
+    that many equal blocks, of which each holds its share of every matrix in order: head by head, or row by
+    row. With splits, `heads` can only be the groups. `fp32`: it multiplies in fp32 whatever the model
     computes in, and loses by being kept in less.
     """
 
@@ -32,5 +34,5 @@ class Role:
     splits: tuple[int, ...] = ()
     heads: int = 1
     layout: Layout = "rows"
-    interleaved: bool = False
+    groups: int = 1
     fp32: bool = False

@@ -1,6 +1,8 @@
-"""Roles of the parameters of a model that does not state them: by module type, name and shape."""
+"""Roles of the parameters of a model that does not state them: by module type, name, shape and use."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -8,52 +10,81 @@ from torch.nn.modules.conv import _ConvNd
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Layout, Role
+from lichen.optim.fused import HEADS, SHARED_HEADS, fused, number
+from lichen.optim.output_layers import input_embeddings, output_layers
 
-# Layers whose output is query, key and value, one after the other.
-FUSED_ATTENTION = ("Wqkv", "c_attn", "in_proj_weight", "qkv", "qkv_proj")
-
-# Attention of transformers that uses one of these names for query, key and value of every head in turn.
-HEAD_BY_HEAD = ("CodeGenAttention", "MiniMaxLightningAttention")
-
-# Other names of fused gate and up projections, and the layer that takes half as many inputs if they are.
-FUSED_GATE = {"Wi": "Wo", "input_linear": "output_linear", "w12": "w3", "weights_in": "weights_out"}
-
-# Layers whose rows are attention heads, and what a model's `config` calls their number.
-HEADS = dict.fromkeys(("q_proj", "q_b_proj", "kv_b_proj"), "num_attention_heads")
-HEADS |= dict.fromkeys(("k_proj", "v_proj"), "num_key_value_heads")
+# Layers whose rows are the queries of attention heads, and the keys and values of as many or fewer.
+ROWS_OF_HEADS = ("q_proj", "q_b_proj", "kv_b_proj")
+ROWS_OF_SHARED_HEADS = ("k_proj", "v_proj")
 
 # What parameters are called that list learned vectors: positions, class tokens, queries of a resampler.
-TABLES = ("embed", "latent", "pos_", "position", "token")
+TABLES = re.compile(
+    r"embed|latent|position|token|"
+    r"(^|_)(ape|emb|pos|cls|quer(y|ies)|prompts?|prototypes?|code(book|vector)s?)(_|\.|$)"
+)
 
-# Parameters of two dimensions that multiply entry by entry: the decay rates of state-space models.
-ENTRYWISE = ("A_log",)
+# What parameters are called that multiply vectors, though no layer of PyTorch holds them.
+MATRICES = re.compile(
+    r"weight|proj|kernel|matrix|linear|lora|experts|gate|^w\d*(_|$)|_w\d*$|_fn$|^fn$|^original"
+)
+
+# Parameters of two dimensions that multiply entry by entry: decay rates, skips, scales.
+ENTRYWISE = re.compile(r"A_log|D|gamma|beta|(\w+_)?scales?")
+
+# Attention whose projections have three dimensions: (inputs, heads, head_dim) and for the output
+# (outputs, heads, head_dim).
+EINSUM = {"XLNetRelativeAttention": ("q", "k", "v", "r"), "FunnelRelMultiheadAttention": ("r_kernel",)}
 
 
-def infer_roles(model: nn.Module) -> dict[str, Role]:
-    """Name -> role of every parameter; a tied parameter has a role under each of its names.
+class Inferred(NamedTuple):
+    """A role, what chose it, and what is not sure of it, in words that follow the parameter's name."""
 
-    Embeddings, the output layer, norms, biases and everything that is long in fewer than two dimensions
-    are told apart; the rest are matrices. Fused gate and up projections (`gate_up_proj`), stacked over
-    experts or not, the gates of LSTMs and GRUs, and fused query, key and value are split, the last if in
-    equal thirds or as the attention's `config` says. Parts of Lichen inside the model know their roles.
-    What fits no rule is one matrix: print the table, and override what is wrong.
+    role: Role
+    why: str
+    doubt: str = ""
+
+
+class Inference(NamedTuple):
+    """Name -> role of every parameter, and sentences about what is not sure of the model as a whole."""
+
+    roles: dict[str, Inferred]
+    doubts: list[str]
+
+
+def infer_roles(model: nn.Module) -> Inference:
+    """The roles of all parameters; a tied parameter has a role under each of its names.
+
+    Embeddings, output layers, norms, biases and everything that is long in fewer than two dimensions
+    are told apart; the rest are matrices, and what is fused in one parameter is split where the layout is
+    known (`lichen.optim.fused`). Parts of Lichen inside the model know their roles.
 
     Raises LichenError for weights that have lost their shape or do not have one yet.
     """
-    outputs = _output_layers(model)
     modules = dict(model.named_modules(remove_duplicate=False))
+    inputs, vocabulary = input_embeddings(model), _vocabulary(model)
+    outputs = output_layers(model, vocabulary)
     roles = {}
     for path, module in modules.items():
         for leaf, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{leaf}" if path else leaf
             _require_shape(name, module, leaf, parameter)
             owner, own_leaf = _parametrized(path, leaf)
+            while isinstance(modules[owner], nn.ParameterDict | nn.ParameterList):
+                owner, _, container = owner.rpartition(".")
+                own_leaf = f"{container}.{own_leaf}"
             stated = getattr(modules[owner], "roles", None)
             if isinstance(stated, Mapping) and isinstance(role := stated.get(own_leaf), Role):
-                roles[name] = role
-            else:
-                roles[name] = _role(owner, modules, own_leaf, parameter.shape, modules[owner] in outputs)
-    return roles
+                roles[name] = Inferred(role, "stated by the part")
+                continue
+            found = _vector(modules[owner], own_leaf, parameter.shape)
+            found = found or _table(owner, modules[owner], own_leaf, parameter.shape, inputs, vocabulary)
+            if found is None and modules[owner] in outputs and own_leaf == "weight":
+                found = _head(modules[owner], parameter.shape, vocabulary, outputs[modules[owner]])
+            roles[name] = found or _matrix(owner, modules, own_leaf, parameter.shape)
+    kinds = {inferred.role.kind for inferred in roles.values()}
+    if outputs or "head" in kinds or "matrix" not in kinds:
+        return Inference(roles, [])
+    return Inference(roles, ["no output layer was found, so each linear layer holds matrices"])
 
 
 def _require_shape(name: str, module: nn.Module, leaf: str, parameter: nn.Parameter) -> None:
@@ -73,59 +104,106 @@ def _parametrized(path: str, leaf: str) -> tuple[str, str]:
     return (layer[1:], name) if found else (path, leaf)
 
 
-def _role(path: str, modules: dict[str, nn.Module], leaf: str, shape: torch.Size, is_output: bool) -> Role:
-    module = modules[path]
+def _vocabulary(model: nn.Module) -> set[int]:
+    """Numbers of tokens: of every config in the model, and of its largest embedding."""
+    stated = {number(module, ("vocab_size", "padded_vocab_size")) for module in model.modules()}
+    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    return {size for size in stated if size is not None} | {max(tables, default=0)} - {0}
+
+
+def _vector(module: nn.Module, leaf: str, shape: torch.Size) -> Inferred | None:
+    """Biases, norms, and what is long in fewer than two dimensions."""
     if "bias" in leaf:
-        return Role("bias")
-    if "norm" in type(module).__name__.lower() and not isinstance(module, nn.Linear):
-        return Role("norm")
-    if shape.numel() <= max(shape, default=1) or leaf in ENTRYWISE:
-        return Role("vector")
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag) or any(word in leaf for word in TABLES):
-        return Role("embedding")
-    if is_output:
-        return Role("head")
+        return Inferred(Role("bias"), "named bias")
+    kind = type(module).__name__
+    if "norm" in kind.lower() and not isinstance(module, nn.Linear):
+        return Inferred(Role("norm"), f"in {kind}")
+    if shape.numel() <= max(shape, default=1):
+        return Inferred(Role("vector"), "one dimension")
+    if ENTRYWISE.fullmatch(leaf):
+        return Inferred(Role("vector"), f"named {leaf}: multiplies entry by entry")
+    return None
+
+
+def _table(
+    path: str, module: nn.Module, leaf: str, shape: torch.Size, inputs: set[nn.Module], vocabulary: set[int]
+) -> Inferred | None:
+    """Lists of learned vectors, one for a token, a position or the like."""
+    kind, name = type(module).__name__, path.rpartition(".")[2]
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return Inferred(Role("embedding"), kind)
+    if isinstance(module, nn.Linear | _ConvNd) or re.search(r"proj|kernel|conv", leaf):
+        return None
+    if TABLES.search(leaf):
+        # Of adapters: (rank, tokens), whose columns are the tokens.
+        columns = re.search("embedding_A", leaf) is not None
+        return Inferred(Role("embedding", layout="columns" if columns else "rows"), f"named {leaf}")
+    if module in inputs:
+        return Inferred(Role("embedding"), "get_input_embeddings()")
+    if "embed" in kind.lower() and leaf.startswith("weight"):
+        return Inferred(Role("embedding"), f"in {kind}")
+    if leaf == "weight" and re.search(r"embed|^wte$|^wpe$", name):
+        return Inferred(Role("embedding"), f"named {name}")
+    if shape[0] in vocabulary and len(shape) == 2 and shape[0] > shape[1]:
+        return Inferred(Role("embedding"), "a row for every token")
+    if shape[0] == 1 and len(shape) > 2:
+        return Inferred(Role("vector"), "added to or compared with what passes: its first dimension is 1")
+    return None
+
+
+def _head(module: nn.Module, shape: torch.Size, vocabulary: set[int], why: str) -> Inferred | None:
+    if len(shape) < 2:
+        return None
     if isinstance(module, _ConvNd):
-        return _convolution(module, shape)
+        return Inferred(Role("head", layout="kernel"), why)
+    columns = shape[-1] in vocabulary and shape[-2] not in vocabulary
+    return Inferred(Role("head", layout="columns" if columns else _layout(module, "weight")), why)
+
+
+def _matrix(path: str, modules: dict[str, nn.Module], leaf: str, shape: torch.Size) -> Inferred:
+    module = modules[path]
+    kind = type(module).__name__
+    owner, name = (path, leaf)
+    if leaf == "weight":
+        owner, _, name = path.rpartition(".")
+    if isinstance(module, _ConvNd):
+        return _convolution(module, modules[owner], name, shape)
     if 1 in shape[-2:]:
-        return Role("vector")
+        return Inferred(Role("vector"), "one dimension")
+    if leaf in EINSUM.get(kind, ()):
+        role = Role("matrix", heads=shape[1], layout="kernel_columns")
+        return Inferred(role, "(inputs, heads, head_dim)")
+    if leaf == "o" and kind in EINSUM:
+        return Inferred(Role("matrix", layout="kernel"), "(outputs, heads, head_dim)")
     layout = _layout(module, leaf)
     outputs, inputs = shape[-2:] if layout == "rows" else (shape[-1], shape[-2])
-    owner, _, own_name = path.rpartition(".")
-    owner, name = (owner, own_name) if leaf == "weight" else (path, leaf)
-    if name == "gate_up_proj":
-        interleaved = not getattr(module, "is_concatenated", True)
-        return Role("matrix", (outputs // 2, outputs // 2), layout=layout, interleaved=interleaved)
-    if name in FUSED_GATE:
-        down = getattr(getattr(modules[owner], FUSED_GATE[name], None), "weight", None)
-        if down is not None and outputs == 2 * down.shape[-1]:
-            return Role("matrix", (outputs // 2, outputs // 2), layout=layout)
-    if name in FUSED_ATTENTION and type(modules[owner]).__name__ not in HEAD_BY_HEAD:
-        return Role("matrix", _query_key_value(modules[owner], outputs, inputs), layout=layout)
-    if name in HEADS:
-        return Role("matrix", heads=_heads(modules[owner], name, outputs), layout=layout)
-    return Role("matrix", _independent_rows(module, leaf, outputs), layout=layout)
-
-
-def _query_key_value(attention: nn.Module, outputs: int, inputs: int) -> tuple[int, ...]:
-    """Rows of query, key and value in their fused projection; empty where it cannot be told."""
-    heads, shared = (_configured(attention, f"num_{kind}_heads") for kind in ("attention", "key_value"))
-    if heads and shared and outputs % (heads + 2 * shared) == 0:
-        head_dim = outputs // (heads + 2 * shared)
-        return (heads * head_dim, shared * head_dim, shared * head_dim)
-    return (inputs, inputs, inputs) if outputs == 3 * inputs else ()
+    if name == "gate_up_proj" and not getattr(module, "is_concatenated", True):
+        role = Role("matrix", (outputs // 2,) * 2, layout=layout, groups=outputs // 2)
+        return Inferred(role, "gate and up in turn")
+    if (parts := fused(modules[owner], name, outputs, inputs)) is not None:
+        role = Role("matrix", parts.splits, parts.heads, layout, parts.groups)
+        return Inferred(role, parts.why or "one matrix?", parts.doubt)
+    heads = _heads(modules[owner], name, outputs)
+    if heads > 1:
+        return Inferred(Role("matrix", heads=heads, layout=layout), f"{kind}: rows of {heads} heads")
+    if rows := _independent_rows(module, leaf, outputs):
+        return Inferred(Role("matrix", rows, layout=layout), f"{kind}: {len(rows)} matrices")
+    if MATRICES.search(leaf):
+        return Inferred(Role("matrix", layout=layout), kind)
+    doubt = "may be no matrix: neither its name nor its class says what it is"
+    return Inferred(Role("matrix", layout=layout), "two dimensions or more", doubt)
 
 
 def _heads(attention: nn.Module, name: str, outputs: int) -> int:
     """The number of heads among the rows of a projection; 1 where it cannot be told."""
-    heads = _configured(attention, HEADS[name]) or _configured(attention, "num_attention_heads")
+    heads = None
+    if name in ROWS_OF_SHARED_HEADS:
+        heads = number(attention, SHARED_HEADS)
+        if heads is None and (head_dim := number(attention, ("head_dim",))):
+            heads = outputs // head_dim
+    if name in ROWS_OF_HEADS + ROWS_OF_SHARED_HEADS:
+        heads = heads or number(attention, HEADS)
     return heads if heads and outputs % heads == 0 else 1
-
-
-def _configured(attention: nn.Module, field: str) -> int | None:
-    """A number of the attention's `config`; None where it is missing or differs from layer to layer."""
-    value = getattr(getattr(attention, "config", None), field, None)
-    return value if isinstance(value, int) else None
 
 
 def _independent_rows(module: nn.Module, leaf: str, outputs: int) -> tuple[int, ...]:
@@ -139,15 +217,21 @@ def _independent_rows(module: nn.Module, leaf: str, outputs: int) -> tuple[int, 
     return (outputs // parts,) * parts if parts > 1 and outputs % parts == 0 else ()
 
 
-def _convolution(module: _ConvNd, shape: torch.Size) -> Role:
+def _convolution(module: _ConvNd, owner: nn.Module, name: str, shape: torch.Size) -> Inferred:
     """Groups of channels are independent; with one channel each, a kernel is a vector of filters.
 
     A transposed convolution has the kernel of the convolution that it transposes.
     """
     groups, channels = module.groups, shape[0] // module.groups
+    kind = type(module).__name__
     if 1 in (channels, shape[1:].numel()) or 1 < groups == module.in_channels:
-        return Role("vector")
-    return Role("matrix", (channels,) * groups if groups > 1 else (), layout="kernel")
+        return Inferred(Role("vector"), f"{kind}: a filter for every channel")
+    if groups > 1:
+        return Inferred(Role("matrix", (channels,) * groups, layout="kernel"), f"{kind} of {groups} groups")
+    parts = None if module.transposed else fused(owner, name, shape[0], shape[1])
+    if parts is not None and parts.splits:
+        return Inferred(Role("matrix", parts.splits, layout="kernel", groups=parts.groups), parts.why)
+    return Inferred(Role("matrix", layout="kernel"), kind)
 
 
 def _layout(module: nn.Module, leaf: str) -> Layout:
@@ -160,28 +244,3 @@ def _layout(module: nn.Module, leaf: str) -> Layout:
         # (H, I) beside (2 I, H) has its outputs in rows and (I, H) beside (H, 2 I) in columns.
         return "rows" if up.shape[-1] == down.shape[-2] else "columns"
     return "rows"
-
-
-def _output_layers(model: nn.Module) -> set[nn.Module | None]:
-    """What the models of `transformers` in it say they are; else the linear layer that comes last."""
-    found: set[nn.Module | None] = set()
-    for module in model.modules():
-        stated: Callable[[], nn.Module | None] | None = getattr(module, "get_output_embeddings", None)
-        if stated is not None and (layer := stated()) is not None:
-            found.update(layer.modules())
-    return found or {_last_linear(model)}
-
-
-def _last_linear(model: nn.Module) -> nn.Module | None:
-    """The model's last child with parameters if it is a linear layer, or a sequence that ends in one.
-
-    What merely wraps another module is passed through. A layer that is all of the model is none.
-    """
-    module, alone = model, True
-    while not isinstance(module, nn.Linear):
-        children = [child for child in module.children() if next(child.parameters(), None) is not None]
-        if not children or (len(children) > 1 and not isinstance(children[-1], nn.Linear | nn.Sequential)):
-            return None
-        alone = alone and len(list(module.children())) == 1
-        module = children[-1]
-    return None if alone else module

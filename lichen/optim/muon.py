@@ -176,7 +176,14 @@ class Muon(torch.optim.Optimizer):
     def _sinkhorn(self, rows: list[Row], group: dict[str, Any], found_inf: Tensor | None) -> None:
         for row in rows:
             direction = rules.advance(self._momentum(row), _gradient(row), self.recipe, found_inf)
-            rules.move(local(row.parameter), rules.sinkhorn_step(direction, self.recipe), group, found_inf)
+            rules.move(local(row.parameter), self._balanced(row, direction), group, found_inf)
+
+    def _balanced(self, row: Row, direction: Tensor) -> Tensor:
+        """The balanced step of an embedding or output layer, whose rows may lie in columns or be kernels."""
+        if row.role.layout == "columns":
+            return rules.sinkhorn_step(direction.mT, self.recipe).mT
+        rows = direction.flatten(1) if row.role.layout == "kernel" else direction
+        return rules.sinkhorn_step(rows, self.recipe).view_as(direction)
 
     def _by_owners(self, rows: list[Row], group: dict[str, Any]) -> None:
         """Update sharded parameters whose matrices are cut."""
@@ -191,7 +198,7 @@ class Muon(torch.optim.Optimizer):
                     steps.append(torch.empty_like(whole, dtype=jobs[number].dtype))
                     matrices += self._matrices(rows[number], whole, steps[-1])
                 else:
-                    steps.append(rules.sinkhorn_step(whole, self.recipe))
+                    steps.append(self._balanced(rows[number], whole))
             for chunk in rules.chunks(matrices):
                 directions, targets = zip(*chunk, strict=True)
                 computed = rules.muon_steps(directions, targets, self.recipe)
@@ -243,8 +250,9 @@ class Muon(torch.optim.Optimizer):
         and what schedulers put there. State of `torch.optim.Muon`, `AdamW` and `Adam` is converted; give
         several state dicts in `others` where several optimizers shared the parameters.
 
-        Raises LichenError, with nothing loaded, if the saved parameters are not these, if they followed
-        another rule than the recipe's, and if a group here joins parameters whose saved groups differ.
+        Groups whose parameters were saved in groups that differ are cut. Raises LichenError, with nothing
+        loaded, if the saved parameters are not these, if they followed another rule than the recipe's, and
+        if a group that a scheduler drives would be cut.
         """
         given = []
         for each in (state_dict, *others):
@@ -262,17 +270,20 @@ class Muon(torch.optim.Optimizer):
         converted = {name: each.convert(self.recipe, rows[name].role.kind) for name, each in saved.items()}
         for name, entry in converted.items():
             self._check(rows[name], entry)
-        settings = [self._settings(group, saved) for group in self.param_groups]
+        groups = [cut for group in self.param_groups for cut in _cut(group, saved)]
+        if len(groups) > len(self.param_groups) and hasattr(self.step, "_wrapped_by_lr_sched"):
+            raise LichenError(
+                "optimizer state: parameters that share a group here were saved in groups that differ, and a "
+                "scheduler drives the groups; load the state first, then make the scheduler"
+            )
 
         self.state.clear()
         for name, entry in converted.items():
             if entry:
                 for key, tensor in self._state(rows[name]).items():
-                    tensor.copy_(entry[key] if key == "step" else place_like(entry[key], tensor))
-        for group, replacement in zip(self.param_groups, settings, strict=True):
-            kept = {key: group[key] for key in ("params", "param_names")}
-            group.clear()
-            group.update(kept | replacement)
+                    value = torch.as_tensor(entry[key])  # PyTorch 1 counted steps in Python
+                    tensor.copy_(value if key == "step" else place_like(value, tensor))
+        self.param_groups[:] = groups
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -292,21 +303,29 @@ class Muon(torch.optim.Optimizer):
                     f"{tuple(row.parameter.shape)}"
                 )
 
-    def _settings(self, group: dict[str, Any], saved: Mapping[str, SavedParameter]) -> dict[str, Any]:
-        """What the group takes over from the saved groups of its parameters."""
-        names = [name for name in group["param_names"] if name in saved]
-        if not names:  # all frozen
-            return {key: value for key, value in group.items() if key not in ("params", "param_names")}
-        first = saved[names[0]].settings
-        for name in names:
-            for key in first.keys() | saved[name].settings.keys():
-                one, other = first.get(key), saved[name].settings.get(key)
-                if one != other:
-                    raise LichenError(
-                        f"optimizer state: {names[0]} was saved with {key} {one}, {name} with {other}, but "
-                        "here they share a group; make the groups as they were when it was saved"
-                    )
-        return copy.deepcopy(first)
+
+def _cut(group: dict[str, Any], saved: Mapping[str, SavedParameter]) -> list[dict[str, Any]]:
+    """The group with what its parameters were saved with, in parts if that differs."""
+    cuts: list[dict[str, Any]] = []
+    unsaved: list[tuple[str, Tensor]] = []  # frozen
+    for name, parameter in zip(group["param_names"], group["params"], strict=True):
+        if name not in saved:
+            unsaved.append((name, parameter))
+            continue
+        settings = saved[name].settings
+        known = (cut for cut in cuts if all(cut.get(key) == value for key, value in settings.items()))
+        cut = next(known, None)
+        if cut is None:
+            cut = copy.deepcopy(settings) | {"params": [], "param_names": []}
+            cuts.append(cut)
+        cut["params"].append(parameter)
+        cut["param_names"].append(name)
+    if not cuts:
+        return [group]
+    for name, parameter in unsaved:
+        cuts[0]["params"].append(parameter)
+        cuts[0]["param_names"].append(name)
+    return cuts
 
 
 def _rows(params: ParameterTable | Iterable[tuple[str, nn.Parameter]]) -> ParameterTable:

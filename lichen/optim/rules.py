@@ -13,6 +13,7 @@ far as any other and no channel moves much more than the rest.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -42,10 +43,11 @@ def muon_update(
     group: dict[str, Any],
     found_inf: Tensor | None = None,
 ) -> None:
-    """Update in place. matrices: parameter, gradient and momentum, each (matrices, rows, columns)."""
+    """Update in place. matrices: parameter, gradient and momentum, each (matrices, *rows, columns)."""
     for chunk in chunks(matrices):
         parameters = [parameter for parameter, _, _ in chunk]
-        if runs_triton(parameters[0].device.type) and all(m.dtype == torch.float32 for _, _, m in chunk):
+        plain = all(m.ndim == 3 and m.dtype == torch.float32 for _, _, m in chunk)
+        if plain and runs_triton(parameters[0].device.type):
             from lichen.optim import update_triton
 
             x, form, sizes = _room(parameters)
@@ -62,24 +64,26 @@ def muon_update(
 def muon_steps(
     directions: Iterable[Tensor], like: Sequence[Tensor], recipe: OptimizerRecipe
 ) -> Sequence[Tensor]:
-    """scale O of matrices of one shape, orthogonalised as one batch.
+    """scale O of matrices of one shape, orthogonalised as one batch; shaped like the tensors in `like`.
 
     With one CPU thread their bits do not depend on the batch.
 
-    directions: G + momentum M or M, each (matrices, rows, columns), shaped like the tensors in `like`.
+    directions: G + momentum M or M, each (matrices, *rows, columns), shaped like the tensors in `like`.
     """
     x, form, sizes = _room(like)
     for direction, slot in zip(directions, x.split(sizes), strict=True):
-        direction = direction.contiguous()  # the order of a sum, so its rounding, follows the layout
+        # The order of a sum, so its rounding, follows the layout.
+        direction = direction.contiguous().view_as(slot)
         norm = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
         torch.div(direction, norm.add_(EPSILON), out=slot)
-    return _orthogonalized(x, form, recipe).split(sizes)
+    steps = _orthogonalized(x, form, recipe).split(sizes)
+    return [step.view(each.shape) for step, each in zip(steps, like, strict=True)]
 
 
 def _room(like: Sequence[Tensor]) -> tuple[Tensor, Form, list[int]]:
     """Memory for a batch of all these matrices, how to orthogonalise it, and how many are from each."""
     sizes = [matrices.size(0) for matrices in like]
-    _, rows, columns = like[0].shape
+    rows, columns = prod(like[0].shape[1:-1]), like[0].size(-1)
     form = form_for(like[0].device, rows, columns)
     x = torch.empty(sum(sizes), rows, columns, dtype=form.dtype, device=like[0].device)
     return x, form, sizes
@@ -127,7 +131,7 @@ def advance(
 
 
 def chunks(matrices: Iterable[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Tuples of tensors (matrices, rows, columns), in lists of one shape and small enough to work on."""
+    """Tuples of tensors (matrices, *rows, columns), in lists of one shape and small enough to work on."""
     batches: dict[tuple[torch.device, torch.Size], list[tuple[Tensor, ...]]] = {}
     for tensors in matrices:
         batches.setdefault((tensors[0].device, tensors[0].shape[1:]), []).append(tensors)

@@ -4,10 +4,12 @@ Models of Lichen state it themselves (`parameter_roles`); for any other `torch.n
 inferred (`lichen.optim.infer`). Print a table before trusting it.
 """
 
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import isfinite
+from math import isfinite, prod
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -16,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Kind, Layout, Role
-from lichen.optim.infer import infer_roles
+from lichen.optim.infer import Inferred, infer_roles
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.shards import holds_whole_matrices, local
 
@@ -26,13 +28,17 @@ WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module."
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One parameter. `lr_scale` multiplies its learning rate; `weight_decay` None is as the recipe says."""
+    """One parameter. `lr_scale` multiplies its learning rate; `weight_decay` None is as the recipe says.
+
+    `why` is what decided on its role, in a few words.
+    """
 
     name: str
     parameter: nn.Parameter
     role: Role
     lr_scale: float = 1.0
     weight_decay: bool | None = None
+    why: str = ""
 
     def __post_init__(self) -> None:
         if problem := self._problem():
@@ -64,15 +70,23 @@ class Row:
             return None
         if len(shape) < 2 or 0 in shape:
             return f"of shape {shape} cannot be a matrix"
-        if role.heads < 1 or any(rows < 1 for rows in role.splits):
-            return f"has splits {role.splits} and {role.heads} heads; all of these must be 1 or more"
-        rows = {"rows": shape[-2], "columns": shape[-1], "kernel": shape[0]}[role.layout]
-        if role.splits and role.heads > 1:
-            return "has both splits and heads; give it one of them"
+        if min(role.heads, role.groups, *role.splits) < 1:
+            return (
+                f"has splits {role.splits}, {role.groups} groups and {role.heads} heads; all of these must "
+                "be 1 or more"
+            )
+        rows = {
+            "rows": shape[-2],
+            "columns": shape[-1],
+            "kernel": shape[0],
+            "kernel_columns": prod(shape[1:]),
+        }[role.layout]
         if role.splits and sum(role.splits) != rows:
             return f"has {rows} rows, but its splits {role.splits} add up to {sum(role.splits)}"
-        if role.interleaved and len(set(role.splits)) != 1:
-            return f"is interleaved, so its splits {role.splits} must be equal"
+        if role.splits and role.heads not in (1, role.groups):
+            return "has both splits and heads; give it one of them, or as many groups as heads"
+        if any(count % role.groups for count in role.splits) or (role.groups > 1 and not role.splits):
+            return f"has {role.groups} groups, which its splits {role.splits} cannot share equally"
         if rows % role.heads:
             return f"has {rows} rows, which {role.heads} heads cannot share equally"
         return None
@@ -80,35 +94,38 @@ class Row:
     @property
     def stacked(self) -> bool:
         """Whether dimensions before the last two stack independent matrices."""
-        return self.role.kind == "matrix" and self.role.layout != "kernel"
+        return self.role.kind == "matrix" and self.role.layout in ("rows", "columns")
 
     def batch_shapes(self, *, per_head: bool) -> list[tuple[int, int, int]]:
         """(matrices, rows, columns) of every batch that `batches` returns for the whole parameter."""
         like = torch.empty(self.parameter.shape, device="meta")
-        return [(m.size(0), m.size(1), m.size(2)) for m in self.batches(like, per_head=per_head)]
+        return [(m.size(0), prod(m.shape[1:-1]), m.size(-1)) for m in self.batches(like, per_head=per_head)]
 
     def batches(self, tensor: Tensor, *, per_head: bool) -> list[Tensor]:
         """The logical matrices in `tensor`, which is shaped like the parameter, or like a part of its stack.
 
-        Returns batches (matrices, rows, columns). They are views if the memory of `tensor` is laid out
-        like the parameter's.
+        Returns batches (matrices, rows, columns), or (matrices, groups, rows of a group, columns) where no
+        view has the rows of a matrix in one dimension. They are views if the memory of `tensor` is laid
+        out like the parameter's.
         """
         role = self.role
-        if role.layout == "kernel":
-            # Columns may come in any order, so take the one of the memory (it may be channels-last).
+        if self.stacked:
+            stack = tensor.reshape(-1, *tensor.shape[-2:])
+        else:
+            # What is not dimension 0 may come in any order, so take the one of the memory (a convolution's
+            # may be channels-last).
             order = sorted(range(1, tensor.ndim), key=self.parameter.stride, reverse=True)
             stack = tensor.permute(0, *order).reshape(1, tensor.size(0), -1)
-        else:
-            stack = tensor.reshape(-1, *tensor.shape[-2:])
-        if role.layout == "columns":
+        if role.layout in ("columns", "kernel_columns"):
             stack = stack.mT
-        if role.interleaved:
-            return [stack[:, turn :: len(role.splits)] for turn in range(len(role.splits))]
-        if role.splits:
-            return list(stack.split(role.splits, dim=1))
+        if not role.splits:
+            heads = role.heads if per_head else 1
+            return [stack.reshape(-1, stack.size(1) // heads, stack.size(2))]
+        in_group = [rows // role.groups for rows in role.splits]
+        parts = stack.unflatten(1, (role.groups, -1)).split(in_group, dim=2)
         if per_head and role.heads > 1:
-            return [stack.reshape(-1, stack.size(1) // role.heads, stack.size(2))]
-        return [stack]
+            return [part.flatten(0, 1) for part in parts]
+        return [part.flatten(1, 2) if 1 in part.shape[1:3] else part for part in parts]
 
 
 class Override(NamedTuple):
@@ -126,9 +143,13 @@ class Override(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ParameterTable:
-    """Rows in the model's order, every parameter exactly once."""
+    """Rows in the model's order, every parameter exactly once.
+
+    doubts: sentences about what the inference is not sure of, which overrides decide.
+    """
 
     rows: tuple[Row, ...]
+    doubts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         seen: dict[str | nn.Parameter, str] = {}
@@ -148,11 +169,12 @@ class ParameterTable:
         return len(self.rows)
 
     def __str__(self) -> str:
-        lines = [("parameter", "shape", "role", "matrices")]
+        lines = [("parameter", "shape", "role", "matrices", "why")]
         for row in self.rows:
             shape = str(tuple(row.parameter.shape))
-            lines.append((row.name, shape, row.role.kind, _matrices(row, per_head=False)))
-        return _aligned(lines)
+            why = row.why if row.parameter.requires_grad else f"frozen; {row.why}"
+            lines.append((row.name, shape, row.role.kind, _matrices(row, per_head=False), why))
+        return "\n".join([_aligned(lines), *(f"not sure: {doubt}" for doubt in self.doubts)])
 
     def describe(self, recipe: OptimizerRecipe) -> str:
         """The table as `recipe` uses it: what updates each parameter, in which matrices and how far."""
@@ -198,7 +220,8 @@ def parameter_table(
 
     Tied parameters appear once, under their first name. Names are those of the plain model, without what
     `torch.compile`, data parallelism or activation checkpointing wrap around it. Of several overrides that
-    match a parameter the first one counts. Raises LichenError, listing them, for parameters that the
+    match a parameter the first one counts. Warns of everything that the inference is not sure of and no
+    override decides. Raises LichenError, listing them, for parameters that the
     model's own `parameter_roles()` does not cover, for roles of parameters that do not exist, and for
     overrides that decide nothing.
     """
@@ -206,11 +229,12 @@ def parameter_table(
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(plain_name(name))
-    roles = _stated_roles(model, names.values())
+    roles, sentences = _roles(model, names.values())
 
     changes = [_change(override) for override in overrides]
     unused = dict(enumerate(change.pattern for change in changes))
     rows = []
+    doubts: dict[str, list[str]] = {}
     for parameter, aliases in names.items():
         matching = (
             (number, change)
@@ -220,14 +244,23 @@ def parameter_table(
         number, change = next(matching, (-1, Override("")))
         unused.pop(number, None)
         if parameter.is_floating_point() or parameter.is_complex():  # others, such as quantised ones, cannot
-            role = change.role or roles[aliases[0]]
-            rows.append(Row(aliases[0], parameter, role, change.lr_scale, change.weight_decay))
+            role, why, doubt = roles[aliases[0]]
+            if change.role is not None:
+                role, why, doubt = change.role, f"override {change.pattern}", ""
+            rows.append(Row(aliases[0], parameter, role, change.lr_scale, change.weight_decay, why))
+            if doubt and parameter.requires_grad:
+                doubts.setdefault(doubt, []).append(aliases[0])
     if unused:
         raise LichenError(
             f"optimizer table: no parameter is left for the override {_listed(unused.values())}; a pattern "
             "must match a whole name (* is any text), and the first pattern that matches counts"
         )
-    return ParameterTable(tuple(rows))
+    if any(change.role is not None and change.role.kind in ("head", "embedding") for change in changes):
+        sentences = []  # of the output layer, which may be an embedding
+    sentences += [f"{_patterns(named)} {doubt}" for doubt, named in doubts.items()]
+    for sentence in sentences:
+        warnings.warn(f"optimizer table: {sentence}; an override can decide it", stacklevel=2)
+    return ParameterTable(tuple(rows), tuple(sentences))
 
 
 def _change(override: Any) -> Override:
@@ -259,17 +292,22 @@ def plain_name(name: str) -> str:
     return name
 
 
-def _stated_roles(model: nn.Module, names: Iterable[list[str]]) -> Mapping[str, Role]:
-    """First name of every parameter -> role."""
+def _roles(model: nn.Module, names: Iterable[list[str]]) -> tuple[Mapping[str, Inferred], list[str]]:
+    """First name of every parameter -> its role, as stated or inferred; and doubts about the whole model."""
     parameter_roles: Callable[[], Mapping[str, Role]] | None = getattr(model, "parameter_roles", None)
-    given = infer_roles(model) if parameter_roles is None else parameter_roles()
+    doubts: list[str] = []
+    if parameter_roles is None:
+        given, doubts = infer_roles(model)
+    else:
+        given = {name: Inferred(role, "stated by the model") for name, role in parameter_roles().items()}
     stated = {plain_name(name): role for name, role in given.items()}
-    roles: dict[str, Role] = {}
+    roles: dict[str, Inferred] = {}
     missing: list[str] = []
     for aliases in names:
         known = [stated[name] for name in aliases if name in stated]
         if known:  # a weight that is tied to an embedding is one, whatever it is called first
-            roles[aliases[0]] = next((role for role in known if role.kind == "embedding"), known[0])
+            ends = [each for kind in ("embedding", "head") for each in known if each.role.kind == kind]
+            roles[aliases[0]] = (ends or known)[0]
         else:
             missing.append(aliases[0])
     if missing:
@@ -278,7 +316,12 @@ def _stated_roles(model: nn.Module, names: Iterable[list[str]]) -> Mapping[str, 
         raise LichenError(
             f"optimizer table: the model gives a role to {_listed(unknown)}, but has no such parameter"
         )
-    return roles
+    return roles, doubts
+
+
+def _patterns(names: Iterable[str]) -> str:
+    """The names, those that differ in a number only as one pattern."""
+    return ", ".join(dict.fromkeys(re.sub(r"(?<![^.])\d+(?=\.)", "*", name) for name in names))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -9,8 +9,6 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils.parametrizations import weight_norm
 from transformers import (
-    CodeGenConfig,
-    CodeGenForCausalLM,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     DeepseekV4Config,
@@ -23,8 +21,6 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
-    MiniMaxConfig,
-    MiniMaxForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     Phi3Config,
@@ -64,7 +60,7 @@ class Tagged(nn.Module):
 
 def shapes(table: ParameterTable, name: str, per_head: bool = False) -> list[tuple[int, ...]]:
     row = next(row for row in table if row.name == name)
-    return [tuple(batch.shape) for batch in row.batches(row.parameter.detach(), per_head=per_head)]
+    return list(row.batch_shapes(per_head=per_head))
 
 
 def kinds(table: ParameterTable) -> dict[str, str]:
@@ -142,14 +138,14 @@ def test_what_is_no_override_is_refused(overrides: Any, words: str) -> None:
     [
         (Role("matrices"), r"kind 'matrices'; choose one of matrix, embedding"),  # type: ignore[arg-type]
         (Role("matrix", layout="cols"), "layout 'cols'; choose one of rows, columns"),  # type: ignore[arg-type]
-        (Role("matrix", heads=0), r"splits \(\) and 0 heads; all of these must be 1 or more"),
+        (Role("matrix", heads=0), r"splits \(\), 1 groups and 0 heads; all of these"),
         (Role("matrix", splits=(0, 6)), r"splits \(0, 6\)"),
         (Role("matrix", splits=(4, 4)), r"has 6 rows, but its splits \(4, 4\) add up to 8"),
         (Role("matrix", heads=4), "has 6 rows, which 4 heads cannot share"),
         (Role("matrix", splits=(3, 3), heads=2), "both splits and heads"),
         (
-            Role("matrix", splits=(2, 4), interleaved=True),
-            r"interleaved, so its splits \(2, 4\) must be equal",
+            Role("matrix", splits=(2, 4), groups=4),
+            r"4 groups, which its splits \(2, 4\) cannot share equally",
         ),
     ],
 )
@@ -292,18 +288,6 @@ def test_fused_query_key_value_of_shared_keys() -> None:
     assert shapes(parameter_table(unknown), "qkv_proj.weight") == [(1, 40, 16)]
 
 
-def test_query_key_value_head_by_head_stays_whole() -> None:
-    """Thirds of these 48 rows would be heads, not query, key and value."""
-    sizes: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24}
-    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4}
-    linear: dict[str, Any] = {"num_hidden_layers": 1, "layer_types": ["linear_attention"]}
-    with torch.device("meta"):
-        codegen = CodeGenForCausalLM(CodeGenConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=4))
-        minimax = MiniMaxForCausalLM(MiniMaxConfig(**sizes, **heads, **linear))
-    for model, name in ((codegen, "transformer.h.0.attn"), (minimax, "model.layers.0.self_attn")):
-        assert shapes(parameter_table(model), f"{name}.qkv_proj.weight") == [(1, 48, 16)]
-
-
 def test_entrywise_factors_are_no_matrices() -> None:
     with torch.device("meta"):
         table = parameter_table(
@@ -345,7 +329,7 @@ def test_convolutions() -> None:
         "9.weight": "head",
     }
     grouped = parameter_table(nn.Conv2d(64, 64, 3, groups=32, bias=False))
-    assert str(grouped).splitlines()[1].endswith("32 x (2, 18)")
+    assert str(grouped).splitlines()[1].endswith("32 x (2, 18)  Conv2d of 32 groups")
 
 
 def test_a_weight_norms_parts_are_those_of_its_layer() -> None:
@@ -473,9 +457,9 @@ def test_models_inside_of_other_modules() -> None:
 def test_printed_table() -> None:
     model = Tagged({"up.weight": Role("matrix", splits=(3, 3)), "down.weight": Role("head")})
     assert str(parameter_table(model)).splitlines() == [
-        "parameter    shape   role    matrices",
-        "up.weight    (6, 4)  matrix  1 x (3, 4) + 1 x (3, 4)",
-        "down.weight  (4, 6)  head",
+        "parameter    shape   role    matrices                 why",
+        "up.weight    (6, 4)  matrix  1 x (3, 4) + 1 x (3, 4)  stated by the model",
+        "down.weight  (4, 6)  head                             stated by the model",
     ]
     assert parameter_table(model).describe(recipes.muon).splitlines() == [
         "parameter    shape   update  lr      weight decay  matrices",

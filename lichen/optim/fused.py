@@ -1,0 +1,209 @@
+"""Layouts of layers that compute several things at once, as the field's models have them.
+
+Query, key and value; gate and up; the projections of Mamba and of gated DeltaNet. A layer is known by its
+name, and where models of one name differ by the class that it belongs to; sizes come from that module or its
+`config`. What a name announces but nobody here knows is a doubt, for a person to decide.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Rows of the matrices in a fused layer, in order; `groups` as in `Role`. `why` is for the table.
+
+    doubt: what is not known, in words that follow the parameter's name; then there are no splits.
+    """
+
+    why: str = ""
+    splits: tuple[int, ...] = ()
+    groups: int = 1
+    heads: int = 1
+    doubt: str = ""
+
+
+# Query, key and value one after the other; in these classes head by head, or by groups of query heads
+# that share a key and a value (Megatron's order).
+QUERY_KEY_VALUE = ("Wqkv", "att_proj", "c_attn", "in_proj", "in_proj_weight", "qkv", "qkv_proj", "to_qkv")
+HEAD_BY_HEAD = (
+    "BloomAttention",
+    "DisentangledSelfAttention",
+    "FalconAttention",
+    "FalconFlashAttention2",
+    "GPTBigCodeAttention",
+    "GPTNeoXAttention",
+    "GPTNeoXJapaneseAttention",
+    "MiniMaxLightningAttention",
+    "PersimmonAttention",
+)
+HEADS: tuple[str, ...] = ("num_attention_heads", "num_heads", "n_head", "n_heads", "num_q_heads")
+SHARED_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_query_groups", "n_kv_heads")
+
+# Gated feed-forward layers: the name of gate and up together, and the layer that takes half as many inputs.
+GATE_UP = {
+    "Wi": "Wo",
+    "c_fc": "c_proj",
+    "dense_h_to_4h": "dense_4h_to_h",
+    "fc1": "fc2",
+    "input_linear": "output_linear",
+    "linear_fc1": "linear_fc2",
+    "linear_in": "linear_out",
+    "linear_start": "linear_end",
+    "pointwise_conv1": "pointwise_conv2",
+    "pointwise_lin1": "pointwise_lin2",
+    "w12": "w3",
+    "w13": "w2",
+    "weights_in": "weights_out",
+    "wi": "wo",
+}
+
+# Names that announce several things, and names of one thing.
+SEVERAL = re.compile(
+    r"qkv|query_key_value|key_value|(^|_)kv$|^kv_proj$|gate_up|^up_gate|gate_and_up|fused|W_pack"
+)
+SINGLE = re.compile(r"(q|k|v|o|r|query|key|value|gate|up|down)(_proj)?|\w+_[ab](_proj)?|\w*down\w*|\w*out\w*")
+
+
+def number(owner: nn.Module, names: tuple[str, ...]) -> int | None:
+    """The first of these sizes that the module, its `config` or its own layer's has."""
+    for holder in (_itself, _config, _config_of_layer):
+        for name in names:
+            try:
+                value = getattr(holder(owner), name)
+            except Exception:  # there is none, or the config refuses to answer for all of its layers at once
+                continue
+            if type(value) is int:
+                return value
+    return None
+
+
+def _itself(owner: Any) -> Any:
+    return owner
+
+
+def _config(owner: Any) -> Any:
+    return owner.config
+
+
+def _config_of_layer(owner: Any) -> Any:
+    return owner.config.per_layer_config[owner.layer_idx]
+
+
+def fused(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:
+    """What the layer `name` of `owner` holds: (rows, columns) of its weight, outputs in rows.
+
+    None for one matrix.
+    """
+    return (
+        _gate_up(owner, name, rows)
+        or _mamba(owner, name, rows)
+        or _delta(owner, name, rows)
+        or _attention(owner, name, rows, columns)
+        or _unknown(owner, name, rows, columns)
+    )
+
+
+def _unknown(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:
+    """Doubts about layers whose name, or shape beside a layer that follows, says that matrices share them."""
+    kind = type(owner).__name__
+    shapes = {
+        other: layer.weight.shape for other, layer in owner.named_children() if isinstance(layer, nn.Linear)
+    }
+    if SINGLE.fullmatch(name) or any(inputs == rows for _, inputs in shapes.values()):
+        return None
+    if SEVERAL.search(name) and rows != number(owner, ("head_dim",)):
+        return Fused(doubt=f"has the name of several matrices in one, whose order in {kind} is not known")
+    following = list(shapes)[list(shapes).index(name) + 1 :] if name in shapes else []
+    for other in following if not isinstance(owner, nn.Sequential) else ():
+        outputs, inputs = shapes[other]
+        if outputs == columns and rows in (2 * inputs, 3 * inputs):
+            return Fused(
+                doubt=f"has {rows // inputs} times as many rows as {other} of {kind} has inputs: it may be "
+                "several matrices, in an order that is not known"
+            )
+    return None
+
+
+def _gate_up(owner: nn.Module, name: str, rows: int) -> Fused | None:
+    if name in ("gate_up_proj", "up_gate_proj") and rows % 2 == 0:
+        return Fused("gate and up", (rows // 2, rows // 2))
+    down = getattr(owner, GATE_UP.get(name, ""), None)
+    weight = getattr(down, "weight", None)
+    # A convolution's inputs are its second dimension, those of a stack of experts the last.
+    if weight is not None and rows == 2 * weight.shape[1 if isinstance(down, _ConvNd) else -1]:
+        return Fused(f"gate and up, by the inputs of {GATE_UP[name]}", (rows // 2, rows // 2))
+    return None
+
+
+def _mamba(owner: nn.Module, name: str, rows: int) -> Fused | None:
+    inner = number(owner, ("intermediate_size", "d_inner"))
+    state = number(owner, ("ssm_state_size", "d_state"))
+    if inner is None or state is None:
+        return None
+    if name == "in_proj" and rows == 2 * inner:
+        turns = inner if type(owner).__name__ == "ZambaMambaMixer" else 1
+        return Fused("Mamba: x and gate", (inner, inner), groups=turns)
+    groups, heads = number(owner, ("n_groups", "ngroups")), number(owner, ("num_heads", "nheads"))
+    if name == "in_proj" and groups is not None and heads is not None:
+        parts = (inner, inner, groups * state, groups * state, heads)
+        if (unused := rows - sum(parts)) >= 0 and unused % 2 == 0:  # of a feed-forward layer beside it
+            return Fused("Mamba-2: gate, x, B, C, dt", (unused // 2,) * 2 * (unused > 0) + parts)
+    if name == "x_proj" and rows > 2 * state:
+        return Fused("Mamba: dt, B, C", (rows - 2 * state, state, state))
+    return None
+
+
+def _delta(owner: nn.Module, name: str, rows: int) -> Fused | None:
+    """Gated DeltaNet, and the short convolutions of LFM."""
+    if name == "in_proj" and type(owner).__name__.endswith("ShortConv") and rows % 3 == 0:
+        return Fused("B, C, x of a short convolution", (rows // 3,) * 3)
+    key, value = number(owner, ("key_dim",)), number(owner, ("value_dim",))
+    heads, values = number(owner, ("num_k_heads",)), number(owner, ("num_v_heads",))
+    if key is None or value is None or heads is None or values is None:
+        return None
+    known = {
+        "in_proj_qkv": Fused("DeltaNet: query, key, value", (key, key, value)),
+        "in_proj_qkvz": Fused("DeltaNet: q, k, v, gate by key head", (key, key, value, value), heads),
+        "in_proj_ba": Fused("DeltaNet: b and a by key head", (values, values), heads),
+    }.get(name)
+    return known if known is not None and sum(known.splits) == rows else None
+
+
+def _attention(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:
+    kind = type(owner).__name__
+    heads, shared = number(owner, HEADS), number(owner, SHARED_HEADS)
+    if name == "q_proj":
+        head_dim = number(owner, ("qk_head_dim", "head_dim"))
+        if heads is None or head_dim is None or rows != 2 * heads * head_dim:
+            return None
+        if re.match(r"Qwen3(Next|_5|_5Moe)Attention|Qwen4Exp", kind):
+            return Fused("query and gate, head by head", (rows // 2, rows // 2), heads, heads)
+        return Fused(doubt=f"has two rows for every one that {heads} heads of {head_dim} need")
+    if name == "to_kv" or (name == "kv_proj" and kind == "JetMoeAttention"):
+        return Fused("key and value", (rows // 2, rows // 2)) if rows % 2 == 0 else None
+    if kind == "CodeGenAttention" and name == "qkv_proj" and rows % 12 == 0:
+        return Fused("query, value, key in four parts", (rows // 3,) * 3, 4)
+    litgpt = name == "attn" and hasattr(getattr(owner, "config", None), "n_query_groups")
+    by_head = litgpt or (kind in HEAD_BY_HEAD and name in (*QUERY_KEY_VALUE, "query_key_value"))
+    if not by_head and name not in QUERY_KEY_VALUE:
+        return None
+    if getattr(owner, "is_cross_attention", False) and rows == 2 * columns:
+        return Fused("key and value", (columns, columns))
+    if heads is not None:
+        shared = shared or heads
+        if rows % (heads + 2 * shared) == 0:
+            head_dim = rows // (heads + 2 * shared)
+            splits = (heads * head_dim, shared * head_dim, shared * head_dim)
+            if not by_head or shared == 1:
+                return Fused("query, key, value", splits)
+            return Fused("query, key, value, head by head", splits, shared, shared if shared == heads else 1)
+    if rows == 3 * columns and not by_head:
+        return Fused("query, key, value", (columns,) * 3)
+    return None
