@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 
@@ -44,6 +44,7 @@ HEAD_BY_HEAD = (
     "PersimmonAttention",
 )
 HEADS: tuple[str, ...] = ("num_attention_heads", "num_heads", "n_head", "n_heads", "num_q_heads")
+HEAD_DIM = ("qk_head_dim", "head_dim", "head_size", "attention_head_size")
 SHARED_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_query_groups", "n_kv_heads")
 
 # Gated feed-forward layers: the name of gate and up together, and the layer that takes half as many inputs.
@@ -112,18 +113,15 @@ def fused(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:
 
 def _unknown(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:
     """Doubts about layers whose name, or shape beside a layer that follows, says that matrices share them."""
-    kind = type(owner).__name__
-    shapes = {
-        other: layer.weight.shape for other, layer in owner.named_children() if isinstance(layer, nn.Linear)
-    }
-    if SINGLE.fullmatch(name) or any(inputs == rows for _, inputs in shapes.values()):
+    kind, linear = type(owner).__name__, _linear(owner)
+    if SINGLE.fullmatch(name) or _is_taken_whole(owner, rows):
         return None
-    if SEVERAL.search(name) and rows != number(owner, ("head_dim",)):
+    if SEVERAL.search(name) and rows != number(owner, HEAD_DIM):
         return Fused(doubt=f"has the name of several matrices in one, whose order in {kind} is not known")
-    following = list(shapes)[list(shapes).index(name) + 1 :] if name in shapes else []
+    following = list(linear)[list(linear).index(name) + 1 :] if name in linear else []
     for other in following if not isinstance(owner, nn.Sequential) else ():
-        outputs, inputs = shapes[other]
-        if outputs == columns and rows in (2 * inputs, 3 * inputs):
+        inputs = linear[other].in_features
+        if linear[other].out_features == columns and rows in (2 * inputs, 3 * inputs):
             return Fused(
                 doubt=f"has {rows // inputs} times as many rows as {other} of {kind} has inputs: it may be "
                 "several matrices, in an order that is not known"
@@ -131,15 +129,37 @@ def _unknown(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | No
     return None
 
 
+def _linear(owner: nn.Module) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in owner.named_children() if isinstance(layer, nn.Linear)}
+
+
+def _is_taken_whole(owner: nn.Module, rows: int) -> bool:
+    """Whether a layer beside it takes all that comes out, so that it is one matrix."""
+    return any(layer.in_features == rows for layer in _linear(owner).values())
+
+
 def _gate_up(owner: nn.Module, name: str, rows: int) -> Fused | None:
     if name in ("gate_up_proj", "up_gate_proj") and rows % 2 == 0:
         return Fused("gate and up", (rows // 2, rows // 2))
     down = getattr(owner, GATE_UP.get(name, ""), None)
-    weight = getattr(down, "weight", None)
-    # A convolution's inputs are its second dimension, those of a stack of experts the last.
-    if weight is not None and rows == 2 * weight.shape[1 if isinstance(down, _ConvNd) else -1]:
+    if down is not None and rows == 2 * _inputs(down):
         return Fused(f"gate and up, by the inputs of {GATE_UP[name]}", (rows // 2, rows // 2))
     return None
+
+
+def _inputs(layer: nn.Module) -> int:
+    """How many inputs a linear layer, convolution or stack of experts takes; 0 where it cannot be told."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        return 0
+    if is_conv1d(layer):
+        return weight.shape[0]
+    return weight.shape[1 if isinstance(layer, _ConvNd) else -1]
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether it is the linear layer of GPT-2 in transformers, whose weight is (inputs, outputs)."""
+    return any(kind.__name__ == "Conv1D" for kind in type(layer).__mro__)
 
 
 def _mamba(owner: nn.Module, name: str, rows: int) -> Fused | None:
@@ -177,10 +197,9 @@ def _delta(owner: nn.Module, name: str, rows: int) -> Fused | None:
 
 
 def _attention(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:
-    kind = type(owner).__name__
-    heads, shared = number(owner, HEADS), number(owner, SHARED_HEADS)
+    kind, heads = type(owner).__name__, number(owner, HEADS)
     if name == "q_proj":
-        head_dim = number(owner, ("qk_head_dim", "head_dim"))
+        head_dim = number(owner, HEAD_DIM)
         if heads is None or head_dim is None or rows != 2 * heads * head_dim:
             return None
         if re.match(r"Qwen3(Next|_5|_5Moe)Attention|Qwen4Exp", kind):
@@ -192,18 +211,28 @@ def _attention(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | 
         return Fused("query, value, key in four parts", (rows // 3,) * 3, 4)
     litgpt = name == "attn" and hasattr(getattr(owner, "config", None), "n_query_groups")
     by_head = litgpt or (kind in HEAD_BY_HEAD and name in (*QUERY_KEY_VALUE, "query_key_value"))
-    if not by_head and name not in QUERY_KEY_VALUE:
+    if _is_taken_whole(owner, rows) or not (by_head or name in QUERY_KEY_VALUE):
         return None
     if getattr(owner, "is_cross_attention", False) and rows == 2 * columns:
         return Fused("key and value", (columns, columns))
-    if heads is not None:
-        shared = shared or heads
-        if rows % (heads + 2 * shared) == 0:
-            head_dim = rows // (heads + 2 * shared)
-            splits = (heads * head_dim, shared * head_dim, shared * head_dim)
-            if not by_head or shared == 1:
-                return Fused("query, key, value", splits)
-            return Fused("query, key, value, head by head", splits, shared, shared if shared == heads else 1)
-    if rows == 3 * columns and not by_head:
-        return Fused("query, key, value", (columns,) * 3)
-    return None
+    shared = None if heads is None else _shared_heads(owner, heads, rows, columns)
+    if heads is None or shared is None:
+        return Fused("query, key, value", (columns,) * 3) if rows == 3 * columns and not by_head else None
+    head_dim = rows // (heads + 2 * shared)
+    splits = (heads * head_dim, shared * head_dim, shared * head_dim)
+    if not by_head or shared == 1:
+        return Fused("query, key, value", splits)
+    return Fused("query, key, value, head by head", splits, shared, shared if shared == heads else 1)
+
+
+def _shared_heads(owner: nn.Module, heads: int, rows: int, columns: int) -> int | None:
+    """The number of key heads among (heads + 2 shared) heads, as stated or as the rows allow."""
+    shared, head_dim = number(owner, SHARED_HEADS), number(owner, HEAD_DIM)
+    if shared is None and head_dim is not None and rows > heads * head_dim:
+        shared = (rows // head_dim - heads) // 2
+    if shared is None and rows in {
+        3 * columns,
+        *(3 * layer.in_features for layer in _linear(owner).values()),
+    }:
+        shared = heads
+    return shared if shared and rows % (heads + 2 * shared) == 0 else None

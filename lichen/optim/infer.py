@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Layout, Role
-from lichen.optim.fused import HEADS, SHARED_HEADS, fused, number
+from lichen.optim.fused import HEADS, SHARED_HEADS, fused, is_conv1d, number
 from lichen.optim.output_layers import input_embeddings, output_layers
 
 # Layers whose rows are the queries of attention heads, and the keys and values of as many or fewer.
@@ -69,7 +69,7 @@ def infer_roles(model: nn.Module) -> Inference:
             name = f"{path}.{leaf}" if path else leaf
             _require_shape(name, module, leaf, parameter)
             owner, own_leaf = _parametrized(path, leaf)
-            while isinstance(modules[owner], nn.ParameterDict | nn.ParameterList):
+            while owner and isinstance(modules[owner], nn.ParameterDict | nn.ParameterList):
                 owner, _, container = owner.rpartition(".")
                 own_leaf = f"{container}.{own_leaf}"
             stated = getattr(modules[owner], "roles", None)
@@ -236,8 +236,8 @@ def _convolution(module: _ConvNd, owner: nn.Module, name: str, shape: torch.Size
 
 def _layout(module: nn.Module, leaf: str) -> Layout:
     """Where the outputs of a weight of two or more dimensions lie."""
-    if any(kind.__name__ == "Conv1D" for kind in type(module).__mro__):
-        return "columns"  # transformers' name for the linear layer of GPT-2
+    if is_conv1d(module):
+        return "columns"
     up, down = module._parameters.get("gate_up_proj"), module._parameters.get("down_proj")
     if leaf in ("gate_up_proj", "down_proj") and up is not None and down is not None:
         # Fused experts: `down_proj` maps the intermediate size I back to the hidden size H, so

@@ -45,6 +45,8 @@ DELTA: Config = {
     "tie_word_embeddings": False,
 }
 BAMBA: Config = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "attn_layer_indices": []}
+JAMBA = TOKENS | {"mamba_d_state": 8, "use_mamba_kernels": False, "attn_layer_offset": 1, "num_experts": 1}
+NEMOTRON: Config = {"layers_block_type": ["mamba"], "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2}
 ZAMBA: Config = {"layers_block_type": ["mamba"], "use_mamba_kernels": False, "mamba_d_state": 8}
 
 
@@ -132,6 +134,11 @@ FACTORS: list[tuple[str, str, int, Config]] = [
     ("ZambaForCausalLM", "mamba.in_proj", 2, SIZES | HEADS | TOKENS | ZAMBA),
     ("Mamba2ForCausalLM", "mixer.in_proj", 4, MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 2}),
     ("BambaForCausalLM", "mamba.in_proj", 4, SIZES | GROUPS | BAMBA),
+    ("JambaForCausalLM", "mamba.in_proj", 2, SIZES | GROUPS | JAMBA),
+    ("GraniteMoeHybridForCausalLM", "mamba.in_proj", 4, SIZES | GROUPS | BAMBA | {"layer_types": ["mamba"]}),
+    ("NemotronHForCausalLM", "mixer.in_proj", 4, SIZES | GROUPS | NEMOTRON),
+    ("FalconH1ForCausalLM", "mamba.in_proj", 4, SIZES | GROUPS | BAMBA | {"mamba_d_ssm": 64}),
+    ("Zamba2ForCausalLM", "mamba.in_proj", 4, SIZES | HEADS | TOKENS | ZAMBA | {"n_mamba_heads": 8}),
     ("Lfm2ForCausalLM", "conv.in_proj", 3, SIZES | HEADS | {"layer_types": ["conv"]}),
     ("Qwen3NextForCausalLM", "linear_attn.in_proj_qkvz", 4, SIZES | GROUPS | DELTA | LINEAR),
     ("Qwen3_5ForCausalLM", "linear_attn.in_proj_qkv", 3, SIZES | GROUPS | DELTA | LINEAR),
@@ -158,7 +165,7 @@ def test_factors_of_a_product(name: str, layer: str, factors: int, config: Confi
         alone = [0.0 if number == other else 1.0 for other in range(len(parts))]
         silencing += torch.allclose(scaled(model, parts, alone), silent, rtol=1e-9, atol=1e-9)
     assert silencing == factors
-    has_dt = "x_proj" in layer or name in ("Mamba2ForCausalLM", "BambaForCausalLM")
+    has_dt = "x_proj" in layer or (factors == 4 and layer.endswith("in_proj"))
     assert len(parts) == factors + has_dt
 
 
