@@ -230,9 +230,6 @@ def _shared_heads(owner: nn.Module, heads: int, rows: int, columns: int) -> int 
     shared, head_dim = number(owner, SHARED_HEADS), number(owner, HEAD_DIM)
     if shared is None and head_dim is not None and rows > heads * head_dim:
         shared = (rows // head_dim - heads) // 2
-    if shared is None and rows in {
-        3 * columns,
-        *(3 * layer.in_features for layer in _linear(owner).values()),
-    }:
+    if shared is None and rows % 3 == 0 and (rows // 3 == columns or _is_taken_whole(owner, rows // 3)):
         shared = heads
     return shared if shared and rows % (heads + 2 * shared) == 0 else None
