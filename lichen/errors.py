@@ -1,7 +1,10 @@
 """The exceptions that are meant for the person at the keyboard."""
 
 import difflib
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from threading import Timer
 
 
 class LichenError(Exception):
@@ -27,6 +30,19 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str, cutoff: floa
     low = name.lower()
     near = [low] if low in known else difflib.get_close_matches(low, known, n=3, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+@contextmanager
+def said_if_slow(what: str, seconds: float = 1.5) -> Iterator[None]:
+    """Say on standard error that `what` is going on, once it has been for so many seconds: nobody should have
+    to guess whether a program still works."""
+    timer = Timer(seconds, lambda: print(f"{what} ...", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lichen.cli.output import print_text
+
 if TYPE_CHECKING:
     from lichen.data.manifest import Manifest
     from lichen.data.stream import Progress
@@ -83,8 +85,8 @@ def inspect(folder: Annotated[Path, typer.Argument(help="What `lichen data prepa
     _print_manifest(folder, dataset.manifest)
     documents = dataset.documents("train")
     tokens = documents.read(documents.starts[0], min(documents.starts[1], 200))
-    print("The first training document begins:\n")
-    print(load_tokenizer(dataset.tokenizer_path).decode(tokens.tolist(), skip_special_tokens=False))
+    print_text("The first training document begins:\n")
+    print_text(load_tokenizer(dataset.tokenizer_path).decode(tokens.tolist(), skip_special_tokens=False))
 
 
 @contextmanager
@@ -111,17 +113,17 @@ def _print_manifest(folder: Path, manifest: Manifest) -> None:
 
     for split, counts in manifest.splits.items():
         per_token = f", {counts.bytes / counts.tokens:.2f} bytes per token" if counts.tokens else ""
-        print(
+        print_text(
             f"{split:>10}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
             f"{counts.bytes:,} bytes of text{per_token}"
         )
-    print(f"{'tokenizer':>10}: {manifest.vocab_size:,} tokens, SHA-256 {manifest.tokenizer_hash}")
-    print(f"{'sources':>10}: {manifest.sources:,} files, {manifest.source_bytes:,} bytes")
+    print_text(f"{'tokenizer':>10}: {manifest.vocab_size:,} tokens, SHA-256 {manifest.tokenizer_hash}")
+    print_text(f"{'sources':>10}: {manifest.sources:,} files, {manifest.source_bytes:,} bytes")
     for reason, left in manifest.left_out.items():
-        print(f"{'left out':>10}: {left.count:,} {reason} (for example {left.examples[0]})")
+        print_text(f"{'left out':>10}: {left.count:,} {reason} (for example {left.examples[0]})")
     if manifest.extra_documents:
-        print(
+        print_text(
             f"{'cut':>10}: text longer than {MAX_DOCUMENT_BYTES >> 20} MiB, at line ends, into "
             f"{manifest.extra_documents:,} more documents"
         )
-    print(f"{'folder':>10}: {folder}")
+    print_text(f"{'folder':>10}: {folder}")

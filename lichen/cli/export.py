@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from lichen.cli.output import print_text
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a run; its newest good checkpoint is taken.")],
@@ -19,6 +21,6 @@ def export(
     from lichen.train.export import export_run
 
     done = export_run(run, out, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
-    print(
+    print_text(
         f"{out}: the model of {run} after {done.step:,} steps, {done.weight_bytes / 1e6:,.1f} MB as {dtype}"
     )

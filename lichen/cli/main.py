@@ -20,6 +20,7 @@ from lichen.cli.claims import claims
 from lichen.cli.compare import compare
 from lichen.cli.cost import cost
 from lichen.cli.data import data
+from lichen.cli.doctor import doctor
 from lichen.cli.export import export
 from lichen.cli.fits import fits
 from lichen.cli.lineage import lineage
@@ -73,7 +74,8 @@ def lichen_options(
     pass
 
 
-for verb in (account, compare, price, fits, cost, lineage, advise, claims, train, study, export, sample):
+VERBS = account, compare, price, fits, cost, lineage, advise, claims, train, study, export, sample, doctor
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(atlas)
 app.add_typer(data)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from lichen.cli.output import visible
 from lichen.errors import LichenError
 
 
@@ -43,15 +44,18 @@ def sample(
     text = _read_prompt(prompt)
     trained = open_model(model, default_device(), weights)
     tokens = generate(trained.model, trained.tokenizer.encode(text).ids, params, eos_ids=trained.eos_ids)
-    if sys.stdout.isatty():
-        typer.secho(text, bold=True, nl=False)
+    on_terminal = sys.stdout.isatty()  # a file gets the text as it is
+    if on_terminal:
+        typer.secho(visible(text), bold=True, nl=False)
     for piece in stream_text(tokens, trained.tokenizer, params.stop):
-        print(piece, end="", flush=True)
+        print(visible(piece) if on_terminal else piece, end="", flush=True)
     print()
 
 
 def _read_prompt(prompt: str) -> str:
     """The prompt itself, or standard input for "-"; what is not UTF-8 is refused."""
+    if prompt == "-" and sys.stdin is None:
+        raise LichenError("standard input is closed, so there is no prompt to read; give it as an argument")
     try:
         return sys.stdin.buffer.read().decode() if prompt == "-" else prompt.encode().decode()
     except UnicodeError as error:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lichen.cli.output import print_text
+
 
 def study(
     plan: Annotated[Path, typer.Argument(metavar="STUDY", help="A study (TOML).")],
@@ -21,9 +23,9 @@ def study(
 
     read, points = read_study(plan)
     folder = out or Path("studies") / plan.stem
-    runs = run_study(read, plan, points, folder, lambda line: print(line, flush=True))
+    runs = run_study(read, plan, points, folder, print_text)
     write_report(read, runs, folder)
-    print(f"the report is {folder / 'report.html'}")
+    print_text(f"the report is {folder / 'report.html'}")
     if failed := [run.folder.name for _, run in runs if not is_over(run)]:
         raise LichenError(
             f"not finished: {', '.join(failed)}; their train.log says why. The same command tries again"

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from lichen.cli.output import visible
+
 
 def train(
     target: Annotated[
@@ -67,7 +69,7 @@ def train(
     stopped_by = train_run(run, training_console(), back_to)
     if stopped_by is not None:
         with suppress(OSError):  # a closed terminal
-            print(f"stopped and saved; go on with: lichen train {run.folder}", file=sys.stderr)
+            print(visible(f"stopped and saved; go on with: lichen train {run.folder}"), file=sys.stderr)
         sys.exit(128 + stopped_by)
 
 

@@ -6,17 +6,16 @@ text that was encoded. The special tokens of the family lie above the BPE part o
 """
 
 import json
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from lichen.arch.families import special_tokens, text_splits, token_families
+from lichen.data.apart import Ended, run_apart
 from lichen.data.tokenizer_limits import LARGEST_VOCABULARY, checked
 from lichen.errors import LichenError
 from lichen.files.sealed import sha256_of
@@ -26,8 +25,13 @@ _MIN_FREQUENCY = 2
 # In training, pieces are cut after so many characters: to learn a merge, each piece that holds it is gone
 # through, and a megabyte of one letter is one piece. Encoding takes no such time, and is not cut.
 _LONGEST_LEARNED = 64
-
-T = TypeVar("T")
+_TRAINING = """
+import json, sys
+from tokenizers import Tokenizer, trainers
+tokenizer, options = Tokenizer.from_str(json.loads(input())), json.loads(input())
+tokenizer.train_from_iterator(map(json.loads, sys.stdin), trainers.BpeTrainer(**options))
+sys.stdout.write(tokenizer.to_str())
+"""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> Tokenizer:
@@ -50,13 +54,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> Token
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _pre_tokenizer(*text_splits(family), rf"[\s\S]{{1,{_LONGEST_LEARNED}}}")
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(special.markup),
-        min_frequency=_MIN_FREQUENCY,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    _interruptibly(lambda: tokenizer.train_from_iterator(texts, trainer))
+    options = {
+        "vocab_size": vocab_size - len(special.markup),
+        "min_frequency": _MIN_FREQUENCY,
+        "initial_alphabet": sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "show_progress": False,
+    }
+    try:
+        learned = run_apart(_TRAINING, chain([tokenizer.to_str(), options], texts))
+    except Ended as error:
+        why = str(error) or "the process that did it was ended; perhaps for want of memory: sample less text"
+        raise LichenError(f"the tokenizer could not be trained: {why}") from error
+    tokenizer = Tokenizer.from_str(learned)
     tokenizer.pre_tokenizer = _pre_tokenizer(*text_splits(family))
     reached = tokenizer.get_vocab_size() + len(special.markup)
     if reached < vocab_size:
@@ -83,20 +92,6 @@ def _pre_tokenizer(*splits: str) -> pre_tokenizers.PreTokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-
-
-def _interruptibly(work: Callable[[], T]) -> T:
-    """What `work` returns. Ctrl-C ends the wait for it; the library that works would not hear of it."""
-    result: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(work())
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return result.result()
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

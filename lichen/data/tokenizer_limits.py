@@ -7,8 +7,6 @@ JSON; and a file with other patterns than the families' own has to encode some t
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 
 from lichen.arch.families import text_splits, token_families
+from lichen.data.apart import Ended, run_apart
 from lichen.errors import LichenError
 from lichen.files.bounded import parse_json, read_bytes
 
@@ -34,9 +33,8 @@ _TRIAL_SECONDS = 0.5  # of the processor's time, whatever else the machine does
 _TRIAL = """
 import json, signal, sys
 from tokenizers import Tokenizer
-described, texts, seconds = json.load(sys.stdin)
-tokenizer = Tokenizer.from_str(json.dumps(described))
-for text in texts:
+tokenizer, seconds = Tokenizer.from_str(json.dumps(json.loads(input()))), json.loads(input())
+for text in map(json.loads, sys.stdin):
     signal.setitimer(signal.ITIMER_PROF, seconds)  # ends the process
     tokenizer.decode(tokenizer.encode(text).ids)
 """
@@ -118,12 +116,11 @@ def _try(described: dict[str, Any], patterns: set[str], file: Path) -> None:
     end = "\0" + "".join(letters)  # where a pattern may go on, so that none is given up at once
     runs = [letter * _TRIAL_LETTERS for letter in letters]
     runs += [(letter + usual[at % 7]) * (_TRIAL_LETTERS // 2) for at, letter in enumerate(letters)]
-    asked = json.dumps([described, [run + end for run in runs], _TRIAL_SECONDS])
-    trial = subprocess.run([sys.executable, "-c", _TRIAL], input=asked.encode(), capture_output=True)
-    if trial.returncode:
-        said = trial.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
-        why = said or "a regular expression in it takes time out of all proportion"
-        raise LichenError(f"{file} is not a tokenizer.json that can be used: {why}")
+    try:
+        run_apart(_TRIAL, [described, _TRIAL_SECONDS, *(run + end for run in runs)])
+    except Ended as error:
+        why = str(error) or "a regular expression in it takes time out of all proportion"
+        raise LichenError(f"{file} is not a tokenizer.json that can be used: {why}") from error
 
 
 def _check_sample(tokenizer: Tokenizer, file: Path) -> None:

@@ -5,14 +5,14 @@ thousandth of the rate. Every probe begins with what ends at once on any of them
 """
 
 import functools
-import os
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from lichen.machine.about import cores, processor
 
 _SECONDS = 0.3
 """What is repeated is repeated for so long; no single product of a probe takes longer."""
@@ -22,8 +22,8 @@ _SMALLEST_PRODUCT = 32
 def machine(device: torch.device) -> dict[str, str]:
     """What a figure measured here should be read with: processor, device, threads, versions."""
     facts = {
-        "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "processor": processor(),
+        "cores": str(cores()),
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -32,14 +32,6 @@ def machine(device: torch.device) -> dict[str, str]:
     if device.type != "cpu":
         facts["device"] = getattr(torch.get_device_module(device), "get_device_name", lambda: device.type)()
     return facts
-
-
-def _processor() -> str:
-    """The processor's own name; Python's `platform.processor` is empty or only the architecture on Linux."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 @functools.cache

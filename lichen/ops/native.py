@@ -138,12 +138,16 @@ _recording = _Recordings()
 _ALLOCATE = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty}
 
 
+def compiler() -> list[str]:
+    """The command of the system's C++ compiler; empty where there is none."""
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), "")
+    return shlex.split(os.environ.get("CXX") or found)
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, with a warning that says why, where they cannot be had."""
-    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), "")
-    compiler = shlex.split(os.environ.get("CXX") or found)
-    if not compiler:
+    if not (command := compiler()):
         warnings.warn(
             "there is no C++ compiler, so PyTorch's operators compute what kernels would, which takes longer "
             "(decoding several times as long); install one (Debian and Ubuntu: apt-get install g++; macOS: "
@@ -152,39 +156,48 @@ def library() -> ctypes.CDLL | None:
         )
         return None
     try:
-        return _load(compiler)
+        return _load(command)
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None)
         reason = told.decode(errors="replace").strip() if told else error
         warnings.warn(
-            f"the kernels could not be compiled with {shlex.join(compiler)}, so PyTorch's operators compute "
+            f"the kernels could not be compiled with {shlex.join(command)}, so PyTorch's operators compute "
             f"what they would, which takes longer (decoding several times as long): {reason}",
             stacklevel=2,
         )
         return None
 
 
-def _load(compiler: list[str]) -> ctypes.CDLL:
-    """The library from the cache, where it is whole, or compiled now."""
-    flags = [*FLAGS, *_instructions(), *_threads()]
+def compiled(command: list[str]) -> list[Path]:
+    """Where the cache has the kernels that this compiler would make here, whole. Raises OSError or
+    subprocess.SubprocessError for a compiler that does not answer."""
+    identity = _identity(command)
+    found = cache_folder().glob(f"kernels-{identity}-*.so")
+    return [path for path in found if path.name == _name(identity, path)]
+
+
+def _identity(command: list[str]) -> str:
+    """Of what a compiler would make here: a hash of all that it depends on."""
     # The compiler's version and the processor's instructions, among others.
-    macros = _output([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])
-    sources = sorted(SOURCES.iterdir())
-    content = b"".join(source.read_bytes() for source in sources)
-    identity = hashlib.sha256(b" ".join([content, macros, *map(str.encode, flags)])).hexdigest()[:16]
-    folder = _cache()
-    for path in folder.glob(f"kernels-{identity}-*.so"):
-        if path.name == _name(identity, path):
-            with contextlib.suppress(OSError):
-                return ctypes.CDLL(str(path))
+    macros = _output([*command, *_flags(), "-dM", "-E", "-x", "c++", os.devnull])
+    content = b"".join(source.read_bytes() for source in sorted(SOURCES.iterdir()))
+    return hashlib.sha256(b" ".join([content, macros, *map(str.encode, _flags())])).hexdigest()[:16]
+
+
+def _load(command: list[str]) -> ctypes.CDLL:
+    """The library from the cache, where it is whole, or compiled now."""
+    for path in compiled(command):
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(path))
+    folder = cache_folder()
     print("compiling the kernels for this processor (once)", file=sys.stderr)
     handle, name = tempfile.mkstemp(prefix=".kernels-", dir=folder)
     os.close(handle)
     building = Path(name)
     try:
-        units = [str(source) for source in sources if source.suffix == ".cpp"]
-        _output([*compiler, *flags, *units, "-o", name])
-        path = folder / _name(identity, building)
+        units = map(str, sorted(SOURCES.glob("*.cpp")))
+        _output([*command, *_flags(), *units, "-o", name])
+        path = folder / _name(_identity(command), building)
         building.replace(path)
     finally:
         building.unlink(missing_ok=True)
@@ -203,6 +216,10 @@ def _output(command: list[str]) -> bytes:
     ).stdout
 
 
+def _flags() -> list[str]:
+    return [*FLAGS, *_instructions(), *_threads()]
+
+
 def _instructions() -> list[str]:
     """All that the processor has, or what PyTorch was told to keep to."""
     if "ATEN_CPU_CAPABILITY" in os.environ:
@@ -217,7 +234,7 @@ def _threads() -> list[str]:
     return [] if sys.platform == "darwin" else ["-fopenmp"]
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     """The user's cache, or where it cannot be written a folder for this process alone."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lichen"

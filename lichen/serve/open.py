@@ -18,7 +18,7 @@ from lichen.data.tokenizer import (
     tokenizer_hash,
     vocabulary_size,
 )
-from lichen.errors import LichenError
+from lichen.errors import LichenError, said_if_slow
 from lichen.files.bounded import read_json
 from lichen.files.replace import former_of
 from lichen.files.sealed import find_damage
@@ -71,7 +71,8 @@ def open_model(folder: Path, device: torch.device, weights: Weights = "auto") ->
         stored, tokenizer_path = "float32", tokenizer_file(run)
         tokenizer = load_tokenizer(tokenizer_path)
         ends = end_ids(special_ids(tokenizer, manifest.parameters.family))
-    model = load_in(formats_for(weights, stored, device), model_folder, device)
+    with said_if_slow(f"reading the weights in {model_folder}"):
+        model = load_in(formats_for(weights, stored, device), model_folder, device)
     if vocabulary_size(tokenizer) > model.spec.vocab_size:
         raise LichenError(
             f"{tokenizer_path} has {vocabulary_size(tokenizer):,} tokens and the model in {model_folder} a "
@@ -169,7 +170,8 @@ def _model_folder(folder: Path) -> Path:
         )
     if is_run(folder):
         read_versioned(folder / "run.json")
-        checkpoint = newest_checkpoint(folder)  # whose hashes hold
+        with said_if_slow(f"checking the newest checkpoint of {folder}"):
+            checkpoint = newest_checkpoint(folder)  # whose hashes hold
         read_versioned(checkpoint / "state.json")
         return checkpoint / "model"
     if is_checkpoint(folder):
@@ -178,7 +180,8 @@ def _model_folder(folder: Path) -> Path:
         return folder / "model"
     if not (folder / "config.json").is_file():
         raise LichenError(f"{folder} holds no model: it is not a run, and it has no config.json")
-    check_whole(folder)
+    with said_if_slow(f"checking {folder}"):
+        check_whole(folder)
     return folder
 
 

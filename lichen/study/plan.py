@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, ValidationError
 
+from lichen.arch.families.fields import shown
 from lichen.errors import LichenError
 from lichen.files.bounded import read_toml
 from lichen.train.recipe import Recipe, Section, read_recipe
@@ -128,4 +129,4 @@ def _sentence(error: ValidationError) -> str:
         wanted = "at least one"
     elif problem["type"] == "string_pattern_mismatch":
         wanted = "letters, digits, dots, dashes and underscores"
-    return f"{where} is {json.dumps(problem['input'], default=str)}; expected {wanted}"
+    return f"{where} is {shown(problem['input'])}; expected {wanted}"

@@ -7,6 +7,7 @@ last bit, however often it is stopped.
 """
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,9 @@ def steps_within(recipe: Recipe, costs: Costs) -> int:
     than which would teach nothing."""
     most = recipe.train.steps
     least = min(most, 2 * recipe.schedule.warmup_steps)
-    fitting = (n for n in range(most, least, -1) if duration(recipe, costs, n) <= 60 * recipe.train.minutes)
-    return next(fitting, least)
+    within = range(least, most + 1)
+    fitting = bisect_right(within, 60 * recipe.train.minutes, key=lambda n: duration(recipe, costs, n))
+    return within[max(fitting - 1, 0)]
 
 
 def duration(recipe: Recipe, costs: Costs, steps: int) -> float:

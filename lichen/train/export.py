@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import lichen
-from lichen.errors import LichenError
+from lichen.errors import LichenError, said_if_slow
 from lichen.files.atomic import write_text
 from lichen.files.bounded import read_bytes, read_json
 from lichen.files.replace import whole_folder
@@ -53,7 +53,8 @@ def export_run(folder: Path, out: Path, dtype: torch.dtype = torch.float32) -> E
     check_tokenizer(checkpoint, run.manifest)
     step = step_of(checkpoint)
     with whole_folder(out) as building:
-        model = load_model(checkpoint / "model")
+        with said_if_slow(f"reading the weights in {checkpoint}"):
+            model = load_model(checkpoint / "model")
         spec = write_model_folder(building, model, run, dtype, must_export=True)
         card = model_card(run, step, spec)
         said = {

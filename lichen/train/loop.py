@@ -3,13 +3,13 @@
 import math
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from lichen.errors import LichenError, NotFinite, is_out_of_memory
+from lichen.errors import LichenError, NotFinite, is_out_of_memory, said_if_slow
 from lichen.files.atomic import write_text
 from lichen.files.lock import locked
 from lichen.train import budget, state
@@ -84,31 +84,36 @@ def stop_signals(handler: Callable[[int], object]) -> Iterator[None]:
 
 def _take_steps(run: Run, console: Console, back_to: int | None) -> signal.Signals | None:
     with Progress(run.folder.resolve().name, run.recipe.train.steps, console) as progress:
-        stop = StopRequest(progress.note)
-        with stop_signals(stop):
+        with said_if_slow("reading the newest checkpoint"):
             checkpoint = _first_checkpoint(run, back_to, progress)
+        with said_if_slow(f"making room for a model of {len(run.spec.layers):,} layers"):
             trainer = Trainer(run, checkpoint)
-            run.divergence.unlink(missing_ok=True)
-            with MetricsLog(run.folder, trainer.step) as log:
-                if checkpoint is not None:
-                    _compare_metrics(checkpoint, log, progress)
-                while trainer.step < trainer.steps and stop.signal is None:
-                    with _failures_explained(run, trainer.step + 1, checkpoint):
+        run.divergence.unlink(missing_ok=True)
+        begun = trainer.step
+        stop = StopRequest(progress.note)  # from here on there is something to save
+        with stop_signals(stop), MetricsLog(run.folder, trainer.step) as log:
+            if checkpoint is not None:
+                _compare_metrics(checkpoint, log, progress)
+            while trainer.step < trainer.steps and stop.signal is None:
+                with _failures_explained(run, trainer.step + 1, checkpoint):
+                    with (
+                        said_if_slow(f"taking step {begun + 1:,}") if trainer.step == begun else nullcontext()
+                    ):
                         metrics = trainer.train_step()
-                        if checkpoint is not None and step_of(checkpoint) == metrics.step - 1:
-                            _judge(checkpoint, metrics, run, progress)
-                        metrics = _with_what_is_due(metrics, trainer)
-                        log.append(metrics)
-                        progress.update(metrics)
-                        if budget.is_due(trainer):
-                            checkpoint, said = budget.decide(trainer, log)
-                            progress.note(said)
-                            progress.steps = trainer.steps
-                        elif _due(run.recipe.checkpoint.every, trainer.step, trainer.steps):
-                            checkpoint = state.save(trainer, log)
-                if trainer.step > (step_of(checkpoint) if checkpoint else 0):
-                    with _failures_explained(run, trainer.step, checkpoint):
-                        state.save(trainer, log)
+                    if checkpoint is not None and step_of(checkpoint) == metrics.step - 1:
+                        _judge(checkpoint, metrics, run, progress)
+                    metrics = _with_what_is_due(metrics, trainer)
+                    log.append(metrics)
+                    progress.update(metrics)
+                    if budget.is_due(trainer):
+                        checkpoint, said = budget.decide(trainer, log)
+                        progress.note(said)
+                        progress.steps = trainer.steps
+                    elif _due(run.recipe.checkpoint.every, trainer.step, trainer.steps):
+                        checkpoint = state.save(trainer, log)
+            if trainer.step > (step_of(checkpoint) if checkpoint else 0):
+                with _failures_explained(run, trainer.step, checkpoint):
+                    state.save(trainer, log)
     return stop.signal if trainer.step < trainer.steps else None
 
 

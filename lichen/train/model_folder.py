@@ -68,12 +68,16 @@ def _generation_config(spec: ModelSpec, special: SpecialIds) -> dict[str, Any]:
 
 
 def _tokenizer_config(spec: ModelSpec, special: SpecialIds, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The class reads tokenizer.json as it is; those of single families rebuild parts of it."""
+    """The class reads tokenizer.json as it is; those of single families rebuild parts of it. Where nothing is
+    said of begin and end, llama.cpp puts a begin token before every prompt."""
     ids = {"bos_token": special.bos, "eos_token": special.eos, "pad_token": special.pad}
+    around: list[int] = tokenizer.encode("").ids  # what the post-processor of tokenizer.json adds
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": spec.max_position_embeddings,
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
+        "add_bos_token": special.bos in around[:1],
+        "add_eos_token": special.eos in around[1:],
         **{key: tokenizer.id_to_token(token) for key, token in ids.items() if token is not None},
     }

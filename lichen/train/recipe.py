@@ -6,7 +6,6 @@ written by `write_recipe`.
 """
 
 import difflib
-import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +14,14 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from lichen.arch.families.fields import shown
 from lichen.errors import LichenError
 from lichen.files.atomic import write_text
-from lichen.files.bounded import parse_toml, read_toml
+from lichen.files.bounded import check_bounds, parse_toml, read_toml
 from lichen.nn.roles import Kind
 from lichen.optim.recipes import Published
 from lichen.optim.schedule import lr_factor
+from lichen.serve.sampling import SamplingParams
 
 
 class Section(BaseModel):
@@ -167,6 +168,9 @@ FIXED = (
 )
 
 
+LARGEST = 1e38
+"""What training computes with; fp32 ends soon after."""
+
 DECIDED_AFTER = 10
 """Steps after which it is decided how many fit into train.minutes."""
 
@@ -196,6 +200,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides = ["train.minutes=0", *overrides]  # who names the steps means them
     for override in overrides:
         _apply(values, override)
+    check_bounds(values, f"recipe {path}")
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -263,7 +268,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
-        raise LichenError(f"cannot understand the override {override!r}; write section.key=value")
+        raise LichenError(f"cannot understand the override {shown(override)}; write section.key=value")
     try:
         value = parse_toml(f"value = {text}", "")["value"]
     except LichenError:
@@ -271,7 +276,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
-            raise LichenError(f"override {override!r}: {key} is not a table")
+            raise LichenError(f"override {shown(override)}: {key} is not a table")
     values[keys[-1]] = value
 
 
@@ -296,7 +301,7 @@ def _sentence(problem: ErrorDetails, path: str) -> str:
         expected = f"a table [{path}]"
     else:
         expected = problem["msg"].removeprefix("Input should be ")
-    return f"{path} is {json.dumps(problem['input'], default=str)}; expected {expected}"
+    return f"{path} is {shown(problem['input'])}; expected {expected}"
 
 
 def unknown_field(field: str, fields: Collection[str]) -> str:
@@ -322,6 +327,13 @@ def _nearest(path: str) -> str:
 
 def _check_numbers(recipe: Recipe, path: Path) -> None:
     train, schedule = recipe.train, recipe.schedule
+    for key, value in by_keys(recipe).items():
+        if isinstance(value, float) and value > LARGEST and not key.startswith("model."):
+            raise LichenError(f"recipe {path}: {key} is {value:g}; expected at most {LARGEST:g}, as in fp32")
+    try:
+        SamplingParams(recipe.sample.temperature)
+    except LichenError as error:
+        raise LichenError(f"recipe {path}: sample.{error}") from None
     if train.tokens_per_step % train.seq_len:
         nearest = max(1, round(train.tokens_per_step / train.seq_len)) * train.seq_len
         raise LichenError(

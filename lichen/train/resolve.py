@@ -11,7 +11,7 @@ from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
 from lichen.data.dataset import TokenDataset
 from lichen.data.tokenizer import tokenizer_hash
-from lichen.errors import LichenError
+from lichen.errors import LichenError, said_if_slow
 from lichen.nn.build import require_modules
 from lichen.nn.roles import Role
 from lichen.nn.transformer import Transformer
@@ -21,6 +21,9 @@ from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.table import Override, ParameterTable, parameter_table
 from lichen.serve.open import check_whole
 from lichen.train.recipe import Recipe, unknown_field
+
+MOST_TOKENS = 2**30
+"""Of one step, whose ids and targets lie in memory: some 20 GB. DeepSeek-V3's last steps took 63 M tokens."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def optimizer_table(model: nn.Module, recipe: Recipe) -> ParameterTable:
 
 def planned_table(spec: ModelSpec, recipe: Recipe) -> ParameterTable:
     """The same table before there is a model. Raises LichenError for overrides that do not fit it."""
-    with torch.device("meta"):
+    with torch.device("meta"), said_if_slow(f"laying out a model of {len(spec.layers):,} layers"):
         model = Transformer(spec)
     if optimizer_recipe(recipe).qk_clip_tau is not None:
         require_clippable(model)
@@ -104,8 +107,14 @@ def planned_table(spec: ModelSpec, recipe: Recipe) -> ParameterTable:
 
 
 def _check_fit(recipe: Recipe, spec: ModelSpec, dataset: TokenDataset) -> None:
-    """Refuse a model that cannot read the data, or that learnt another tokenizer."""
+    """Refuse a model that cannot read the data, or that learnt another tokenizer, and a step whose tokens no
+    machine holds."""
     vocab_size, seq_len = dataset.manifest.vocab_size, recipe.train.seq_len
+    if recipe.train.tokens_per_step > MOST_TOKENS:
+        raise LichenError(
+            f"train.tokens_per_step is {recipe.train.tokens_per_step:,}; a step of more than {MOST_TOKENS:,} "
+            "tokens does not fit into memory, and no training takes one"
+        )
     if vocab_size > spec.vocab_size:
         raise LichenError(
             f"the data in {dataset.folder} has a vocabulary of {vocab_size:,} tokens and the model of "

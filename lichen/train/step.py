@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from lichen.arch.flops import training_flops_per_token
+from lichen.arch.spec import ModelSpec
 from lichen.data.dataset import TokenDataset
 from lichen.data.loader import Batch, Loader
 from lichen.data.manifest import Split
 from lichen.data.tokenizer import load_tokenizer
-from lichen.errors import LichenError, NotFinite
+from lichen.errors import LichenError, NotFinite, is_out_of_memory
 from lichen.machine.accelerator import Moment, is_accelerator
 from lichen.machine.allocator import keep_freed_memory
 from lichen.machine.precision import default_device, matmul_dtype, warn_if_emulated
@@ -34,6 +35,7 @@ from lichen.ops.native import has_kernels
 from lichen.optim import Muon
 from lichen.optim.qk_clip import clip
 from lichen.optim.schedule import lr_factor
+from lichen.serve.open import check_whole
 from lichen.train import state
 from lichen.train.metrics import StepMetrics, load_ratios, read_together
 from lichen.train.objective import LossOutput, NextToken
@@ -41,7 +43,7 @@ from lichen.train.parallel import Threads
 from lichen.train.player import Player
 from lichen.train.resolve import optimizer_recipe, optimizer_table
 from lichen.train.run import Run
-from lichen.weights.load import load_weights
+from lichen.weights.load import check_weights, load_weights
 
 
 class Trainer:
@@ -69,8 +71,10 @@ class Trainer:
             )
         keep_freed_memory()
         state.seed_rng(recipe.train.seed)
-        with self.device:
-            self.model = Transformer(run.spec, self.compute_dtype)
+        source = Path(recipe.model.weights) if recipe.model.weights is not None else None
+        if checkpoint is not None:
+            source = checkpoint / "model"
+        self.model = _with_memory(run.spec, self.compute_dtype, self.device, source)
         self.rule = optimizer_recipe(recipe)
         self.optimizer = Muon(optimizer_table(self.model, recipe), self.rule)
         self.loader = self.loader_of("train", recipe.train.seed)
@@ -79,8 +83,9 @@ class Trainer:
         self.flops_per_token = training_flops_per_token(run.spec, recipe.train.seq_len, mtp=mtp_weight > 0)
         if checkpoint is not None:
             state.restore(self, checkpoint)
-        elif recipe.model.weights is not None:
-            load_weights(self.model, Path(recipe.model.weights))
+        elif source is not None:
+            check_whole(source)
+            load_weights(self.model, source)
         else:
             self.model.initialize(recipe.train.seed)
         self.parallel = Threads(self.model, recipe.train.micro_batch)
@@ -195,6 +200,28 @@ class Trainer:
                 f"and fewer than the model's max_position_embeddings of {context:,}"
             )
         return ids
+
+
+def _with_memory(
+    spec: ModelSpec, compute_dtype: torch.dtype, device: torch.device, weights: Path | None
+) -> Transformer:
+    """The model, uninitialised. The `weights` that it will have are compared with it before it takes memory:
+    those of another model would take any amount."""
+    with torch.device("meta"):
+        model = Transformer(spec, compute_dtype)
+    if weights is not None:
+        check_weights(model, weights)
+    try:
+        return model.to_empty(device=device)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        raise LichenError(
+            f"out of memory for the model itself: its {parameters:,} parameters take "
+            f"{4 * parameters / 1e9:,.1f} GB in fp32, and as much again for their gradient and for each "
+            "state of the optimizer; train a smaller one"
+        ) from error
 
 
 def columns(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -52,9 +52,10 @@ class StoredTensor:
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor in `folder`, by name. Reads headers only.
+    """Every tensor in `folder`, by name. Reads headers only, but for a tensor that lies in two files.
 
-    Raises LichenError when there are no weights, a file is missing or damaged, or the index is wrong.
+    Raises LichenError when there are no weights, a file is missing or damaged, the index is wrong, or one
+    name stands for two tensors that differ.
     """
     stored: dict[str, StoredTensor] = {}
     for file, listed in _weight_files(folder).items():
@@ -65,17 +66,38 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
                     f"{folder / INDEX_FILE} places {absent[0]} in {file.name}, which does not hold it"
                 )
             for key in keys:
-                if key in stored:
-                    raise LichenError(f"{key} is stored twice: in {stored[key].file} and in {file}")
                 entry = tensors.get_slice(key)
-                stored[key] = StoredTensor(file, key, entry.get_dtype(), tuple(entry.get_shape()))
+                found = StoredTensor(file, key, entry.get_dtype(), tuple(entry.get_shape()))
+                if not _is_same(stored.setdefault(key, found), found):
+                    raise LichenError(
+                        f"{key} is stored twice, and not the same: in {stored[key].file} and in {file}; copy "
+                        "or download them again"
+                    )
     return stored
 
 
+def read_tensor(stored: StoredTensor) -> Tensor:
+    with open_tensors(stored.file) as tensors:
+        return tensors.get_tensor(stored.key)
+
+
+def _is_same(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether both are one tensor, or equal to the bit."""
+    if one is other:
+        return True
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return torch.equal(*(read_tensor(each).flatten().view(torch.uint8) for each in (one, other)))
+
+
 def open_tensors(file: Path) -> Any:
-    """`safetensors.safe_open` on the CPU. Raises LichenError for a file that is not whole."""
+    """`safetensors.safe_open` on the CPU. Raises LichenError for a file that may not be read or is not
+    whole."""
     try:
-        return safe_open(file, framework="pt")
+        with file.open("rb"):  # safetensors does not say what keeps it from a file
+            return safe_open(file, framework="pt")
+    except PermissionError as error:
+        raise LichenError(f"cannot read {file}: {error.strerror}") from error
     except (SafetensorError, OSError) as error:
         raise LichenError(f"{file} is truncated or damaged ({error}); copy or download it again") from error
 

@@ -18,11 +18,11 @@ from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError
 from lichen.nn.transformer import Transformer
 from lichen.weights import fp8
-from lichen.weights.folder import DTYPE_CODES, StoredTensor, open_tensors, read_headers
+from lichen.weights.folder import DTYPE_CODES, StoredTensor, open_tensors, read_headers, read_tensor
+from lichen.weights.foreign import foreign_format
 from lichen.weights.names import HEAD, checkpoint_tensors, mtp_prefixes, shared_copies
 
 PLAIN_CODES = {DTYPE_CODES[dtype] for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
-PACKED_SUFFIXES = (".weight_packed", ".qweight")
 
 
 def load_model(
@@ -57,6 +57,11 @@ def load_model(
     model.to_empty(device=device)
     _fill(model, stored)
     return model
+
+
+def check_weights(model: Transformer, folder: Path) -> None:
+    """Compare the headers in `folder` with `model`, which may have no memory yet, as `load_weights` does."""
+    _check(model, folder, _by_names_in_memory(folder, model.spec))
 
 
 def load_weights(model: Transformer, folder: Path | str) -> None:
@@ -102,7 +107,7 @@ def _fill(model: Transformer, stored: dict[str, StoredTensor]) -> None:
     by_file: dict[Path, list[str]] = defaultdict(list)
     for name in targets:
         by_file[stored[name].file].append(name)
-    scale_values = {name: _read(scale).to(torch.float32, copy=True) for name, scale in scales.items()}
+    scale_values = {name: read_tensor(scale).to(torch.float32, copy=True) for name, scale in scales.items()}
     for file, names in by_file.items():
         with open_tensors(file) as tensors:
             for name in names:
@@ -119,12 +124,10 @@ def _fill(model: Transformer, stored: dict[str, StoredTensor]) -> None:
 def _check_names(
     folder: Path, spec: ModelSpec, targets: Iterable[str], stored: dict[str, StoredTensor], known: set[str]
 ) -> None:
-    if packed := [name for name in stored if name.endswith(PACKED_SUFFIXES)]:
-        raise LichenError(
-            f"{stored[packed[0]].file}: {packed[0]} holds packed integers, which Lichen does not read; look "
-            "for the model in fp32, fp16, bf16, or FP8 with a scale per block"
-        )
-    left_out = {name: tensor_names(spec.family).left_out_as(name) for name in stored}
+    if told := foreign_format(folder, stored):
+        raise LichenError(told)
+    names = tensor_names(spec.family)
+    left_out = {name: names.left_out_as(name) for name in stored}
     for what, tensors in Counter(filter(None, left_out.values())).items():
         warnings.warn(f"{folder}: {tensors} tensors of {what} are not carried", stacklevel=2)
     unexpected = [name for name, what in left_out.items() if what is None and name not in known]
@@ -166,7 +169,7 @@ def _check_tensor(
 
 def _check_copy(name: str, stored: StoredTensor, original_name: str, original: Tensor) -> None:
     if stored.shape == tuple(original.shape):
-        chunks = zip(_read(stored).split(1024), original.split(1024), strict=True)
+        chunks = zip(read_tensor(stored).split(1024), original.split(1024), strict=True)
         difference = max(float((copy.to(kept) - kept).abs().max()) for copy, kept in chunks)
         if difference == 0:
             return
@@ -179,8 +182,3 @@ def _check_copy(name: str, stored: StoredTensor, original_name: str, original: T
             "there"
         )
     warnings.warn(f"{stored.file}: {name} {found}; the model keeps {original_name} for both", stacklevel=2)
-
-
-def _read(stored: StoredTensor) -> Tensor:
-    with open_tensors(stored.file) as tensors:
-        return tensors.get_tensor(stored.key)

@@ -257,7 +257,11 @@ REFUSED = [
     ("llama-3.1-8b", {"rms_norm_eps": 0}, ["rms_norm_eps is 0", "greater than 0"]),
     ("llama-3.1-8b", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5", "supported: 1"]),
     ("llama-3.1-8b", {"rope_scaling": "yarn"}, ['rope_scaling is "yarn"', "an object"]),
-    ("llama-3.1-8b", {"rope_parameters": {"rope_type": "default"}}, ["rope_scaling and rope_parameters"]),
+    (
+        "llama-3.1-8b",
+        {"rope_parameters": {"rope_type": "default"}},
+        ["rope_scaling and rope_parameters say different things", "factor is 8.0 and null"],
+    ),
 ]
 
 
@@ -545,3 +549,11 @@ def test_a_packing_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "hf_quant_config.json").write_text("{")
     with pytest.raises(SpecError, match=r"hf_quant_config\.json: not JSON"):
         load_spec(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [{}, [], None, 1.5])
+def test_a_kind_of_layer_is_a_word(kind: object) -> None:
+    config = config_of("qwen3.6-27b")
+    config["text_config"]["layer_types"][0] = kind
+    with pytest.raises(SpecError, match=r"layer_types is .* is needed"):
+        read_config(config)

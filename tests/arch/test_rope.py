@@ -220,3 +220,17 @@ def test_how_many_channels_turn() -> None:
     assert GQA(4, 2, 256).rope_dim == 0
     assert GQA(4, 2, 256, Rope(1e7, False, partial_rotary_factor=0.25)).rope_dim == 64
     assert GQA(4, 2, 512, Rope(1e6, False, partial_rotary_factor=0.25, proportional=True)).rope_dim == 512
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "deepseek-v3"])
+def test_rope_in_both_forms_is_read_where_they_agree(name: str) -> None:
+    """As transformers 5 saves it, beside what the published config says."""
+    config = published(name)
+    saved = json.loads(their_config(config).to_json_string())["rope_parameters"]
+    expected = read_config(config)
+    assert ropes(read_config(config | {"rope_parameters": saved})) == ropes(expected)
+    without = {key: value for key, value in config.items() if key != "rope_theta"}
+    assert ropes(read_config(without | {"rope_parameters": saved})) == ropes(expected)
+    for key, value in (("factor", saved["factor"] * 2), ("rope_theta", 7.0)):
+        with pytest.raises(SpecError, match=key.removeprefix("rope_")):
+            read_config(config | {"rope_parameters": saved | {key: value}})

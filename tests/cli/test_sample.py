@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from lichen.arch.parts.dense import Dense
 from lichen.arch.parts.gqa import GQA
 from lichen.arch.parts.rope import Rope
 from lichen.arch.spec import LayerSpec, ModelSpec
+from lichen.cli.output import visible
+from lichen.errors import said_if_slow
 from lichen.nn.transformer import Transformer
 from lichen.weights.save import save_weights
 
@@ -86,6 +91,17 @@ def test_a_dash_reads_the_prompt_from_standard_input(folder, run):
     )
 
 
+def test_a_terminal_is_given_no_command_and_a_file_the_text_as_it_is(folder, run, monkeypatch):
+    """The model has a token per byte, and no idea: what it draws holds control characters."""
+    arguments = ("sample", folder, "\x1b[2J\x07", "--max-tokens", "24", "--seed", "3", "--temperature", "4")
+    text = run(*arguments).out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    shown = run(*arguments).out
+    assert set(text) & set(map(chr, range(32))) - {"\n", "\t"}
+    assert "\\u001b[2J\\u0007" in shown
+    assert shown.endswith(visible(text))
+
+
 def test_a_prompt_longer_than_the_context(folder, refusal):
     assert f"the prompt has 40 tokens and the model's context {CONTEXT}" in refusal(
         "sample", folder, "x" * 40
@@ -103,10 +119,46 @@ def test_a_prompt_that_is_no_text(folder, refusal):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--temperature", -1), ("--top-p", 2), ("--top-k", -1), ("--max-tokens", 0), ("--stop", "")],
+    [
+        ("--temperature", -1),
+        ("--temperature", 1e-320),
+        ("--top-p", 2),
+        ("--top-k", -1),
+        ("--max-tokens", 0),
+        ("--stop", ""),
+    ],
 )
 def test_settings_out_of_range(folder, option, value, refusal):
     assert option[2:].replace("-", "_") in refusal("sample", folder, "x", option, value)
+
+
+def test_a_closed_standard_input(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "lichen", "sample", folder, "-"],
+        preexec_fn=lambda: os.close(0),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: standard input is closed, so there is no prompt to read; give it as an argument\n"
+    )
+
+
+@pytest.mark.parametrize("where", ["config.json", "generation_config.json"])
+def test_an_end_that_is_no_token(copy, where, refusal):
+    file = copy / where
+    values = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**values, "eos_token_id": 1.5}))
+    assert "eos_token_id is 1.5" in refusal("sample", copy, "x")
+
+
+def test_long_work_says_so_and_short_work_does_not(capsys):
+    for seconds in (0.01, 60):
+        with said_if_slow("counting to ten", seconds):
+            time.sleep(0.5)
+    assert capsys.readouterr() == ("", "counting to ten ...\n")
 
 
 def test_no_such_folder(tmp_path, refusal):

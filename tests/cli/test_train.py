@@ -65,6 +65,7 @@ def recipe(tmp_path: Path) -> Path:
         (["tiny.toml"], "nowhere holds no prepared data"),
         (["."], "is not a run"),
         ([".", "--out", "x"], "leave --out away"),
+        (["tiny.toml", "--from", "3"], "--from goes back in a run; tiny.toml is not the folder of one"),
     ],
 )
 def test_one_sentence_and_a_status(

@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -242,7 +243,11 @@ def odd_inputs(folder: Path, suffix: str) -> dict[str, Path]:
     made["socket"] = folder / f"socket{suffix}"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(made["socket"]))
-    made["device"] = Path("/dev/zero")
+    made["device"] = folder / f"device{suffix}"
+    try:  # not the system's own: what a command writes might take its place
+        os.mknod(made["device"], stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    except PermissionError:  # only root may
+        del made["device"]
     made["sparse"] = folder / f"sparse{suffix}"
     with made["sparse"].open("wb") as file:
         file.truncate(2**31)

@@ -69,6 +69,8 @@ def test_damage(
     world = copy_of(template, tmp_path / "world", needs)
     chance = random.Random(f"{name} {seed}")
     files = sorted(path for path in (world / damaged).rglob("*") if path.is_file() and path.stat().st_size)
+    if name == "doctor export":  # its README.md is for people to write on, and memory is never the same
+        files.remove(world / damaged / "README.md")
     # Rather one of many kinds of files than one of the many that are alike.
     path = chance.choice([file for file in files if chance.random() < 1 / sum(map(file.match, [file.name]))])
     damage = chance.choice(KINDS)

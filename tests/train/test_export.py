@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lichen.arch.families import text_splits
 from lichen.data.prepare import prepare
 from lichen.errors import LichenError
 from lichen.files.sealed import seal
@@ -147,6 +148,13 @@ def test_the_tokenizer_is_whole(runs, exports, family):
     assert theirs.eos_token_id in ours.eos_ids
     assert None not in (theirs.bos_token_id, theirs.pad_token_id)
     assert theirs.model_max_length == 256
+    config = json.loads((exports[family] / "tokenizer_config.json").read_text())
+    assert config["add_bos_token"] == (ids[0] == theirs.bos_token_id)
+    assert config["add_eos_token"] == (ids[-1] == theirs.eos_token_id)
+    # Other engines know how a family's tokenizer cuts text by this very expression.
+    described = json.loads((exports[family] / "tokenizer.json").read_text())
+    cuts = [part["pattern"]["Regex"] for part in described["pre_tokenizer"]["pretokenizers"][:-1]]
+    assert tuple(cuts) == text_splits(runs[family].manifest.parameters.family)
 
 
 @pytest.mark.parametrize("family", MODELS)

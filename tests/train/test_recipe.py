@@ -84,7 +84,13 @@ def test_overrides_follow_toml(file: Path, override: str, section: str, key: str
         ("data=3", ["data is 3", "[data]"]),
         ("sample.prompts=[1]", ["sample.prompts", "string"]),
         ("train.steps.x=1", ["train.steps.x=1", "not a table"]),
-        ("nonsense", ["'nonsense'", "section.key=value"]),
+        ("nonsense", ['"nonsense"', "section.key=value"]),
+        ("optimizer.lr=1e300", ["optimizer.lr is 1e+300", "at most 1e+38"]),
+        ("optimizer.weight_decay=2e38", ["optimizer.weight_decay is 2e+38", "at most 1e+38"]),
+        ("sample.temperature=1e-320", ["sample.temperature is 1e-320", "0 (greedy) or at least 1e-06"]),
+        ("train.steps=" + "9" * 4000, ["train.steps is", "...; expected"]),
+        ("train.steps=" + "[" * 2000 + "]" * 2000, ["train.steps is", "...; expected"]),
+        ("model.config." + "a." * 2000 + "a=1", ["nested deeper than 100 levels"]),
         ("train.tokens_per_step=250", ["250", "seq_len (64)", "nearest is 256"]),
         ("schedule.warmup_steps=8", ["warmup_steps (8)", "decay_steps (3)", "10"]),
         ("schedule.kind=cosine", ["decay_steps", '"wsd"', '"cosine"']),
@@ -96,6 +102,7 @@ def test_a_mistake_is_one_sentence_that_names_it(file: Path, override: str, word
     message = str(refusal.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+    assert len(message) < 500
 
 
 def test_qk_clip_is_switched_off_and_on_for_any_recipe(file: Path):

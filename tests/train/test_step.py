@@ -156,7 +156,7 @@ def test_a_step_that_is_not_finite_is_not_applied(make_trainer, damage: str):
     else:
         trainer.model.model.norm.weight.register_hook(lambda grad: grad * math.inf)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    with pytest.raises(LichenError, match=r"step 2: the loss is .* not applied"):
+    with pytest.raises(LichenError, match=r"the loss is .* not applied"):
         trainer.train_step()
     assert trainer.step == 1
     after = trainer.model.state_dict()

@@ -152,13 +152,28 @@ def test_an_index_that_points_wrong_is_named(tmp_path: Path) -> None:
         read_headers(tmp_path)
 
 
-def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_in_two_files_is_taken_where_both_are_equal(tmp_path: Path) -> None:
     index = sharded(tmp_path)
     content = json.loads(index.read_text())
-    save_file({"layer.0": torch.zeros(3, 5), "more": torch.zeros(1)}, tmp_path / "extra.safetensors")
     content["weight_map"]["more"] = "extra.safetensors"
     index.write_text(json.dumps(content))
-    with pytest.raises(LichenError, match=r"layer\.0 is stored twice"):
+    once = tensors()["layer.0"]
+    save_file({"layer.0": once, "more": torch.zeros(())}, tmp_path / "extra.safetensors")
+    assert read_headers(tmp_path).keys() == {*tensors(), "more"}
+    for other in (once.double(), once[:2].contiguous(), once.nextafter(once + 1)):
+        save_file({"layer.0": other, "more": torch.zeros(())}, tmp_path / "extra.safetensors")
+        with pytest.raises(LichenError, match=r"layer\.0 is stored twice, and not the same"):
+            read_headers(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch) -> None:
+    write_folder(tmp_path, outgoing(), max_shard_bytes=10**6)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refuse)  # the tests may run as root, who may read everything
+    with pytest.raises(LichenError, match=r"cannot read .*model\.safetensors: Permission denied"):
         read_headers(tmp_path)
 
 

@@ -274,10 +274,6 @@ def put(name: str, tensor: Tensor) -> Callable[[dict[str, Tensor]], Any]:
         ),
         (put(GATE + "_scale_inv", torch.ones(1, 1)), rf"{GATE} is F32 \(4, 32\) with scales"),
         (
-            put("model.layers.1.mlp.experts.0.up_proj.weight_packed", torch.zeros(3, dtype=torch.int32)),
-            "holds packed integers, which Lichen does not read",
-        ),
-        (
             put("model.vision_tower.x", torch.zeros(1)),
             r"holds model\.vision_tower\.x, which the model has not",
         ),
@@ -298,6 +294,74 @@ def test_what_does_not_fit_is_named_and_nothing_is_changed(
     assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert all((tensor == 7).all() for tensor in model.state_dict().values())
+
+
+INTEGERS, SCALE = torch.zeros(3, dtype=torch.int32), torch.ones(1)
+GPTQ = {".qweight": INTEGERS, ".qzeros": INTEGERS, ".scales": SCALE, ".g_idx": INTEGERS}
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "title", "remedy"),
+    [
+        (
+            {"quant_method": "compressed-tensors", "format": "float-quantized"},
+            {".weight": torch.zeros(24, 32).to(torch.float8_e4m3fn), ".weight_scale": SCALE},
+            "compressed-tensors FP8",
+            "CompressedTensorsConfig(dequantize=True)",
+        ),
+        (
+            {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+            {".weight_packed": INTEGERS, ".weight_scale": SCALE, ".weight_shape": INTEGERS},
+            "compressed-tensors packed integers",
+            "CompressedTensorsConfig",
+        ),
+        (None, {".weight_packed": INTEGERS, ".weight_scale": SCALE}, "compressed-tensors", "dequantize=True"),
+        (
+            {"quant_method": "fp8", "activation_scheme": "static"},
+            {".weight": torch.zeros(24, 32).to(torch.float8_e4m3fn), ".weight_scale": SCALE},
+            "FP8 with a scale per tensor or channel",
+            "FineGrainedFP8Config(dequantize=True)",
+        ),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+            {".weight": torch.zeros(384, 1, dtype=torch.uint8), ".weight.absmax": SCALE},
+            "bitsandbytes NF4",
+            ".dequantize()",
+        ),
+        (
+            {"quant_method": "bitsandbytes", "load_in_8bit": True},
+            {".weight": torch.zeros(24, 32, dtype=torch.int8), ".SCB": SCALE},
+            "bitsandbytes INT8",
+            ".dequantize()",
+        ),
+        ({"quant_method": "gptq", "bits": 4}, GPTQ, "GPTQ of 4 bits", "base_model"),
+        (None, GPTQ, "GPTQ", "base_model"),
+        ({"quant_method": "awq", "bits": 4}, GPTQ, "AWQ of 4 bits", "base_model"),
+        (
+            {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+            {".weight_scale": SCALE, ".weight_scale_2": SCALE},
+            "ModelOpt NVFP4",
+            "base_model",
+        ),
+        ({"quant_method": "mxfp4"}, {"_blocks": INTEGERS, "_scales": INTEGERS}, "MXFP4", "Mxfp4Config"),
+    ],
+)
+def test_a_format_that_is_not_read_is_named(
+    tmp_path: Path, config: dict | None, tensors: dict[str, Tensor], title: str, remedy: str
+) -> None:
+    write(make_model(), tmp_path)
+    matrix = "model.layers.1.mlp.experts.0.up_proj"
+
+    def pack(stored: dict[str, Tensor]) -> None:
+        del stored[f"{matrix}.weight"]
+        stored.update({matrix + ending: tensor.clone() for ending, tensor in tensors.items()})
+
+    edit(tmp_path, pack)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": config}))
+    with pytest.raises(LichenError) as error:
+        load_model(tmp_path)
+    assert f"are packed as {title}, which Lichen does not read" in str(error.value)
+    assert remedy in str(error.value)
 
 
 def test_an_mtp_layer_that_the_config_forgot(tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ def read_layer_types(fields: Fields, kinds: Mapping[str, LayerSpec]) -> tuple[La
     """The layers, of the kinds that `layer_types` names; num_hidden_layers of them."""
     n_layers = fields.layers("num_hidden_layers")
     given = fields.get("layer_types")
-    if not isinstance(given, list) or len(given) != n_layers or any(kind not in kinds for kind in given):
+    known = isinstance(given, list) and all(isinstance(kind, str) and kind in kinds for kind in given)
+    if not known or len(given) != n_layers:
         fields.refuse("layer_types", f"a list of {n_layers} of " + ", ".join(kinds) + " is needed")
     return tuple(kinds[kind] for kind in given)
 

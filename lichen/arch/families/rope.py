@@ -8,7 +8,7 @@ and llama.cpp all read it.
 import math
 from typing import Any
 
-from lichen.arch.families.fields import Fields
+from lichen.arch.families.fields import Fields, shown
 from lichen.arch.parts.rope import Llama3Scaling, Rope, Yarn
 from lichen.errors import SpecError
 
@@ -24,12 +24,25 @@ def read_rope(
     theta, share: the family's own, where the config says nothing; share None: all channels turn.
     """
     legacy, modern = fields.section("rope_scaling"), fields.section("rope_parameters")
-    if legacy and modern:
-        raise SpecError("rope_scaling and rope_parameters are both given; keep one of them")
     theta, turning = fields.number("rope_theta", theta), _share(fields, share)
-    section = modern or legacy
-    if section is None:
+    if modern is None and legacy is None:
         return Rope(theta, interleaved, partial_rotary_factor=turning)
+    ropes: list[Rope] = []
+    for section in filter(None, (modern, legacy)):
+        ropes.append(_read_section(fields, section, interleaved, theta, turning, share))
+        theta, turning = ropes[0].theta, ropes[0].partial_rotary_factor  # which the other need not repeat
+    if ropes[0] != ropes[-1]:
+        raise SpecError(
+            f"rope_scaling and rope_parameters say different things: {_difference(ropes[1], ropes[0])}; keep "
+            "the one that is right"
+        )
+    return ropes[0]
+
+
+def _read_section(
+    fields: Fields, section: Fields, interleaved: bool, theta: float, turning: float, share: float | None
+) -> Rope:
+    """What `rope_scaling` or `rope_parameters` says, where the config itself says `theta` and `turning`."""
     for key, value in (("rope_theta", theta), ("partial_rotary_factor", turning)):
         if fields.get(key) is not None:
             section.fixed(key, value, f"the value of {key} beside it")
@@ -37,6 +50,13 @@ def read_rope(
     for key in MROPE if share else ():
         section.get(key)
     return Rope(theta, interleaved, read_scaling(section), partial_rotary_factor=turning)
+
+
+def _difference(one: Rope, other: Rope) -> str:
+    """The first field in which they differ, with both values."""
+    left, right = ({**vars(each), **(vars(each.scaling) if each.scaling else {})} for each in (one, other))
+    key = next(key for key in {**left, **right} if key != "scaling" and left.get(key) != right.get(key))
+    return f"{key} is {shown(left.get(key))} and {shown(right.get(key))}"
 
 
 def _share(fields: Fields, default: float | None) -> float:
