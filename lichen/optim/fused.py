@@ -147,9 +147,9 @@ def _gate_up(owner: nn.Module, name: str, rows: int) -> Fused | None:
     return None
 
 
-def _inputs(layer: nn.Module) -> int:
+def _inputs(layer: nn.Module | Tensor) -> int:
     """How many inputs a linear layer, convolution or stack of experts takes; 0 where it cannot be told."""
-    weight = getattr(layer, "weight", None)
+    weight = layer if isinstance(layer, Tensor) else getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim < 2:
         return 0
     if is_conv1d(layer):
@@ -157,7 +157,7 @@ def _inputs(layer: nn.Module) -> int:
     return weight.shape[1 if isinstance(layer, _ConvNd) else -1]
 
 
-def is_conv1d(layer: nn.Module) -> bool:
+def is_conv1d(layer: nn.Module | Tensor) -> bool:
     """Whether it is the linear layer of GPT-2 in transformers, whose weight is (inputs, outputs)."""
     return any(kind.__name__ == "Conv1D" for kind in type(layer).__mro__)
 

@@ -77,9 +77,9 @@ def infer_roles(model: nn.Module) -> Inference:
                 roles[name] = Inferred(role, "stated by the part")
                 continue
             found = _vector(modules[owner], own_leaf, parameter.shape)
-            found = found or _table(owner, modules[owner], own_leaf, parameter.shape, inputs, vocabulary)
-            if found is None and modules[owner] in outputs and own_leaf == "weight":
+            if found is None and own_leaf == "weight" and modules[owner] in outputs:
                 found = _head(modules[owner], parameter.shape, vocabulary, outputs[modules[owner]])
+            found = found or _table(owner, modules[owner], own_leaf, parameter.shape, inputs, vocabulary)
             roles[name] = found or _matrix(owner, modules, own_leaf, parameter.shape)
     kinds = {inferred.role.kind for inferred in roles.values()}
     if outputs or "head" in kinds or "matrix" not in kinds:
@@ -152,7 +152,7 @@ def _table(
 
 
 def _head(module: nn.Module, shape: torch.Size, vocabulary: set[int], why: str) -> Inferred | None:
-    if len(shape) < 2:
+    if isinstance(module, nn.Embedding):
         return None
     if isinstance(module, _ConvNd):
         return Inferred(Role("head", layout="kernel"), why)
@@ -163,7 +163,7 @@ def _head(module: nn.Module, shape: torch.Size, vocabulary: set[int], why: str) 
 def _matrix(path: str, modules: dict[str, nn.Module], leaf: str, shape: torch.Size) -> Inferred:
     module = modules[path]
     kind = type(module).__name__
-    owner, name = (path, leaf)
+    owner, name = path, leaf
     if leaf == "weight":
         owner, _, name = path.rpartition(".")
     if isinstance(module, _ConvNd):
@@ -171,8 +171,7 @@ def _matrix(path: str, modules: dict[str, nn.Module], leaf: str, shape: torch.Si
     if 1 in shape[-2:]:
         return Inferred(Role("vector"), "one dimension")
     if leaf in EINSUM.get(kind, ()):
-        role = Role("matrix", heads=shape[1], layout="kernel_columns")
-        return Inferred(role, "(inputs, heads, head_dim)")
+        return Inferred(Role("matrix", heads=shape[1], layout="kernel_columns"), "(inputs, heads, head_dim)")
     if leaf == "o" and kind in EINSUM:
         return Inferred(Role("matrix", layout="kernel"), "(outputs, heads, head_dim)")
     layout = _layout(module, leaf)

@@ -263,6 +263,32 @@ def test_matrices_in_groups_of_rows_move_as_if_they_were_apart(per_head: bool) -
         torch.testing.assert_close(together.view(2, 3, 4, 16)[:, number].reshape(8, 16), parameter)
 
 
+class Experts(nn.Module):
+    """A stack of experts under the names of vLLM and of Mixtral's first code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w13 = nn.Parameter(torch.zeros(3, 24, 16))
+        self.w2 = nn.Parameter(torch.zeros(3, 16, 12))
+
+
+class FeedForward(nn.Module):
+    """One that is not gated, and one that is."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(16, rows)
+        self.fc2 = nn.Linear(24, 16)
+
+
+def test_gate_and_up_by_what_the_next_layer_takes() -> None:
+    model = nn.ModuleDict({"experts": Experts(), "plain": FeedForward(24), "gated": FeedForward(48)})
+    model["head"] = nn.Linear(16, 9)
+    assert [part.shape for part in parts_of(model, "experts.w13")] == [(3, 12, 16)] * 2
+    assert [part.shape for part in parts_of(model, "plain.fc1.weight")] == [(1, 24, 16)]
+    assert [part.shape for part in parts_of(model, "gated.fc1.weight")] == [(1, 24, 16)] * 2
+
+
 class Unknown(nn.Module):
     """Layers of nobody we know, with fused projections and one that only has the name."""
 

@@ -466,3 +466,6 @@ def test_printed_table() -> None:
         "up.weight    (6, 4)  muon    0.02    0             1 x (3, 4) + 1 x (3, 4)",
         "down.weight  (4, 6)  adamw   0.0003  0",
     ]
+    model.down.requires_grad_(False)
+    assert str(parameter_table(model)).endswith("frozen; stated by the model")
+    assert "adamw, frozen" in parameter_table(model).describe(recipes.muon)
