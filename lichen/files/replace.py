@@ -8,14 +8,14 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from lichen.errors import LichenError
 from lichen.files.atomic import disk_errors, sync
 from lichen.files.lock import held, is_held
 
-PATIENCE = 5.0  # seconds; others look at the folder around theirs for some milliseconds
+PATIENCE = 5.0  # seconds
 
 
 @contextmanager
@@ -34,7 +34,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
             for each in (*building.rglob("*"), building):
                 sync(each)
             content = _content(building)
-            _put_in_place(building, target)
+            with _alone_in(target.parent):
+                _put_in_place(building, target)
             sync(target.parent)
             if _content(target) != content:
                 raise LichenError(
@@ -70,15 +71,24 @@ def former_of(target: Path) -> Path:
 
 
 def _begin(target: Path, stack: ExitStack) -> Path:
-    """A new hidden folder beside `target`, held for as long as `stack` lasts: so those that a kill has left
-    are told from one in which another process is at work."""
+    """A new hidden folder beside `target`, which `stack` holds, and `target` too, for they change names: so
+    what a kill has left is told from what another process is at work on."""
+
+    def refusal() -> str:
+        return f"another process is writing {target}; wait until it has ended, or stop it"
+
     prefix, parent = f".{target.name}.building", target.parent
     building = parent / f"{prefix}-{secrets.token_hex(4)}"
-    with held(parent, parent, lambda: f"another process is at work in {parent}", PATIENCE):
-        for other in [path for path in parent.iterdir() if path.name.startswith(prefix)]:
-            if at_work := is_held(other):
-                raise LichenError(f"another process is writing {target}; wait until it has ended, or stop it")
-            if at_work is False:
+    with _alone_in(parent):
+        others = [path for path in parent.iterdir() if path.name.startswith(prefix)]
+        for other in [target, *others] if target.exists() else others:
+            try:
+                at_work = is_held(other)
+            except FileNotFoundError:  # its process has just ended
+                continue
+            if at_work:
+                raise LichenError(refusal())
+            if at_work is False and other != target:
                 shutil.rmtree(other, ignore_errors=True)
         former = former_of(target)
         if former.exists() and target.exists():
@@ -87,8 +97,14 @@ def _begin(target: Path, stack: ExitStack) -> Path:
             os.rename(former, target)
             warnings.warn(f"{target} had been left half replaced and is back from {former}", stacklevel=5)
         building.mkdir()
-        stack.enter_context(held(building, building, lambda: f"another process is writing {target}"))
+        for each in (building, target) if target.exists() else (building,):
+            stack.enter_context(held(each, each, refusal))
     return building
+
+
+def _alone_in(parent: Path) -> AbstractContextManager[int]:
+    """While names in `parent` are looked at and changed, which takes some milliseconds."""
+    return held(parent, parent, lambda: f"another process is at work in {parent}", PATIENCE)
 
 
 def _content(folder: Path) -> dict[str, int]:

@@ -50,7 +50,7 @@ def test_odd_inputs(
     for what, path in chosen:
         given = [os.fsdecode(path) if each == "{}" else each for each in arguments]
         given = [each.replace("{}", os.fsdecode(path)) for each in given]
-        done = lichen.run(world, given, seconds=20)
+        done = lichen.run(world, given)
         try:
             done.require_words()
         except AssertionError as error:

@@ -126,7 +126,7 @@ def test_a_step_that_is_not_finite_changes_nothing(make_trainer, as_accelerator,
     trainer.train_step()
     hook = trainer.model.model.norm.weight.register_hook(lambda grad: grad * math.inf)
     before = [tensor.clone() for tensor in changing(trainer)]
-    with pytest.raises(LichenError, match=r"step 2: the loss is .* not applied"):
+    with pytest.raises(LichenError, match=r"the loss is .* not applied"):
         trainer.train_step()
     assert trainer.step == 1
     after = list(changing(trainer))
