@@ -36,16 +36,18 @@ HEAD_BY_HEAD = (
     "BloomAttention",
     "DisentangledSelfAttention",
     "FalconAttention",
-    "FalconFlashAttention2",
     "GPTBigCodeAttention",
     "GPTNeoXAttention",
     "GPTNeoXJapaneseAttention",
     "MiniMaxLightningAttention",
     "PersimmonAttention",
 )
+QUERY_AND_GATE = ("Qwen3NextAttention", "Qwen3_5Attention", "Qwen3_5MoeAttention", "Qwen4ExpTextAttention")
 HEADS: tuple[str, ...] = ("num_attention_heads", "num_heads", "n_head", "n_heads", "num_q_heads")
 HEAD_DIM = ("qk_head_dim", "head_dim", "head_size", "attention_head_size")
 SHARED_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_query_groups", "n_kv_heads")
+
+SHORT_CONVOLUTIONS = ("Lfm2ShortConv", "Lfm2MoeShortConv", "Lfm3ShortConv", "Lfm3VlVisionShortConv")
 
 # Gated feed-forward layers: the name of gate and up together, and the layer that takes half as many inputs.
 GATE_UP = {
@@ -70,6 +72,11 @@ SEVERAL = re.compile(
     r"qkv|query_key_value|key_value|(^|_)kv$|^kv_proj$|gate_up|^up_gate|gate_and_up|fused|W_pack"
 )
 SINGLE = re.compile(r"(q|k|v|o|r|query|key|value|gate|up|down)(_proj)?|\w+_[ab](_proj)?|\w*down\w*|\w*out\w*")
+
+
+def is_a(module: object, *classes: str) -> bool:
+    """Whether it is of a class of such a name: FSDP2 and others make classes of their own from a model's."""
+    return any(kind.__name__ in classes for kind in type(module).__mro__)
 
 
 def number(owner: nn.Module, names: tuple[str, ...]) -> int | None:
@@ -152,14 +159,9 @@ def _inputs(layer: nn.Module | Tensor) -> int:
     weight = layer if isinstance(layer, Tensor) else getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim < 2:
         return 0
-    if is_conv1d(layer):
+    if is_a(layer, "Conv1D"):  # of GPT-2 in transformers: (inputs, outputs)
         return weight.shape[0]
     return weight.shape[1 if isinstance(layer, _ConvNd) else -1]
-
-
-def is_conv1d(layer: nn.Module | Tensor) -> bool:
-    """Whether it is the linear layer of GPT-2 in transformers, whose weight is (inputs, outputs)."""
-    return any(kind.__name__ == "Conv1D" for kind in type(layer).__mro__)
 
 
 def _mamba(owner: nn.Module, name: str, rows: int) -> Fused | None:
@@ -168,7 +170,7 @@ def _mamba(owner: nn.Module, name: str, rows: int) -> Fused | None:
     if inner is None or state is None:
         return None
     if name == "in_proj" and rows == 2 * inner:
-        turns = inner if type(owner).__name__ == "ZambaMambaMixer" else 1
+        turns = inner if is_a(owner, "ZambaMambaMixer") else 1
         return Fused("Mamba: x and gate", (inner, inner), groups=turns)
     groups, heads = number(owner, ("n_groups", "ngroups")), number(owner, ("num_heads", "nheads"))
     if name == "in_proj" and groups is not None and heads is not None:
@@ -182,7 +184,7 @@ def _mamba(owner: nn.Module, name: str, rows: int) -> Fused | None:
 
 def _delta(owner: nn.Module, name: str, rows: int) -> Fused | None:
     """Gated DeltaNet, and the short convolutions of LFM."""
-    if name == "in_proj" and type(owner).__name__.endswith("ShortConv") and rows % 3 == 0:
+    if name == "in_proj" and is_a(owner, *SHORT_CONVOLUTIONS) and rows % 3 == 0:
         return Fused("B, C, x of a short convolution", (rows // 3,) * 3)
     key, value = number(owner, ("key_dim",)), number(owner, ("value_dim",))
     heads, values = number(owner, ("num_k_heads",)), number(owner, ("num_v_heads",))
@@ -197,20 +199,20 @@ def _delta(owner: nn.Module, name: str, rows: int) -> Fused | None:
 
 
 def _attention(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:
-    kind, heads = type(owner).__name__, number(owner, HEADS)
+    heads = number(owner, HEADS)
     if name == "q_proj":
         head_dim = number(owner, HEAD_DIM)
         if heads is None or head_dim is None or rows != 2 * heads * head_dim:
             return None
-        if re.match(r"Qwen3(Next|_5|_5Moe)Attention|Qwen4Exp", kind):
+        if is_a(owner, *QUERY_AND_GATE):
             return Fused("query and gate, head by head", (rows // 2, rows // 2), heads, heads)
         return Fused(doubt=f"has two rows for every one that {heads} heads of {head_dim} need")
-    if name == "to_kv" or (name == "kv_proj" and kind == "JetMoeAttention"):
+    if name == "to_kv" or (name == "kv_proj" and is_a(owner, "JetMoeAttention")):
         return Fused("key and value", (rows // 2, rows // 2)) if rows % 2 == 0 else None
-    if kind == "CodeGenAttention" and name == "qkv_proj" and rows % 12 == 0:
+    if is_a(owner, "CodeGenAttention") and name == "qkv_proj" and rows % 12 == 0:
         return Fused("query, value, key in four parts", (rows // 3,) * 3, 4)
     litgpt = name == "attn" and hasattr(getattr(owner, "config", None), "n_query_groups")
-    by_head = litgpt or (kind in HEAD_BY_HEAD and name in (*QUERY_KEY_VALUE, "query_key_value"))
+    by_head = litgpt or (is_a(owner, *HEAD_BY_HEAD) and name in (*QUERY_KEY_VALUE, "query_key_value"))
     if _is_taken_whole(owner, rows) or not (by_head or name in QUERY_KEY_VALUE):
         return None
     if getattr(owner, "is_cross_attention", False) and rows == 2 * columns:

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Layout, Role
-from lichen.optim.fused import HEADS, SHARED_HEADS, fused, is_conv1d, number
+from lichen.optim.fused import HEADS, SHARED_HEADS, fused, is_a, number
 from lichen.optim.output_layers import input_embeddings, output_layers
 
 # Layers whose rows are the queries of attention heads, and the keys and values of as many or fewer.
@@ -33,7 +33,9 @@ ENTRYWISE = re.compile(r"A_log|D|gamma|beta|(\w+_)?scales?")
 
 # Attention whose projections have three dimensions: (inputs, heads, head_dim) and for the output
 # (outputs, heads, head_dim).
-EINSUM = {"XLNetRelativeAttention": ("q", "k", "v", "r"), "FunnelRelMultiheadAttention": ("r_kernel",)}
+EINSUM_ATTENTION = ("XLNetRelativeAttention", "FunnelRelMultiheadAttention")
+EINSUM_INPUTS = ("q", "k", "v", "r", "r_kernel")
+EINSUM_OUTPUT = "o"
 
 
 class Inferred(NamedTuple):
@@ -170,9 +172,9 @@ def _matrix(path: str, modules: dict[str, nn.Module], leaf: str, shape: torch.Si
         return _convolution(module, modules[owner], name, shape)
     if 1 in shape[-2:]:
         return Inferred(Role("vector"), "one dimension")
-    if leaf in EINSUM.get(kind, ()):
+    if leaf in EINSUM_INPUTS and is_a(module, *EINSUM_ATTENTION):
         return Inferred(Role("matrix", heads=shape[1], layout="kernel_columns"), "(inputs, heads, head_dim)")
-    if leaf == "o" and kind in EINSUM:
+    if leaf == EINSUM_OUTPUT and is_a(module, *EINSUM_ATTENTION):
         return Inferred(Role("matrix", layout="kernel"), "(outputs, heads, head_dim)")
     layout = _layout(module, leaf)
     outputs, inputs = shape[-2:] if layout == "rows" else (shape[-1], shape[-2])
@@ -235,7 +237,7 @@ def _convolution(module: _ConvNd, owner: nn.Module, name: str, shape: torch.Size
 
 def _layout(module: nn.Module, leaf: str) -> Layout:
     """Where the outputs of a weight of two or more dimensions lie."""
-    if is_conv1d(module):
+    if is_a(module, "Conv1D"):  # the linear layer of GPT-2 in transformers
         return "columns"
     up, down = module._parameters.get("gate_up_proj"), module._parameters.get("down_proj")
     if leaf in ("gate_up_proj", "down_proj") and up is not None and down is not None:

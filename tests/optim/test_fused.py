@@ -115,6 +115,8 @@ ATTENTION: list[tuple[str, str, Config]] = [
 def test_query_key_and_value(name: str, suffix: str, config: Config) -> None:
     """Twice the queries and half the keys are the same attention, and no other pair of matrices does so."""
     model = model_of(name, **config)
+    for module in model.modules():  # as FSDP2 does
+        module.__class__ = type(f"FSDP{type(module).__name__}", (type(module),), {})
     parts = parts_of(model, suffix)
     assert len(parts) == 3
     plain = output(model)
