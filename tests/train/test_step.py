@@ -205,6 +205,25 @@ def test_training_continues_from_given_weights(make_trainer, tmp_path: Path):
     )
 
 
+def test_weights_are_compared_before_a_model_takes_memory(make_trainer, tmp_path: Path, monkeypatch):
+    """Else those of another model would be told as a lack of memory, whatever their size."""
+    save_weights(make_trainer().model, tmp_path / "weights", torch.float32)
+    with pytest.raises(LichenError, match=r"has shape \(400, 32\); expected \(2000000000"):
+        make_trainer(f"model.weights={tmp_path / 'weights'}", "model.config.vocab_size=2000000000")
+
+    def no_room(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(torch.nn.Module, "to_empty", no_room)
+    with pytest.raises(LichenError, match=r"out of memory for the model itself: its [\d,]+ parameters take"):
+        make_trainer()
+
+
+def test_a_step_of_more_tokens_than_memory_holds_is_refused(make_trainer):
+    with pytest.raises(LichenError, match=r"tokens_per_step is 10,000,000,000,064"):
+        make_trainer("train.tokens_per_step=10000000000064")
+
+
 def test_a_checkpoint_of_another_tokenizer_is_refused(make_trainer):
     trainer = make_trainer()
     trainer.train_step()
