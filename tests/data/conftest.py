@@ -2,10 +2,15 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from lichen.data.dataset import TokenDataset
 from lichen.data.prepare import prepare
 from lichen.data.sources import standard_library
+
+# How long an example takes is the machine's affair.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def write_corpus(folder: Path, documents: int, seed: int = 0) -> Path:
