@@ -72,7 +72,10 @@ def _file(words: list[str]) -> Path:
     from lichen.atlas.claims.check import SHIPPED
 
     if words == ["check"]:
-        raise LichenError("`lichen claims check` needs a claims file")
+        raise LichenError(
+            "`lichen claims check` needs a claims file, as in: lichen claims check my-article.yaml; "
+            "`lichen claims` alone checks the article that ships"
+        )
     if len(words) > 2 or (len(words) == 2 and words[0] != "check"):
         raise LichenError(f"one claims file at a time: got {' '.join(words)}")
     return Path(words[-1]) if words else SHIPPED

@@ -27,7 +27,7 @@ def prepare(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Files, folders and glob patterns of text, .jsonl or .parquet, plain, .gz or .zst. "
+            help="Files, folders and glob patterns of text, JSON, CSV, Parquet or Arrow, packed or not. "
             "Without any: the modules of Python's standard library.",
             show_default=False,
         ),
@@ -43,11 +43,15 @@ def prepare(
         str | None, typer.Option(help="Whose special tokens.", show_default="those of the demo's model")
     ] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.05,
-    field: Annotated[str, typer.Option(help="JSON field or Parquet column that holds the text.")] = "text",
+    field: Annotated[
+        str, typer.Option(help="Where a record holds its text or messages; a.b is b in a.")
+    ] = "text",
     sample_mib: Annotated[
-        int, typer.Option(min=1, help="Most text to train the tokenizer on, in MiB.")
+        int, typer.Option(min=1, max=2**30, help="Most text to train the tokenizer on, in MiB.")
     ] = 128,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="all cores")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Threads.", show_default="all cores")
+    ] = None,
 ) -> None:
     """Turn text into a tokenizer and token shards. When it was killed, run it again: it goes on."""
     from lichen.data.prepare import prepare as run

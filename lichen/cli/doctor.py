@@ -54,7 +54,8 @@ def doctor(
     for each in _checked(folder):
         checked.append(each)
         if not as_json:
-            say_whole(f"\n{each.path}: {each.what}, {'damaged' if each.problem else 'whole'}")
+            state = f"damaged: {each.problem}" if each.problem else "whole"
+            say_whole(f"\n{each.path}: {each.what}, {state}")
             say_whole(*(f"  no hash vouches for {name}" for name in each.unchecked))
     if as_json:
         print_json(content | {"checked": [asdict(each) for each in checked]})

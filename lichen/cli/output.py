@@ -7,7 +7,7 @@ are commands, which hide text, rename the window or type for its user. All of it
 import json
 import re
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement, measure_renderables
@@ -47,13 +47,13 @@ def print_json(content: Any) -> None:
 def say(*lines: RenderableType, style: str | None = None) -> None:
     """Print `lines`, wrapped between words to the width of the window; nothing in them is markup."""
     for line in lines:
-        _console().print(line, style=style)
+        console().print(line, style=style)
 
 
 def say_whole(*lines: str, style: str | None = None) -> None:
     """As `say`, but each line stays one, for what people copy and search."""
     for line in lines:
-        _console().print(line, style=style, soft_wrap=True)
+        console().print(line, style=style, soft_wrap=True)
 
 
 def plain_table(*headings: str, whole: Collection[str] = (), right: Collection[str] = ()) -> Table:
@@ -66,13 +66,13 @@ def plain_table(*headings: str, whole: Collection[str] = (), right: Collection[s
 
 def print_table(table: Table) -> None:
     """Print `table` as wide as the window, cells wrapped between words; wider, where a word would be cut."""
-    console = _console()
-    unbounded = console.options.update(max_width=1_000_000)
+    window = console()
+    unbounded = window.options.update(max_width=1_000_000)
     for column in table.columns:
-        size = measure_renderables(console, unbounded, [column.header, *column.cells])
+        size = measure_renderables(window, unbounded, [column.header, *column.cells])
         column.min_width = size.maximum if column.no_wrap else size.minimum
-    console.width = max(console.width, Measurement.get(console, unbounded, table).minimum)
-    console.print(table, crop=False)
+    window.width = max(window.width, Measurement.get(window, unbounded, table).minimum)
+    window.print(table, crop=False)
 
 
 class _Console(Console):
@@ -86,5 +86,6 @@ class _Console(Console):
             yield Segment(text if control else visible(text), style, control)
 
 
-def _console() -> Console:
-    return _Console(highlight=False, markup=False)
+def console(file: IO[str] | None = None) -> Console:
+    """On `file`, or on standard output; nothing that is printed there is markup."""
+    return _Console(file=file, highlight=False, markup=False)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lichen.cli.output import visible
+from lichen.cli.output import console, visible
 
 
 def train(
@@ -41,7 +41,7 @@ def train(
     with _ends_at_once():
         from lichen.errors import LichenError
         from lichen.train.loop import train as train_run
-        from lichen.train.progress import training_console
+        from lichen.train.progress import training_output
         from lichen.train.recipe import describe_keys, read_recipe
         from lichen.train.resolve import model_spec, optimizer_recipe, planned_table
         from lichen.train.run import open_run, start_run
@@ -66,7 +66,7 @@ def train(
     else:
         raise LichenError(f"{target} is the folder of a run and is continued there; leave --out away")
 
-    stopped_by = train_run(run, training_console(), back_to)
+    stopped_by = train_run(run, console(training_output()), back_to)
     if stopped_by is not None:
         with suppress(OSError):  # a closed terminal
             print(visible(f"stopped and saved; go on with: lichen train {run.folder}"), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -118,10 +119,12 @@ class TokenDataset:
             self._splits[split] = Documents(self.folder, self.manifest, split)
         return self._splits[split]
 
-    def verify(self) -> None:
-        """Compare all files with their hashes. Raises LichenError naming the damaged one."""
+    def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Compare all files with their hashes; `progress` is told of shards. Raises LichenError naming the
+        damaged one."""
         check_sources_file(self.folder, self.manifest.sources_sha256)
-        for shard in self.manifest.shards:
+        for done, shard in enumerate(self.manifest.shards):
+            progress(done, len(self.manifest.shards))
             check_shard(self.folder, shard, self.manifest.dtype, contents=True)
 
 

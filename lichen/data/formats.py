@@ -31,8 +31,6 @@ MAX_RECORD_BYTES = 2**26
 _HEAD_BYTES = 2**16
 # Rows are read so many bytes at a time, if one is not larger.
 _BATCH_BYTES = 2**22
-# Of one column of a row group in Parquet, which may be a single page, and is held twice.
-_MOST_COLUMN_BYTES = 2**31
 
 Kind = Literal["text", "jsonl", "json", "csv", "parquet", "arrow"]
 Payload = str | bytes | list[Any]
@@ -331,12 +329,8 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[dict[str, Any], int]
         column = _column(file.schema_arrow.names, field)
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)
-            chunks = [group.column(number) for number in range(group.num_columns)]
-            wanted = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{column}.")]
-            column_bytes = sum(chunk.total_uncompressed_size for chunk in wanted)
-            if column_bytes > _MOST_COLUMN_BYTES:
-                raise Unreadable("a row group of more than 2 GiB; write it with fewer rows in each")
-            rows = max(1, min(256, _BATCH_BYTES * group.num_rows // max(1, column_bytes)))
+            # Not by its columns: to ask for those of a damaged file ends the process.
+            rows = max(1, min(256, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
             for batch in file.iter_batches(batch_size=rows, row_groups=[index], columns=[column]):
                 for row in batch.to_pylist():
                     done += 1
@@ -356,10 +350,11 @@ def _arrow_rows(path: Path, field: str) -> Iterator[tuple[dict[str, Any], int]]:
             batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
         column = _column(reader.schema.names, field)
         for batch in batches:
-            batch.validate(full=True)  # offsets are read as they are
-            rows = max(1, min(256, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+            wanted = batch.select([column])
+            wanted.validate(full=True)  # offsets are read as they are
+            rows = max(1, min(256, _BATCH_BYTES * batch.num_rows // max(1, wanted.nbytes)))
             for start in range(0, batch.num_rows, rows):
-                for row in batch.select([column]).slice(start, rows).to_pylist():
+                for row in wanted.slice(start, rows).to_pylist():
                     yield row, file.tell()
 
 
@@ -374,7 +369,11 @@ def _column(names: list[str], field: str) -> str:
 def _arrow_errors(pyarrow: ModuleType) -> Iterator[None]:
     try:
         yield
-    except (pyarrow.ArrowException, UnicodeError) as error:  # the name of a column may be no text
+    except (
+        pyarrow.ArrowException,
+        ValueError,
+        OverflowError,
+    ) as error:  # or values unknown to Python
         raise Unreadable(f"damaged or unreadable ({type(error).__name__})") from error
 
 

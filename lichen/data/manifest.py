@@ -171,7 +171,11 @@ def _hash_of(values: dict[str, Any]) -> str:
 def check_sources_file(folder: Path, sha256: str) -> None:
     """Raise LichenError if sources.jsonl in `folder` does not have the hash `sha256`."""
     path = folder / SOURCES_FILE
-    if not path.is_file() or sha256_of(path) != sha256:
+    try:
+        found = sha256_of(path) if path.is_file() else None
+    except OSError as error:
+        raise LichenError(f"cannot read {path}: {error.strerror}") from error
+    if found != sha256:
         raise LichenError(f"{path} is missing or damaged; delete the folder and prepare the data again")
 
 

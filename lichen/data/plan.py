@@ -144,7 +144,7 @@ def _read_sources(file: Path) -> dict[str, Source]:
         return {}
     try:
         sources = [Source(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise LichenError(f"{file} is damaged; delete its folder and prepare the data again") from error
     return {source.path: source for source in sources}
 

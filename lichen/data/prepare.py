@@ -36,8 +36,10 @@ from lichen.data.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
+from lichen.data.tokenizer_limits import LARGEST_FILE
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write, disk_errors, write_text
+from lichen.files.bounded import read_bytes
 from lichen.files.lock import held
 from lichen.files.sealed import sha256_of
 
@@ -60,13 +62,13 @@ def prepare(
 ) -> Manifest:
     """Turn `sources` into a folder that `TokenDataset.open` reads; go on where an earlier run was killed.
 
-    `sources`: files, folders and glob patterns of text, JSONL or Parquet (`field` holds the text), plain,
-    .gz or .zst; none means the modules of Python's standard library. The tokenizer is the given one, or
-    byte-level BPE of `vocab_size` (8192) trained on at most `sample_bytes` of the training split, with the
-    special tokens of `family`, by default the first of `token_families()`. About `validation_fraction` of
-    the documents, chosen by the hash of their text, are held out. Memory: the sample, one shard, and for each
-    of `workers` threads (all cores) a few MiB, up to 200 MiB while it encodes a document of 1 MiB; besides a
-    few hundred bytes per source file.
+    `sources`: files, folders and glob patterns of text, JSON, CSV, Parquet or Arrow (`field`, a.b being b in
+    a, holds the text or the messages), packed or not; none means the modules of Python's standard library.
+    The tokenizer is the given one, or byte-level BPE of `vocab_size` (8192) trained on at most `sample_bytes`
+    of the training split, with the special tokens of `family`, by default the first of `token_families()`.
+    About `validation_fraction` of the documents, chosen by the hash of their text, are held out. Memory: the
+    sample, one shard, and for each of `workers` threads (all cores) a few MiB, up to 200 MiB while it encodes
+    a document of 1 MiB; besides a few hundred bytes per source file, and the largest record.
 
     Raises LichenError if there is no readable text, the vocabulary is larger than the text supports, `out`
     holds something else, a source changed since `out` was begun, or the tokenizer does not fit the family.
@@ -103,7 +105,7 @@ def prepare(
             write_record(out / MANIFEST_FILE, _manifest(out, corpus, used, parts))
             remove_parts(out)
         dataset = TokenDataset.open(out)
-        dataset.verify()
+        dataset.verify(partial(progress, "checking"))
         return dataset.manifest
 
 
@@ -138,7 +140,9 @@ def _write_tokenizer(out: Path, given: Path | None, corpus: Corpus) -> None:
     remove_parts(out)
     if given:
         with atomic_write(out / TOKENIZER_FILE) as file:
-            file.write(tokenizer_file(given).read_bytes())
+            file.write(read_bytes(tokenizer_file(given), most=LARGEST_FILE))
+        if tokenizer_hash(out) != corpus.parameters.given_tokenizer:
+            raise LichenError(f"{given} changed while it was read; run again once it stays as it is")
         return
     sample, wanted = _sample(corpus), corpus.parameters
     corpus.progress("training the tokenizer", 0, 1)

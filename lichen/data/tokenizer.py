@@ -5,6 +5,7 @@ Ours are lossless: each of the 256 bytes has a token, nothing is normalised, and
 text that was encoded. The special tokens of the family lie above the BPE part of the vocabulary.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from lichen.arch.families import special_tokens, text_splits, token_families
 from lichen.data.apart import Ended, run_apart
-from lichen.data.tokenizer_limits import LARGEST_VOCABULARY, checked
+from lichen.data.tokenizer_limits import LARGEST_FILE, LARGEST_VOCABULARY, checked
 from lichen.errors import LichenError
-from lichen.files.sealed import sha256_of
+from lichen.files.bounded import read_bytes
 
 # A pair of tokens seen once is no regularity.
 _MIN_FREQUENCY = 2
@@ -114,7 +115,7 @@ def tokenizer_file(path: Path) -> Path:
 
 def tokenizer_hash(path: Path) -> str:
     """SHA-256 of the tokenizer.json at `path`, hexadecimal: the identity that runs and data sets compare."""
-    return sha256_of(tokenizer_file(path))
+    return hashlib.sha256(read_bytes(tokenizer_file(path), most=LARGEST_FILE)).hexdigest()
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:

@@ -20,7 +20,7 @@ from lichen.files.bounded import parse_json, read_bytes
 
 LARGEST_VOCABULARY = 2**22
 """Sixteen times the largest one published."""
-_LARGEST_FILE = 2**27
+LARGEST_FILE = 2**27
 
 # Parts of a pipeline that take time in proportion to the text and lose nothing of it.
 _PLAIN_PARTS = frozenset({"Sequence", "Split", "ByteLevel", "Digits", "NFC", "NFD"})
@@ -43,7 +43,7 @@ _passed: set[str] = set()  # hashes of the files that have passed a trial in thi
 
 def checked(file: Path) -> Tokenizer:
     """The tokenizer of `file`, which neither cuts nor pads. Raises LichenError as `load_tokenizer` says."""
-    content = read_bytes(file, most=_LARGEST_FILE)
+    content = read_bytes(file, most=LARGEST_FILE)
     described = parse_json(content, str(file))
     _check_parts(described, file)
     described |= {"padding": None, "truncation": None}
@@ -53,9 +53,15 @@ def checked(file: Path) -> Tokenizer:
         _passed.add(digest)
     try:
         tokenizer = Tokenizer.from_str(json.dumps(described))
-    except Exception as error:  # the library raises plain Exception for a malformed file
+        found, size = _sample_of(tokenizer)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # of a malformed file: plain Exception, and panics, which are none
         raise LichenError(f"{file} is not a tokenizer.json: {str(error)[:200]}") from error
-    _check_sample(tokenizer, file)
+    if found.removeprefix(" ") != _SAMPLE:
+        raise LichenError(f"{file} turns the text {_SAMPLE!r} into {found[:80]!r}; it would lose text")
+    if size > 1 + max(tokenizer.get_vocab().values()):
+        raise LichenError(f"{file} opens or closes a text with a token that its vocabulary does not have")
     return tokenizer
 
 
@@ -78,10 +84,12 @@ def _check_parts(described: Any, file: Path) -> None:
         raise LichenError(f"{file} is a {str(kind)[:40]} tokenizer; only byte-level BPE is supported")
     if missing:
         raise LichenError(f"{file} has no token for {len(missing)} of the 256 bytes; it would lose text")
-    if wrong := next((i for i in ids if type(i) is not int or not 0 <= i < LARGEST_VOCABULARY), None):
+    if wrong := [i for i in ids if type(i) is not int or not 0 <= i < LARGEST_VOCABULARY]:
         raise LichenError(
-            f"{file} has a token with the id {wrong!r}; the largest is {LARGEST_VOCABULARY - 1:,}"
+            f"{file} has a token with the id {str(wrong[0])[:40]}; the largest is {LARGEST_VOCABULARY - 1:,}"
         )
+    if len(set(vocabulary.values())) < len(vocabulary):
+        raise LichenError(f"{file} gives one id to several tokens; mend its vocabulary")
     for field in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(field):
             raise LichenError(f"{file} has a {field}, for which byte-level BPE has no use; it loses text")
@@ -93,8 +101,9 @@ def _parts(value: Any) -> Iterator[dict[str, Any]]:
     """A part of a pipeline with all those in it."""
     if isinstance(value, dict):
         yield value
-        for inside in ("normalizers", "pretokenizers", "decoders"):
-            for part in value.get(inside) or []:
+        for name in ("normalizers", "pretokenizers", "decoders"):
+            inside = value.get(name)
+            for part in inside if isinstance(inside, list) else ():
                 yield from _parts(part)
 
 
@@ -106,7 +115,19 @@ def _needs_trial(described: dict[str, Any]) -> tuple[set[str], bool]:
         str(part["pattern"].get("Regex", "")) for part in parts if isinstance(part.get("pattern"), dict)
     }
     known = {"", *(split for family in token_families() for split in text_splits(family))}
-    return patterns - known, not {part.get("type") for part in parts} <= _PLAIN_PARTS
+    plain = {str(part.get("type")) for part in parts} <= _PLAIN_PARTS
+    return patterns - known, not (plain and _is_whole_template(described.get("post_processor")))
+
+
+def _is_whole_template(processor: Any) -> bool:
+    """Whether a post-processor, if there is one, puts only tokens around a text whose ids it says."""
+    if processor is None:
+        return True
+    try:
+        named = {each["SpecialToken"]["id"] for each in processor["single"] if "SpecialToken" in each}
+        return processor["type"] == "TemplateProcessing" and named <= processor["special_tokens"].keys()
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _try(described: dict[str, Any], patterns: set[str], file: Path) -> None:
@@ -123,13 +144,8 @@ def _try(described: dict[str, Any], patterns: set[str], file: Path) -> None:
         raise LichenError(f"{file} is not a tokenizer.json that can be used: {why}") from error
 
 
-def _check_sample(tokenizer: Tokenizer, file: Path) -> None:
-    """Raises LichenError if a text is changed, or if a token is put around it that does not exist."""
-    size = 1 + max(tokenizer.get_vocab().values())
-    if max(tokenizer.encode(_SAMPLE).ids) >= size:
-        raise LichenError(f"{file} opens or closes a text with a token that its vocabulary does not have")
-    found = tokenizer.decode(
-        tokenizer.encode(_SAMPLE, add_special_tokens=False).ids, skip_special_tokens=False
-    )
-    if found.removeprefix(" ") != _SAMPLE:
-        raise LichenError(f"{file} turns the text {_SAMPLE!r} into {found[:80]!r}; it would lose text")
+def _sample_of(tokenizer: Tokenizer) -> tuple[str, int]:
+    """_SAMPLE encoded and decoded, and one more than the largest id that is put into it or around it."""
+    ids = tokenizer.encode(_SAMPLE, add_special_tokens=False).ids
+    around = tokenizer.encode(_SAMPLE).ids
+    return tokenizer.decode(ids, skip_special_tokens=False), 1 + max(around, default=-1)

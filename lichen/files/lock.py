@@ -36,7 +36,8 @@ def locked(folder: Path, or_who: str = "") -> Iterator[int]:
     with held(folder, path, refusal) as descriptor:
         with disk_errors(path):
             os.truncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}{or_who}\n".encode())
+            who = f"process {os.getpid()} on {socket.gethostname()}{or_who}\n"
+            os.write(descriptor, os.fsencode(who))  # a machine's name may be any bytes
         yield descriptor
 
 

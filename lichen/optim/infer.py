@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lichen.errors import LichenError
 from lichen.nn.roles import Layout, Role
-from lichen.optim.fused import HEADS, SHARED_HEADS, fused, number
+from lichen.optim.fused import HEADS, SHARED_HEADS, fused, is_a, number
 from lichen.optim.output_layers import input_embeddings, output_layers
 
 # Layers whose rows are the queries of attention heads, and the keys and values of as many or fewer.
@@ -33,7 +33,9 @@ ENTRYWISE = re.compile(r"A_log|D|gamma|beta|(\w+_)?scales?")
 
 # Attention whose projections have three dimensions: (inputs, heads, head_dim) and for the output
 # (outputs, heads, head_dim).
-EINSUM = {"XLNetRelativeAttention": ("q", "k", "v", "r"), "FunnelRelMultiheadAttention": ("r_kernel",)}
+EINSUM_ATTENTION = ("XLNetRelativeAttention", "FunnelRelMultiheadAttention")
+EINSUM_INPUTS = ("q", "k", "v", "r", "r_kernel")
+EINSUM_OUTPUT = "o"
 
 
 class Inferred(NamedTuple):
@@ -69,7 +71,7 @@ def infer_roles(model: nn.Module) -> Inference:
             name = f"{path}.{leaf}" if path else leaf
             _require_shape(name, module, leaf, parameter)
             owner, own_leaf = _parametrized(path, leaf)
-            while isinstance(modules[owner], nn.ParameterDict | nn.ParameterList):
+            while owner and isinstance(modules[owner], nn.ParameterDict | nn.ParameterList):
                 owner, _, container = owner.rpartition(".")
                 own_leaf = f"{container}.{own_leaf}"
             stated = getattr(modules[owner], "roles", None)
@@ -77,9 +79,9 @@ def infer_roles(model: nn.Module) -> Inference:
                 roles[name] = Inferred(role, "stated by the part")
                 continue
             found = _vector(modules[owner], own_leaf, parameter.shape)
-            found = found or _table(owner, modules[owner], own_leaf, parameter.shape, inputs, vocabulary)
-            if found is None and modules[owner] in outputs and own_leaf == "weight":
+            if found is None and own_leaf == "weight" and modules[owner] in outputs:
                 found = _head(modules[owner], parameter.shape, vocabulary, outputs[modules[owner]])
+            found = found or _table(owner, modules[owner], own_leaf, parameter.shape, inputs, vocabulary)
             roles[name] = found or _matrix(owner, modules, own_leaf, parameter.shape)
     kinds = {inferred.role.kind for inferred in roles.values()}
     if outputs or "head" in kinds or "matrix" not in kinds:
@@ -152,7 +154,7 @@ def _table(
 
 
 def _head(module: nn.Module, shape: torch.Size, vocabulary: set[int], why: str) -> Inferred | None:
-    if len(shape) < 2:
+    if isinstance(module, nn.Embedding):
         return None
     if isinstance(module, _ConvNd):
         return Inferred(Role("head", layout="kernel"), why)
@@ -163,17 +165,16 @@ def _head(module: nn.Module, shape: torch.Size, vocabulary: set[int], why: str) 
 def _matrix(path: str, modules: dict[str, nn.Module], leaf: str, shape: torch.Size) -> Inferred:
     module = modules[path]
     kind = type(module).__name__
-    owner, name = (path, leaf)
+    owner, name = path, leaf
     if leaf == "weight":
         owner, _, name = path.rpartition(".")
     if isinstance(module, _ConvNd):
         return _convolution(module, modules[owner], name, shape)
     if 1 in shape[-2:]:
         return Inferred(Role("vector"), "one dimension")
-    if leaf in EINSUM.get(kind, ()):
-        role = Role("matrix", heads=shape[1], layout="kernel_columns")
-        return Inferred(role, "(inputs, heads, head_dim)")
-    if leaf == "o" and kind in EINSUM:
+    if leaf in EINSUM_INPUTS and is_a(module, *EINSUM_ATTENTION):
+        return Inferred(Role("matrix", heads=shape[1], layout="kernel_columns"), "(inputs, heads, head_dim)")
+    if leaf == EINSUM_OUTPUT and is_a(module, *EINSUM_ATTENTION):
         return Inferred(Role("matrix", layout="kernel"), "(outputs, heads, head_dim)")
     layout = _layout(module, leaf)
     outputs, inputs = shape[-2:] if layout == "rows" else (shape[-1], shape[-2])
@@ -236,8 +237,8 @@ def _convolution(module: _ConvNd, owner: nn.Module, name: str, shape: torch.Size
 
 def _layout(module: nn.Module, leaf: str) -> Layout:
     """Where the outputs of a weight of two or more dimensions lie."""
-    if any(kind.__name__ == "Conv1D" for kind in type(module).__mro__):
-        return "columns"  # transformers' name for the linear layer of GPT-2
+    if is_a(module, "Conv1D"):  # the linear layer of GPT-2 in transformers
+        return "columns"
     up, down = module._parameters.get("gate_up_proj"), module._parameters.get("down_proj")
     if leaf in ("gate_up_proj", "down_proj") and up is not None and down is not None:
         # Fused experts: `down_proj` maps the intermediate size I back to the hidden size H, so

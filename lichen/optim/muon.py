@@ -316,7 +316,7 @@ def _cut(group: dict[str, Any], saved: Mapping[str, SavedParameter]) -> list[dic
         known = (cut for cut in cuts if all(cut.get(key) == value for key, value in settings.items()))
         cut = next(known, None)
         if cut is None:
-            cut = copy.deepcopy(settings) | {"params": [], "param_names": []}
+            cut = {"params": [], "param_names": []} | copy.deepcopy(settings)
             cuts.append(cut)
         cut["params"].append(parameter)
         cut["param_names"].append(name)

@@ -42,11 +42,10 @@ def output_layers(model: nn.Module, vocabulary: set[int]) -> dict[nn.Module, str
                 if (known and layer is module) or not _is_hidden(layer, hidden):
                     found.setdefault(layer, f"named {name}")
     if not found:
-        for _, module, in_block in parts:
-            if in_block or not isinstance(module, nn.Linear) or module.out_features not in vocabulary:
-                continue
-            if module.out_features > module.in_features:
-                found[module] = "a row for every token"
+        linear = [module for _, module, in_block in parts if isinstance(module, nn.Linear) and not in_block]
+        words = [layer for layer in linear if layer.in_features < layer.out_features in vocabulary]
+        if len(words) == 1:  # more of them are layers of one size in blocks that are in no ModuleList
+            found[words[0]] = "a row for every token"
     if not found and (last := _last_linear(model)) is not None:
         found[last] = "the last linear layer"
     return found

@@ -16,6 +16,10 @@ from lichen.errors import LichenError
 from lichen.nn.roles import Kind
 from lichen.optim.recipes import OptimizerRecipe
 
+# Settings that tell the groups of torch.optim.Muon from others, and those of Adam and AdamW.
+MUON = {"momentum", "nesterov", "ns_coefficients", "ns_steps", "adjust_lr_fn"}
+ADAMW = {"betas", "eps", "weight_decay", "amsgrad"}
+
 
 class SavedParameter(NamedTuple):
     """State of one parameter (empty: it had no gradient yet), and its group as this optimizer has groups.
@@ -35,9 +39,9 @@ class SavedParameter(NamedTuple):
         """
         if not self.rule:
             return self.state
-        if "ns_coefficients" in self.rule:
+        if self.rule.keys() >= MUON:
             origin, algorithm, differing = "torch.optim.Muon", "muon", _muon_differences(self.rule, recipe)
-        elif "amsgrad" in self.rule:
+        elif self.rule.keys() >= ADAMW:
             origin, algorithm, differing = "Adam or AdamW", "adamw", _adamw_differences(self.rule, recipe)
         else:
             raise LichenError(
@@ -66,10 +70,9 @@ def saved_parameters(state_dicts: Iterable[dict[str, Any]]) -> dict[str, SavedPa
         state = dict(state_dict["state"])
         for group in state_dict["param_groups"]:
             settings, rule = _settings(group)
-            for number, key in enumerate(group["params"]):
-                name = (
-                    group["param_names"][number] if isinstance(key, int) and "param_names" in group else key
-                )
+            names = group.get("param_names", group["params"])
+            for key, own_name in zip(group["params"], names, strict=True):
+                name = own_name if isinstance(key, int) else key
                 if isinstance(name, int):
                     raise LichenError(
                         "optimizer state: the parameters are saved without names; make the optimizer that "

@@ -184,7 +184,8 @@ class ParameterTable:
             algorithm = recipe.algorithm(row.role.kind)
             matrices = _matrices(row, per_head=recipe.per_head) if algorithm == "muon" else ""
             shape = str(tuple(row.parameter.shape))
-            lines.append((row.name, shape, algorithm, f"{lr:g}", f"{weight_decay:g}", matrices))
+            update = algorithm if row.parameter.requires_grad else f"{algorithm}, frozen"
+            lines.append((row.name, shape, update, f"{lr:g}", f"{weight_decay:g}", matrices))
         return _aligned(lines)
 
 

@@ -145,10 +145,9 @@ class Output:
         return getattr(self._stream, name)
 
 
-def training_console() -> Console:
-    """On standard output, where there is one."""
-    output = Output(sys.stdout) if isinstance(sys.stdout, TextIOWrapper) else None
-    return Console(file=cast("IO[str] | None", output), highlight=False)
+def training_output() -> IO[str] | None:
+    """Standard output, where there is one."""
+    return cast("IO[str]", Output(sys.stdout)) if isinstance(sys.stdout, TextIOWrapper) else None
 
 
 def format_duration(seconds: float) -> str:

@@ -10,12 +10,10 @@ from lichen.data.manifest import MANIFEST_FILE, PREPARATION_FILE, SOURCES_FILE, 
 from lichen.errors import LichenError
 from lichen.files.bounded import read_json
 from lichen.files.sealed import MANIFEST
-from lichen.serve.open import DATA_FILE, EXPORT_MARK, check_whole
+from lichen.serve.open import EXPORT_MARK, check_whole
 from lichen.train.run import open_run
 from lichen.weights.checkpoints import find_checkpoint_damage, is_checkpoint, list_checkpoints
 from lichen.weights.folder import read_headers
-
-OF_A_RUN = ("recipe.toml", "run.json", "config.json", DATA_FILE, TOKENIZER_FILE)
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,8 @@ def _checked(folder: Path) -> Iterator[Checked] | None:
 def _run(run: Path) -> Iterator[Checked]:
     checkpoints = list_checkpoints(run / "checkpoints")
     apart = [path.relative_to(run).as_posix() for path in checkpoints]
-    yield Checked(run, "a run", _problem(lambda: open_run(run)), _others(run, OF_A_RUN, apart))
+    known = {"recipe.toml", *_listed(run, "run.json")}
+    yield Checked(run, "a run", _problem(lambda: open_run(run)), _others(run, known, apart))
     for checkpoint in checkpoints:
         yield from _checkpoint(checkpoint)
 

@@ -544,6 +544,13 @@ def test_the_packing_is_read_from_modelopts_file_or_from_the_config(
     assert spec.not_carried[0].startswith(f'storage with quant_algo "{algorithm}" by quant_method "modelopt"')
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_modelopts_file_counts_beside_every_familys_config(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_of(name)))
+    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    assert released_dtype(load_spec(tmp_path)) == "fp8"
+
+
 def test_a_packing_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_of("llama-3.1-8b")))
     (tmp_path / "hf_quant_config.json").write_text("{")

@@ -35,6 +35,18 @@ def test_prepare_and_inspect(run, corpus: Path, tmp_path: Path) -> None:
     assert "says that document" in shown.out.removeprefix(done.out)
 
 
+def test_what_is_in_a_file_does_nothing_to_the_terminal(run, corpus: Path, tmp_path: Path) -> None:
+    for file in corpus.iterdir():
+        file.rename(file.with_name(f"\x1b[31m{file.name}"))
+    for file in corpus.glob("*.txt"):
+        file.write_text("\x1b]0;owned\x07" + file.read_text())
+    done = run("data", "prepare", corpus, "--out", tmp_path / "out", "--vocab-size", 300)
+    shown = run("data", "inspect", tmp_path / "out")
+    assert "\\u001b[31mpicture.png" in done.out
+    assert "\\u001b]0;owned\\u0007Document" in shown.out
+    assert not {"\x1b", "\x07"} & {*done.out, *shown.out}
+
+
 def test_data_without_validation_says_what_will_be_missing(run, corpus: Path, tmp_path: Path) -> None:
     options = ("--vocab-size", 300, "--validation-fraction", 0)
     with pytest.warns(UserWarning, match=r"no bits per byte.*--validation-fraction or more documents"):
@@ -47,6 +59,7 @@ def test_refusals_are_one_sentence(refusal, corpus: Path, tmp_path: Path) -> Non
     assert "supports a vocabulary of at most" in refusal("data", "prepare", corpus, "--out", out)
     assert "known: kimi_k2" in refusal("data", "prepare", corpus, "--out", out, "--family", "kimi")
     assert "need at least 273" in refusal("data", "prepare", corpus, "--out", out, "--vocab-size", 0)
+    assert "at most 4,194,304" in refusal("data", "prepare", corpus, "--out", out, "--vocab-size", 2**31)
     assert "at least 0 and below 1" in refusal(
         "data", "prepare", corpus, "--out", out, "--validation-fraction", 1.5
     )

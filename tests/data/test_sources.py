@@ -378,16 +378,18 @@ def test_a_zstandard_window_too_large_to_hold_is_called_that(tmp_path: Path) -> 
         assert read(tmp_path / "a.zst") == expected
 
 
-def test_damaged_arrow_is_no_more_than_damaged(tmp_path: Path) -> None:
-    whole = arrow_of(pa.ipc.new_file)
+@pytest.mark.parametrize("name", ["table", "file.arrow", "stream.arrow"])
+def test_a_damaged_table_is_no_more_than_damaged(name: str, tmp_path: Path) -> None:
+    """The libraries that read them are in C++, where what is not asked with care ends the process."""
+    whole = KINDS[name]
     chance = random.Random(0)
-    for _ in range(300):
+    for _ in range(200):
         damaged = bytearray(whole)
         for _ in range(3):
             damaged[chance.randrange(8, len(whole))] = chance.randrange(256)
         size = chance.choice([len(whole), chance.randrange(len(whole))])
-        (tmp_path / "a.arrow").write_bytes(damaged[:size])
-        read(tmp_path / "a.arrow")
+        (tmp_path / name).write_bytes(damaged[:size])
+        read(tmp_path / name)
 
 
 # ---------------------------------------------------------------------------------------------- Parquet

@@ -52,6 +52,14 @@ def test_the_second_is_refused_until_the_first_is_killed(tmp_path: Path):
             os.kill(child, signal.SIGKILL)
 
 
+def test_a_machine_may_be_called_any_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("socket.gethostname", lambda: os.fsdecode(b"h\xff"))
+    with locked(tmp_path):
+        assert (tmp_path / "lock").read_bytes() == b"process %d on h\xff\n" % os.getpid()
+        with pytest.raises(LichenError, match="on h\ufffd is at work in"), locked(tmp_path):
+            pass
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_without_locks_in_the_file_system_it_warns_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -47,7 +47,7 @@ def test_roles_fit_shapes_and_names(model: Transformer) -> None:
             assert role.kind == "matrix"
             assert parameter.ndim >= 2
         assert parameter.shape[-2:][0] % role.heads == 0
-        assert (role.layout, role.interleaved) == ("rows", False)
+        assert (role.layout, role.groups) == ("rows", 1)
         if role.splits:
             assert sum(role.splits) == parameter.shape[-2]
 

@@ -45,6 +45,8 @@ DELTA: Config = {
     "tie_word_embeddings": False,
 }
 BAMBA: Config = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "attn_layer_indices": []}
+JAMBA = TOKENS | {"mamba_d_state": 8, "use_mamba_kernels": False, "attn_layer_offset": 1, "num_experts": 1}
+NEMOTRON: Config = {"layers_block_type": ["mamba"], "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2}
 ZAMBA: Config = {"layers_block_type": ["mamba"], "use_mamba_kernels": False, "mamba_d_state": 8}
 
 
@@ -113,6 +115,8 @@ ATTENTION: list[tuple[str, str, Config]] = [
 def test_query_key_and_value(name: str, suffix: str, config: Config) -> None:
     """Twice the queries and half the keys are the same attention, and no other pair of matrices does so."""
     model = model_of(name, **config)
+    for module in model.modules():  # as FSDP2 does
+        module.__class__ = type(f"FSDP{type(module).__name__}", (type(module),), {})
     parts = parts_of(model, suffix)
     assert len(parts) == 3
     plain = output(model)
@@ -132,6 +136,11 @@ FACTORS: list[tuple[str, str, int, Config]] = [
     ("ZambaForCausalLM", "mamba.in_proj", 2, SIZES | HEADS | TOKENS | ZAMBA),
     ("Mamba2ForCausalLM", "mixer.in_proj", 4, MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 2}),
     ("BambaForCausalLM", "mamba.in_proj", 4, SIZES | GROUPS | BAMBA),
+    ("JambaForCausalLM", "mamba.in_proj", 2, SIZES | GROUPS | JAMBA),
+    ("GraniteMoeHybridForCausalLM", "mamba.in_proj", 4, SIZES | GROUPS | BAMBA | {"layer_types": ["mamba"]}),
+    ("NemotronHForCausalLM", "mixer.in_proj", 4, SIZES | GROUPS | NEMOTRON),
+    ("FalconH1ForCausalLM", "mamba.in_proj", 4, SIZES | GROUPS | BAMBA | {"mamba_d_ssm": 64}),
+    ("Zamba2ForCausalLM", "mamba.in_proj", 4, SIZES | HEADS | TOKENS | ZAMBA | {"n_mamba_heads": 8}),
     ("Lfm2ForCausalLM", "conv.in_proj", 3, SIZES | HEADS | {"layer_types": ["conv"]}),
     ("Qwen3NextForCausalLM", "linear_attn.in_proj_qkvz", 4, SIZES | GROUPS | DELTA | LINEAR),
     ("Qwen3_5ForCausalLM", "linear_attn.in_proj_qkv", 3, SIZES | GROUPS | DELTA | LINEAR),
@@ -158,7 +167,7 @@ def test_factors_of_a_product(name: str, layer: str, factors: int, config: Confi
         alone = [0.0 if number == other else 1.0 for other in range(len(parts))]
         silencing += torch.allclose(scaled(model, parts, alone), silent, rtol=1e-9, atol=1e-9)
     assert silencing == factors
-    has_dt = "x_proj" in layer or name in ("Mamba2ForCausalLM", "BambaForCausalLM")
+    has_dt = "x_proj" in layer or (factors == 4 and layer.endswith("in_proj"))
     assert len(parts) == factors + has_dt
 
 
@@ -254,6 +263,32 @@ def test_matrices_in_groups_of_rows_move_as_if_they_were_apart(per_head: bool) -
             optimizer.step()
     for number, parameter in enumerate(apart):
         torch.testing.assert_close(together.view(2, 3, 4, 16)[:, number].reshape(8, 16), parameter)
+
+
+class Experts(nn.Module):
+    """A stack of experts under the names of vLLM and of Mixtral's first code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w13 = nn.Parameter(torch.zeros(3, 24, 16))
+        self.w2 = nn.Parameter(torch.zeros(3, 16, 12))
+
+
+class FeedForward(nn.Module):
+    """One that is not gated, and one that is."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(16, rows)
+        self.fc2 = nn.Linear(24, 16)
+
+
+def test_gate_and_up_by_what_the_next_layer_takes() -> None:
+    model = nn.ModuleDict({"experts": Experts(), "plain": FeedForward(24), "gated": FeedForward(48)})
+    model["head"] = nn.Linear(16, 9)
+    assert [part.shape for part in parts_of(model, "experts.w13")] == [(3, 12, 16)] * 2
+    assert [part.shape for part in parts_of(model, "plain.fc1.weight")] == [(1, 24, 16)]
+    assert [part.shape for part in parts_of(model, "gated.fc1.weight")] == [(1, 24, 16)] * 2
 
 
 class Unknown(nn.Module):

@@ -260,9 +260,9 @@ def test_fused_query_key_value() -> None:
     table = parameter_table(nn.TransformerEncoderLayer(16, 2, dim_feedforward=24))
     assert shapes(table, "self_attn.in_proj_weight") == [(1, 16, 16)] * 3
     with torch.device("meta"):
-        table = parameter_table(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2)))
+        table = parameter_table(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_inner=32, n_head=2)))
     assert shapes(table, "transformer.h.0.attn.c_attn.weight") == [(1, 16, 16)] * 3
-    assert shapes(table, "transformer.h.0.mlp.c_fc.weight") == [(1, 64, 16)]
+    assert shapes(table, "transformer.h.0.mlp.c_fc.weight") == [(1, 32, 16)]
     assert kinds(table)["transformer.wpe.weight"] == "embedding"
 
 
@@ -466,3 +466,6 @@ def test_printed_table() -> None:
         "up.weight    (6, 4)  muon    0.02    0             1 x (3, 4) + 1 x (3, 4)",
         "down.weight  (4, 6)  adamw   0.0003  0",
     ]
+    model.down.requires_grad_(False)
+    assert str(parameter_table(model)).endswith("frozen; stated by the model")
+    assert "adamw, frozen" in parameter_table(model).describe(recipes.muon)

@@ -18,6 +18,13 @@ OTHER_FILES = {
     "transformers_version": "a generation config, which says how tokens are drawn",
 }
 
+# Fields that say nothing of an architecture, or the same under names of different years.
+BESIDE_THE_POINT = {
+    *("architectures", "auto_map", "model_type", "quantization_config", "transformers_version", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "initializer_range"),
+    *("rope_parameters", "rope_scaling", "rope_theta", "output_router_logits"),
+}
+
 FEW = 5  # fields are named; more are only counted
 
 # What configs of all families say alike; of several names the first that is there.
@@ -54,8 +61,10 @@ def sizes(config: Mapping[str, Any]) -> str | None:
 def nearest(config: Mapping[str, Any]) -> str | None:
     """The published model whose config is most like this one by the names of its fields, and what it lacks;
     None where fewer than half of them are common to both."""
-    fields = _text_tower(config).keys()
-    known = {name: _text_tower(model.config).keys() for name, model in named_models().items()}
+    fields = _text_tower(config).keys() - BESIDE_THE_POINT
+    known = {
+        name: _text_tower(model.config).keys() - BESIDE_THE_POINT for name, model in named_models().items()
+    }
     likeness = {name: len(fields & theirs) / len(fields | theirs) for name, theirs in known.items()}
     name = max(likeness, key=lambda name: likeness[name])
     if likeness[name] < 0.5:

@@ -212,7 +212,7 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
 
     def leave_out(path: Path, problem: str) -> None:
         found.broken[path.stem] = problem
-        warnings.warn(f"left out: {problem}", stacklevel=3)
+        warnings.warn(f"left out: {problem}", stacklevel=1)  # of one place, so that each is told once
 
     for path, model in _shipped():
         take(path, model)

@@ -34,9 +34,10 @@ def read(config: Mapping[str, Any]) -> ModelSpec:
     inner = fields.needed_section("text_config", "the text tower's config is needed")
     outer = {key: fields.get(key) for key in REPEATED} | {"torch_dtype": read_dtype(fields)}
     outer = {key: value for key, value in outer.items() if value is not None}
+    packing = {"quantization_config": fields.get("quantization_config")}  # where the text tower has none
     try:
         kind = inner.choice("model_type", TOWERS, TOWERS[0])
-        tower = deepseek_v3.read({**outer, **inner.values}, kind)
+        tower = deepseek_v3.read({**packing, **outer, **inner.values}, kind)
         written = deepseek_v3.write(tower)
     except SpecError as error:
         raise SpecError(f"text_config: {error}") from error
