@@ -28,6 +28,12 @@ from lichen.train.objective import LossOutput, NextToken
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def without_slow_work(error: str) -> str:
+    """What a command has said on standard error but for what it says of long work, which depends on the
+    machine."""
+    return "".join(line for line in error.splitlines(keepends=True) if not line.endswith(" ...\n"))
+
+
 def logits_of(model: Transformer, tokens: Tensor, segment_ids: Tensor | None = None) -> Tensor:
     """tokens (B, T) -> (B, T, vocab_size)."""
     at = Pass(Sequences.packed(*tokens.shape, segment_ids, device=tokens.device))

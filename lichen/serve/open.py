@@ -71,8 +71,9 @@ def open_model(folder: Path, device: torch.device, weights: Weights = "auto") ->
         stored, tokenizer_path = "float32", tokenizer_file(run)
         tokenizer = load_tokenizer(tokenizer_path)
         ends = end_ids(special_ids(tokenizer, manifest.parameters.family))
+    formats = formats_for(weights, stored, device)
     with said_if_slow(f"reading the weights in {model_folder}"):
-        model = load_in(formats_for(weights, stored, device), model_folder, device)
+        model = load_in(formats, model_folder, device)
     if vocabulary_size(tokenizer) > model.spec.vocab_size:
         raise LichenError(
             f"{tokenizer_path} has {vocabulary_size(tokenizer):,} tokens and the model in {model_folder} a "

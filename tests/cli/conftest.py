@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from lichen.cli.main import main
+from tests.conftest import without_slow_work
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ def run(monkeypatch, capsys) -> Callable[..., Done]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
             main()
-        return Done(int(exit.value.code or 0), *capsys.readouterr())
+        out, error = capsys.readouterr()
+        return Done(int(exit.value.code or 0), out, without_slow_work(error))
 
     return run
 

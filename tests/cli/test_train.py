@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lichen.cli.main import main
+from tests.conftest import without_slow_work
 
 
 def lichen(
@@ -18,7 +19,7 @@ def lichen(
     with pytest.raises(SystemExit) as end:
         main()
     printed = capsys.readouterr()
-    return int(end.value.code or 0), printed.out, printed.err
+    return int(end.value.code or 0), printed.out, without_slow_work(printed.err)
 
 
 CONFIG = """
