@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lichen.errors import LichenError
-from lichen.files.atomic import write_text
+from lichen.files.atomic import disk_errors
 from lichen.files.bounded import read_json
 from lichen.files.replace import remove_folder, sweep, whole_folder
 from lichen.files.sealed import find_damage, seal
@@ -81,7 +81,8 @@ def prove(path: Path) -> None:
 
     A step is saved before its weights give a loss, so the update that ruins a model may be in the newest one.
     """
-    write_text(path / _PROVED, "")
+    with disk_errors(path):
+        (path / _PROVED).touch()
 
 
 def _is_proved(path: Path) -> bool:

@@ -52,7 +52,8 @@ micro_batch = 2
 dtype = "fp32"
 
 [eval]
-every = 0
+every = 4
+tokens = 128
 
 [checkpoint]
 every = 2
@@ -86,7 +87,15 @@ release:
 def make_template(lichen: Lichen, template: Path) -> None:
     """A corpus, prepared data, a run of 8 steps, the same after 4 of them, and exports of both."""
     (template / "sources").mkdir(parents=True)
-    for module in ("json/decoder.py", "json/encoder.py", "textwrap.py", "bisect.py", "heapq.py"):
+    for module in (
+        "json/decoder.py",
+        "json/encoder.py",
+        "textwrap.py",
+        "bisect.py",
+        "heapq.py",
+        "copy.py",
+        "stat.py",
+    ):
         source = Path(json.__file__).parents[1] / module
         shutil.copy(source, template / "sources" / source.name)
     (template / "tiny.toml").write_text(RECIPE)
@@ -126,7 +135,9 @@ def data_digest(data: Path) -> Digest | None:
 
 
 PREPARE = ["data", "prepare", "sources", "--out", "data", "--vocab-size", "400", "--family", "kimi_k2"]
-PREPARE += ["--validation-fraction", "0.2"]
+PREPARE += ["--validation-fraction", "0.4"]
+
+RUN = ("doctor", "run")
 
 COMMANDS = [
     Command(
@@ -135,20 +146,28 @@ COMMANDS = [
         ("sources",),
         "data",
         data_digest,
+        ("data", "inspect", "data"),
         unfinished=True,
-        kills=24,
+        kills=20,
     ),
     Command(
-        "train", ["train", "tiny.toml", "--out", "run"], ("data", "tiny.toml"), "run", run_digest, True, 24
+        "train",
+        ["train", "tiny.toml", "--out", "run"],
+        ("data", "tiny.toml"),
+        "run",
+        run_digest,
+        RUN,
+        True,
+        20,
     ),
-    Command("train again", ["train", "run"], ("data", "half -> run"), "run", run_digest, True, 14),
+    Command("train again", ["train", "run"], ("data", "half -> run"), "run", run_digest, RUN, True, 14),
     Command(
         "export",
         ["export", "run", "out"],
         ("run",),
         "out",
         lambda out: digest_of(out, "*.safetensors", "*.json", "*.jinja", "*.md"),
-        kills=12,
+        kills=18,
     ),
     Command(
         "export again",
@@ -156,7 +175,7 @@ COMMANDS = [
         ("run", "former -> out"),
         "out",
         lambda out: digest_of(out, "*.safetensors", "*.json", "*.jinja", "*.md"),
-        kills=14,
+        kills=20,
     ),
     Command(
         "study",
@@ -164,8 +183,8 @@ COMMANDS = [
         ("data", "tiny.toml", "tiny-study.toml"),
         "study",
         study_digest,
-        True,
-        4,
+        unfinished=True,
+        kills=2,
     ),
     Command(
         "atlas add",
@@ -173,7 +192,7 @@ COMMANDS = [
         ("my-model.yaml",),
         "config/lichen/atlas",
         lambda atlas: digest_of(atlas, "*.yaml"),
-        kills=4,
+        kills=3,
     ),
     Command(
         "atlas build",
@@ -181,6 +200,6 @@ COMMANDS = [
         (),
         "page",
         lambda page: digest_of(page, "*.html"),
-        kills=4,
+        kills=3,
     ),
 ]

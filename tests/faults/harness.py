@@ -33,7 +33,8 @@ class Command:
 
     `writes` is what it makes there; `digest` what counts of that, None where nothing is there: by it a whole
     new one is told from a whole former one and from anything else. `unfinished`: whether what is there may
-    be neither, as long as the same command finishes it. `kills` of a hundred are its share.
+    be neither, as long as `looks`, a command that reads it, finds no damage, and the same command finishes
+    it. `kills` of a hundred are its share.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Command:
     needs: tuple[str, ...]
     writes: str
     digest: Callable[[Path], Digest | None]
+    looks: tuple[str, ...] = ()
     unfinished: bool = False
     kills: int = 10
 
@@ -51,6 +53,8 @@ class Done:
     """None where it hung, below 0 for the signal that ended it."""
     said: str
     seconds: float
+    changes: int | None
+    """To the file system; None where it did not come to its end."""
 
     @property
     def refused(self) -> bool:
@@ -88,14 +92,15 @@ class Lichen:
         self._zygote.stdin.close()
         self._zygote.wait()
 
-    def start(self, world: Path, arguments: Iterable[str | Path]) -> Started:
-        """`lichen` with these arguments, in `world`."""
+    def start(self, world: Path, arguments: Iterable[str | Path], last: int = 0) -> Started:
+        """`lichen` with these arguments, in `world`; killed before its `last` change to the file system."""
         said = self._said / str(time.monotonic_ns())  # not in `world`, whose disk may be full
         request = {
             "start": [os.fsdecode(each) for each in arguments],
             "folder": str(world),
             "environment": {"XDG_CONFIG_HOME": str(world / "config"), "COLUMNS": "200"},
             "said": str(said),
+            "last": last,
         }
         return Started(self, self._ask(request), said, time.monotonic())
 
@@ -121,7 +126,9 @@ class Started:
         status = self.lichen._ask({"wait": self.child, "seconds": seconds})
         said = self.file.read_text(encoding="utf-8", errors="surrogateescape")
         self.file.unlink()
-        return Done(status, said, time.monotonic() - self.since)
+        noted = self.file.with_name(f"{self.file.name}.changes")
+        changes = int(noted.read_text()) if noted.exists() else None
+        return Done(status, said, time.monotonic() - self.since, changes)
 
     def kill(self, after: float, number: signal.Signals = signal.SIGKILL) -> Done:
         """Send a signal so many seconds after the start. SIGKILL goes to all that the command has started, as
@@ -174,6 +181,28 @@ def _truncate(path: Path, chance: random.Random) -> None:
     os.truncate(path, chance.randrange(path.stat().st_size))
 
 
+def _edit(path: Path, chance: random.Random) -> None:
+    """As a person would: another digit where one was, in what is still a sound file of its kind."""
+    content = bytearray(path.read_bytes())
+    digits = [place for place, byte in enumerate(content) if byte in b"123456789"]
+    if b"\0" in content or not digits:
+        _flip(path, chance)
+        return
+    place = chance.choice(digits)
+    content[place] = chance.choice([byte for byte in b"123456789" if byte != content[place]])
+    path.write_bytes(content)
+
+
+def _swap(path: Path, chance: random.Random) -> None:
+    """Another sound file of the kind in its place."""
+    alike = [other for other in path.parents[2].rglob(f"*{path.suffix}") if other.is_file()]
+    others = [other for other in alike if other.read_bytes() != path.read_bytes()]
+    if others:
+        shutil.copyfile(chance.choice(others), path)
+    else:
+        _flip(path, chance)
+
+
 def _empty(path: Path, chance: random.Random) -> None:
     path.write_bytes(b"")
 
@@ -202,7 +231,22 @@ def _fifo(path: Path, chance: random.Random) -> None:
     os.mkfifo(path)
 
 
-DAMAGES = (_flip, _flip, _flip, _truncate, _empty, _remove, _append, _zeros, _folder, _fifo)
+DAMAGES = (
+    _flip,
+    _flip,
+    _flip,
+    _edit,
+    _edit,
+    _edit,
+    _swap,
+    _truncate,
+    _empty,
+    _remove,
+    _append,
+    _zeros,
+    _folder,
+    _fifo,
+)
 
 
 # ----------------------------------------------------------------------------------------- odd inputs

@@ -25,6 +25,7 @@ class Undisturbed:
     former: Digest | None
     new: Digest
     seconds: float
+    changes: int
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +45,29 @@ def undisturbed(
             new = command.digest(world / command.writes)
             assert new is not None
             assert new != former
-            self[name] = Undisturbed(former, new, done.seconds)
+            assert done.changes
+            self[name] = Undisturbed(former, new, done.seconds, done.changes)
             return self[name]
 
     return Measured(known)
 
 
-def kills() -> Iterator[tuple[str, int]]:
+def kills() -> Iterator[tuple[str, float, bool]]:
+    """Commands, where in their course they are killed, and whether by what they have done or by the clock."""
     for command in BY_NAME.values():
-        for seed in range(max(1, round(KILLS * command.kills / SHARES))):
-            yield command.name, seed
+        chance = random.Random(command.name)
+        number = max(1, round(KILLS * command.kills / SHARES))
+        for turn in range(number):
+            yield command.name, round((turn + chance.random()) / number, 3), turn % 4 != 3
 
 
-def require_whole(command: Command, world: Path, before: Undisturbed) -> None:
+def require_whole(lichen: Lichen, command: Command, world: Path, before: Undisturbed) -> None:
     found = command.digest(world / command.writes)
     assert command.unfinished or found in (before.former, before.new)
+    if command.looks:
+        done = lichen.run(world, command.looks)
+        done.require_words()
+        assert "damaged" not in done.said, done.said
 
 
 def finish(lichen: Lichen, command: Command, world: Path, before: Undisturbed) -> None:
@@ -73,15 +82,24 @@ def finish(lichen: Lichen, command: Command, world: Path, before: Undisturbed) -
     assert not hidden(world)
 
 
-@pytest.mark.parametrize(("name", "seed"), list(kills()))
+@pytest.mark.parametrize(("name", "share", "by_changes"), list(kills()))
 def test_kill_9(
-    lichen: Lichen, template: Path, tmp_path: Path, undisturbed: dict[str, Undisturbed], name: str, seed: int
+    lichen: Lichen,
+    template: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, Undisturbed],
+    name: str,
+    share: float,
+    by_changes: bool,
 ) -> None:
+    """Before a change to the file system, wherever it stands, or at any time."""
     command, before = BY_NAME[name], undisturbed[name]
     world = copy_of(template, tmp_path / "world", command.needs)
-    started = lichen.start(world, command.arguments)
-    started.kill(random.Random(f"{name} {seed}").uniform(0, 1.1) * before.seconds)
-    require_whole(command, world, before)
+    if by_changes:
+        lichen.start(world, command.arguments, last=1 + int(share * before.changes)).wait()
+    else:
+        lichen.start(world, command.arguments).kill(share * before.seconds)
+    require_whole(lichen, command, world, before)
     finish(lichen, command, world, before)
 
 
@@ -102,19 +120,26 @@ def test_a_signal(
     done = started.kill(random.Random(f"{name} {number}").uniform(0.1, 0.9) * before.seconds, number)
     assert done.status in (0, 130, 128 + number, -number), done
     assert "Traceback" not in done.said
-    require_whole(command, world, before)
+    require_whole(lichen, command, world, before)
     finish(lichen, command, world, before)
 
 
+@pytest.mark.parametrize("pair", range(6 if LONG else 1))
 @pytest.mark.parametrize("name", BY_NAME)
 def test_two_at_once(
-    lichen: Lichen, template: Path, tmp_path: Path, undisturbed: dict[str, Undisturbed], name: str
+    lichen: Lichen,
+    template: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, Undisturbed],
+    name: str,
+    pair: int,
 ) -> None:
     """One of them does the work; the other does it too, or is told that somebody is at it."""
     command, before = BY_NAME[name], undisturbed[name]
     world = copy_of(template, tmp_path / "world", command.needs)
-    both = [lichen.start(world, command.arguments) for _ in range(2)]
-    done = [started.wait() for started in both]
+    first = lichen.start(world, command.arguments)
+    time.sleep(random.Random(f"{name} {pair}").uniform(0, 0.3) * before.seconds * (pair > 0))
+    done = [started.wait() for started in (first, lichen.start(world, command.arguments))]
     for each in done:
         each.require_words()
     assert 0 in [each.status for each in done], done
@@ -153,7 +178,7 @@ def test_a_full_disk(
         done = lichen.run(world, command.arguments)
         done.require_words()
         assert done.status == 0 or "no space left" in done.said, done.said
-        require_whole(command, world, before)
+        require_whole(lichen, command, world, before)
         subprocess.run(["mount", "-o", "remount,size=256m", disk], check=True)
         finish(lichen, command, world, before)
     finally:

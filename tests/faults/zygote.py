@@ -2,11 +2,14 @@
 
 A line of standard input is a request in JSON, a line of standard output its answer:
 
-    {"start": [argument, ...], "folder": ..., "environment": {...}, "said": ...}   the process' id
+    {"start": [argument, ...], "folder": ..., "environment": {...}, "said": ..., "last": ...}
+                                                          the process' id
     {"wait": id, "seconds": ...}                          its status as `os.waitstatus_to_exitcode` has it,
                                                           or null if it had to be killed after so long
 
-`said` is the file that takes its standard output and error; its standard input is empty.
+`said` is the file that takes its standard output and error; its standard input is empty. Before so many
+changes to the file system as `last` (0: never) it is killed; one that comes to its end notes in
+`said`.changes how many there were.
 """
 
 import json
@@ -25,15 +28,33 @@ import lichen.study.report
 import lichen.train.export
 import lichen.train.loop
 
+CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree")
+CHANGES += ("ctypes.dlsym",)  # the exchange of two folders
+OPENED_TO_WRITE = os.O_WRONLY | os.O_RDWR
 
-def start(arguments: list[str], folder: str, environment: dict[str, str], said: str) -> int:
+
+def start(arguments: list[str], folder: str, environment: dict[str, str], said: str, last: int) -> int:
     child = os.fork()
     if not child:
-        _run(arguments, folder, environment, said)
+        _run(arguments, folder, environment, said, last)
     return child
 
 
-def _run(arguments: list[str], folder: str, environment: dict[str, str], said: str) -> NoReturn:
+class Changes:
+    """Counts what changes the file system, as Python announces it, and ends the process before the `last`."""
+
+    def __init__(self, last: int) -> None:
+        self.count = 0
+        self.last = last
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event in CHANGES or (event == "open" and (arguments[2] or 0) & OPENED_TO_WRITE):
+            self.count += 1
+            if self.count == self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run(arguments: list[str], folder: str, environment: dict[str, str], said: str, last: int) -> NoReturn:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
@@ -47,6 +68,8 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str], said: s
         for number, mode in ((0, "r"), (1, "w"), (2, "w"))
     )
     sys.argv = ["lichen", *arguments]
+    changes = Changes(last)
+    sys.addaudithook(changes)
     status: Any = 0
     try:
         lichen.__main__.main()
@@ -57,6 +80,8 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str], said: s
         status = 99
     sys.stdout.flush()
     sys.stderr.flush()
+    with open(f"{said}.changes", "w", encoding="utf-8") as file:
+        file.write(str(changes.count))
     os._exit(status)
 
 
@@ -75,7 +100,9 @@ def wait(child: int, seconds: float) -> int | None:
 for line in sys.stdin:
     request = json.loads(line)
     if "start" in request:
-        answer: Any = start(request["start"], request["folder"], request["environment"], request["said"])
+        answer: Any = start(
+            request["start"], request["folder"], request["environment"], request["said"], request["last"]
+        )
     else:
         answer = wait(request["wait"], request["seconds"])
     print(json.dumps(answer), flush=True)
