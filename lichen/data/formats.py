@@ -50,7 +50,13 @@ class Form:
     kind: Kind
 
 
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    **{bytes([0x50 + kind]) + b"\x2a\x4d\x18": "zstd" for kind in range(16)},  # a frame to be skipped
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+}
 _COMPRESSED_NAMES = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 _KIND_NAMES: dict[str, Kind] = {
     ".jsonl": "jsonl",
@@ -297,22 +303,62 @@ def _json_values(file: IO[str]) -> Iterator[Any]:
 
 
 def _csv_column(file: IO[str], field: str) -> Iterator[str | Unreadable]:
+    rows = _csv_rows(file)
+    header = next(rows, [])
+    if isinstance(header, Unreadable):
+        raise header
+    if field not in header:
+        raise Unreadable(f"no column {field!r}")
+    column = header.index(field)
+    for row in rows:
+        if isinstance(row, Unreadable):
+            yield row
+        elif len(row) == len(header):
+            yield row[column]
+        else:
+            yield Unreadable("empty" if not row else "a row with more or fewer columns than the first")
+
+
+def _csv_rows(file: IO[str]) -> Iterator[list[str] | Unreadable]:
+    """The rows of CSV or TSV, and an Unreadable for each line in quotes that are not those of CSV.
+
+    Many write TSV without quoting, so there lines that each have as many columns as the first are rows, and
+    so are those whose quotes do not fit: a field is quoted only if it opens and closes with a quote.
+    """
     csv.field_size_limit(MAX_RECORD_BYTES)
-    lines = iter(lambda: file.readline(MAX_RECORD_BYTES), "")
-    first = next(lines, "")
-    rows = csv.reader(itertools.chain([first], lines), delimiter=max(",\t;|", key=first.count))
-    try:
-        header = next(rows, [])
-        if field not in header:
-            raise Unreadable(f"no column {field!r}")
-        column = header.index(field)
-        for row in rows:
-            if len(row) == len(header):
-                yield row[column]
-            else:
-                yield Unreadable("empty" if not row else "a row with more or fewer columns than the first")
-    except csv.Error as error:
-        raise Unreadable(f"not CSV ({error})") from error
+    taken: list[str] = []  # the lines of a row
+
+    def lines() -> Iterator[str]:
+        while line := file.readline(MAX_RECORD_BYTES):
+            taken.append(line)
+            yield line
+
+    source = lines()
+    first = next(source, "")
+    delimiter = max(",\t;|", key=first.count)
+    columns = first.count(delimiter) + 1
+    rows = csv.reader(itertools.chain([first], source), delimiter=delimiter, strict=True)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            row = None
+            fault = str(error) if "limit" in str(error) else "a quote that nothing closes, or not at its end"
+        complete = all(line.count("\t") == columns - 1 for line in taken)
+        if delimiter == "\t" and (row is None or complete):
+            yield from ([*map(_unquoted, line.rstrip("\r\n").split("\t"))] for line in taken)
+        elif row is None:
+            yield from (Unreadable(f"not CSV ({fault})") for _ in taken)
+        else:
+            yield row
+        taken.clear()
+
+
+def _unquoted(field: str) -> str:
+    quoted = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', "")
+    return field[1:-1].replace('""', '"') if quoted else field
 
 
 # ------------------------------------------------------------------------------------------ tables

@@ -114,6 +114,9 @@ def test_plain_and_compressed_text_read_alike(tmp_path: Path) -> None:
     (tmp_path / "a.txt.zst").write_bytes(zstd(text.encode()))
     two_frames = zstd(text[:600].encode()) + zstd(text[600:].encode())
     (tmp_path / "b.zstd").write_bytes(two_frames)
+    for kind in (0x50, 0x5F):  # frames to be skipped, as pzstd writes them
+        skipped = bytes([kind]) + b"\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"size"
+        (tmp_path / f"{kind}.zst").write_bytes(skipped + two_frames + skipped)
     for path in tmp_path.iterdir():
         assert read(path) == ([text], [])
 
@@ -326,6 +329,30 @@ def test_names_are_claims_and_prose_stays_prose(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     assert read(tmp_path / name) == expected
+
+
+QUOTE = "not CSV (a quote that nothing closes, or not at its end)"
+
+
+def test_a_stray_quote_swallows_no_rows(tmp_path: Path) -> None:
+    """In CSV what it may hold is left out, line by line; in TSV it is text."""
+    rows = [f'{at},say "{at}" twice' for at in range(100)]
+    texts = [row.partition(",")[2] for row in rows]
+    opened = [*rows[:3], '3,"not closed', *rows[4:]]
+    closed = [*rows[:3], '3,"closed" early', *rows[4:]]
+    expected = {
+        "whole": (rows, (texts, [])),
+        "opened": (opened, ([*texts[:3], *texts[5:]], [QUOTE] * 2)),  # by the first quote of the next row
+        "to the end": ([*rows[:98], '98,"not closed', "99,x"], (texts[:98], [QUOTE] * 2)),
+        "closed": (closed, ([*texts[:3], *texts[4:]], [QUOTE])),
+    }
+    for name, (lines, found) in expected.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(["id,text", *lines]))
+        assert read(tmp_path / f"{name}.csv") == found
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["id,text", *lines]).replace(",", "\t"))
+        assert read(tmp_path / f"{name}.tsv") == ([line.partition(",")[2] for line in lines], [])
+    (tmp_path / "a.tsv").write_text('id\ttext\n1\t"begins\n2\tgoes on\n3\tends"\n4\t"one ""word"""\n')
+    assert read(tmp_path / "a.tsv") == (['"begins', "goes on", 'ends"', 'one "word"'], [])
 
 
 ANY_VALUE = st.text(max_size=9) | st.floats() | st.lists(st.none())
