@@ -29,6 +29,8 @@ MAX_DOCUMENT_BYTES = 2**20
 MAX_RECORD_BYTES = 2**26
 # So much of a file shows what it is.
 _HEAD_BYTES = 2**16
+# Lines that show what a file is whose name does not say it.
+_SEVERAL = 8
 # Rows are read so many bytes at a time, if one is not larger.
 _BATCH_BYTES = 2**22
 
@@ -113,7 +115,12 @@ def form_of(path: Path) -> Form:
         return Form(None, "", table)
     if named in ("parquet", "arrow"):
         raise Unreadable(f"damaged or unreadable (not {named}, as its name says)")
-    if what := _starting(_NOT_READ, head) or ("a tar archive" if head[257:262] == b"ustar" else None):
+    what = _starting(_NOT_READ, head)
+    if head[257:262] == b"ustar":
+        what = "a tar archive"
+    elif head.startswith(b"ORC") and b"\0" in head:  # without the zero it may be a word
+        what = "ORC"
+    if what:
         raise Unreadable(f"{what}; unpack or convert it")
     encoding = _starting(_MARKS, head) or _without_mark(head)
     text = head.decode(encoding, errors="ignore")
@@ -139,7 +146,8 @@ def _without_mark(head: bytes) -> str:
 def _json_kind(head: str, whole: bool, named: bool) -> Literal["json", "jsonl"] | None:
     """Whether a file that begins with `head`, or is it (`whole`), is JSON, by line or not.
 
-    One that is not `named` so has to begin with an object or an array of them, as texts hardly do.
+    One that is not `named` so has to begin with several lines of objects, or with one that goes on: the first
+    line of a text may look like JSON.
     """
     head = head.lstrip()
     first, newline, rest = head.partition("\n")
@@ -150,18 +158,28 @@ def _json_kind(head: str, whole: bool, named: bool) -> Literal["json", "jsonl"] 
             spread = first.startswith("[")
         else:  # broken, or the first line of several
             spread = isinstance(error, json.JSONDecodeError) and error.pos >= len(first.rstrip())
-        if named or (_BEGINS_OBJECT.match(head) and (not whole or _is_objects(head))):
+        goes_on = spread or not newline
+        if named or (goes_on and _BEGINS_OBJECT.match(head) and (not whole or _is_objects(head))):
             return "json" if spread or first.startswith("[") else "jsonl"
         return None
-    if first[end:].strip():
-        return "jsonl" if named else None
-    objects = value if isinstance(value, list) else [value]
-    if not named and not (objects and all(each and isinstance(each, dict) for each in objects)):
+    if first[end:].strip() and named:
+        return "jsonl"
+    lines = [line for line in head.split("\n")[: None if whole else -1] if line.strip()]
+    if not named and not all(map(_holds_objects, [first, *lines[1:_SEVERAL]])):
         return None
     return "json" if isinstance(value, list) and not rest.lstrip().startswith("[") else "jsonl"
 
 
 _BEGINS_OBJECT = re.compile(r'\[?\s*\{\s*"(?:[^"\\]|\\.)*"\s*:')
+
+
+def _holds_objects(line: str) -> bool:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    objects = value if isinstance(value, list) else [value]
+    return bool(objects) and all(each and isinstance(each, dict) for each in objects)
 
 
 def _is_objects(text: str) -> bool:

@@ -121,7 +121,9 @@ def read_records(path: Path, field: str, start: int = 0) -> Iterator[Record]:
         if index == 0:
             yield Record(0, Unreadable("empty"), end, of_text)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        yield Record(index, Unreadable(f"damaged or unreadable ({type(error).__name__})"), end, of_text)
+        cut = isinstance(error, EOFError) or "Truncated" in str(error)  # the latter is pyarrow's
+        reason = "truncated" if cut else f"damaged or unreadable ({type(error).__name__})"
+        yield Record(index, Unreadable(reason), end, of_text)
     except Unreadable as reason:
         yield Record(index, reason, end, of_text)
 

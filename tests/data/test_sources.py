@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import orc
 
 from lichen.data.formats import MAX_DOCUMENT_BYTES, Unreadable, require_reader
 from lichen.data.sources import Record, documents, find_files, read_records, standard_library
@@ -126,11 +127,12 @@ def test_a_truncated_compressed_file_gives_what_can_be_read_and_says_so(tmp_path
     lines = b"".join(
         json.dumps({"text": f"line {os.urandom(40).hex()}"}).encode() + b"\n" for _ in range(400)
     )
-    for name, packed in (("a.jsonl.gz", gzip.compress(lines)), ("a.jsonl.zst", zstd(lines))):
-        (tmp_path / name).write_bytes(packed[:end])
-        found, reasons = read(tmp_path / name)
+    for suffix, pack in PACKED.items():
+        path = tmp_path / f"a.jsonl{suffix}"
+        path.write_bytes(pack(lines)[:end])
+        found, reasons = read(path)
         assert len(found) < 401
-        assert reasons[-1].startswith("damaged or unreadable")
+        assert reasons[-1] == "truncated" or (end == 3 and "as its name says" in reasons[-1])
 
 
 @pytest.mark.parametrize(
@@ -299,6 +301,9 @@ def test_each_kind_of_text_may_be_packed_and_in_utf_16(name: str, tmp_path: Path
     assert read(tmp_path / "marked") == (["naïve\r\n漢字 🦎"], [])
 
 
+FIRST_LINE = b'{"text":5}\n\nprint("and then code")\n'
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
@@ -320,6 +325,10 @@ def test_each_kind_of_text_may_be_packed_and_in_utf_16(name: str, tmp_path: Path
         ("parquet.gz", gzip.compress(b"PAR1"), ([], ["parquet within gzip; unpack it"])),
         ("code.js", b'{\n  let x = {"a": 1};\n}\n', (['{\n  let x = {"a": 1};\n}\n'], [])),
         ("list.py", b"[1, 2]\n", (["[1, 2]\n"], [])),
+        ("first.py", FIRST_LINE, ([FIRST_LINE.decode()], [])),
+        ("long.html", FIRST_LINE * 5000, ([FIRST_LINE.decode() * 5000], [])),
+        ("list.html", b"[%s]\n<html>\n" % FIRST_LINE[:10], (['[{"text":5}]\n<html>\n'], [])),
+        ("words.py", b'{"text": words}\n' * 5000, (['{"text": words}\n' * 5000], [])),
         ("notes.md", b"[a link](b)\n", (["[a link](b)\n"], [])),
         ("notes.txt", b'"text": {"a": 1}\n', (['"text": {"a": 1}\n'], [])),
     ],
@@ -433,6 +442,13 @@ def test_parquet(tmp_path: Path) -> None:
     found, reasons = read(tmp_path / "a.parquet")
     assert not found
     assert reasons[0].startswith("damaged or unreadable")
+
+
+def test_orc_is_named(tmp_path: Path) -> None:
+    orc.write_table(pa.table({"text": TEXTS}), tmp_path / "a.orc")
+    assert read(tmp_path / "a.orc") == ([], ["ORC; unpack or convert it"])
+    (tmp_path / "a.txt").write_text("ORCHARDS")
+    assert read(tmp_path / "a.txt") == (["ORCHARDS"], [])
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
