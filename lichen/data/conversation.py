@@ -77,7 +77,7 @@ def _message(message: Any) -> dict[str, Any]:
         sender = message["from"]
         message = {"role": _SHAREGPT_ROLES.get(str(sender), sender), "content": message["value"]}
     if not isinstance(message, dict) or "role" not in message:
-        raise Unreadable("neither text nor messages")
+        raise Unreadable("a list of records that are no messages; make a line of JSON of each")
     if message["role"] not in _ROLES:
         raise Unreadable("a message whose role is not system, user, assistant or tool")
     said = {name: value for name, value in message.items() if value is not None and name != "role"}

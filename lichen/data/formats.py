@@ -13,6 +13,7 @@ import itertools
 import json
 import lzma
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ MAX_RECORD_BYTES = 2**26
 _HEAD_BYTES = 2**16
 # Lines that show what a file is whose name does not say it.
 _SEVERAL = 8
+# Fields are named that a record has instead of the one that is wanted.
+_MOST_NAMES = 8
+_LONGEST_NAME = 40
 # Rows are read so many bytes at a time, if one is not larger.
 _BATCH_BYTES = 2**22
 
@@ -40,7 +44,12 @@ Payload = str | bytes | list[Any]
 
 
 class Unreadable(Exception):
-    """A record, or the rest of a file, that gives no text. The message is the reason."""
+    """A record, or the rest of a file, that gives no text. The message is the reason; `instead` is what this
+    one record, not every one with the same reason, has in place of it."""
+
+    def __init__(self, reason: str, instead: str = ""):
+        super().__init__(reason)
+        self.instead = instead
 
 
 @dataclass(frozen=True)
@@ -232,13 +241,35 @@ def _at(record: Any, field: str) -> Payload:
     if isinstance(record, str):
         return record
     names = [field] if isinstance(record, dict) and field in record else field.split(".")
+    within = ""
     for name in names:
         if not isinstance(record, dict) or name not in record:
-            raise Unreadable(f"no field {field!r}")
+            raise Unreadable(f"no field {field!r}", _instead(record, field, within))
         record = record[name]
+        within += f"{name}."
     if not isinstance(record, str | list):
-        raise Unreadable(f"field {field!r} is not text")
+        raise Unreadable(f"field {field!r} is not text", _instead(record, field, within))
     return record
+
+
+def _instead(there: Any, field: str, within: str = "") -> str:
+    """What a person who asked for `field` needs to know of `there`, a record or what is `within` it."""
+    if isinstance(there, list):
+        return f"where {_shown(within[:-1])} is a list" if within else "which is a list"
+    if not there or not isinstance(there, dict):
+        return ""
+    names = [f"{within}{name}" for name in itertools.islice(there, _MOST_NAMES)]
+    more = ", ..." if len(there) > _MOST_NAMES else ""
+    alike = {str(name).strip().casefold(): f"{within}{name}" for name in there}
+    likely = (field.strip().casefold(), "text", "messages", "conversations", "content")
+    option = next((f"; --field {_shown(alike[name])}" for name in likely if name in alike), "")
+    return f"which has {', '.join(map(_shown, names))}{more}{option}"
+
+
+def _shown(name: str) -> str:
+    """As it is typed, so that blanks are seen."""
+    whole = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+    return shlex.quote("".join(each if each.isprintable() else "?" for each in whole))
 
 
 def text_parts(file: IO[bytes]) -> Iterator[bytes]:
@@ -326,7 +357,7 @@ def _csv_column(file: IO[str], field: str) -> Iterator[str | Unreadable]:
     if isinstance(header, Unreadable):
         raise header
     if field not in header:
-        raise Unreadable(f"no column {field!r}")
+        raise Unreadable(f"no column {field!r}", _instead(dict.fromkeys(header), field))
     column = header.index(field)
     for row in rows:
         if isinstance(row, Unreadable):
@@ -425,7 +456,7 @@ def _arrow_rows(path: Path, field: str) -> Iterator[tuple[dict[str, Any], int]]:
 def _column(names: list[str], field: str) -> str:
     column = field if field in names else field.partition(".")[0]
     if column not in names:
-        raise Unreadable(f"no column {field!r}")
+        raise Unreadable(f"no column {field!r}", _instead(dict.fromkeys(names), field))
     return column
 
 

@@ -122,6 +122,8 @@ def read_documents(work: Work, parameters: Parameters) -> Found[Document]:
             example = os.fsencode(source.path).decode(errors="replace")  # a name may not be UTF-8
             if not record.of_text:
                 example += f":{record.index + 1}"
+            if reason.instead:
+                example += f", {reason.instead}"
             left_out[str(reason)] = left_out.get(str(reason), LeftOut()) + LeftOut(1, (example,))
             continue
         found += parts

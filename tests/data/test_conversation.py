@@ -114,7 +114,7 @@ def test_sharegpt_is_read_and_a_document_of_words_learns_no_markup(tmp_path: Pat
     ("messages", "reason"),
     [
         ([], "empty"),
-        ([{"text": "x"}], "neither text nor messages"),
+        ([{"text": "x"}], "a list of records that are no messages; make a line of JSON of each"),
         ([{"role": "narrator", "content": "x"}], "role is not system, user"),
         ([{"role": ["user"], "content": "x"}], "role is not system, user"),
         ([{"role": "user", "content": [{"type": "image"}]}], "cannot write"),

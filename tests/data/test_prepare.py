@@ -131,6 +131,36 @@ def test_what_is_left_out_is_counted_with_reason_and_example(tmp_path: Path) -> 
     assert sum(counts.documents for counts in manifest.splits.values()) == 8 + 1 + 3
 
 
+def test_a_field_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    record = {"id": 1, "messages": [{"role": "user", "content": "x"}], "\ud800\x1b": 1}
+    several = ", ".join(f"n{at}" for at in range(8))
+    asked = {
+        "a.jsonl": ("text", "no field 'text'", ":1, which has id, messages, '??'; --field messages"),
+        "b.csv": ("text", "no column 'text'", ":1, which has id, ' Text'; --field ' Text'"),
+        "c.parquet": ("body", "no column 'body'", ":1, which has id, content; --field content"),
+        "d.json": ("data", "a list of records that are no messages; make a line of JSON of each", ":1"),
+        "e.json": ("data.x", "no field 'data.x'", ":1, where data is a list"),
+        "f.jsonl": ("a.text", "no field 'a.text'", ":1, which has a.content, a.b; --field a.content"),
+        "g.jsonl": ("a", "field 'a' is not text", ":1, which has a.text; --field a.text"),
+        "h.jsonl": ("text", "no field 'text'", ":1, which has " + several + ", ..."),
+        "i.jsonl": ("text", "no field 'text'", ":1, which is a list"),
+    }  # fmt: skip
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(record)}\n" * 200)
+    (tmp_path / "b.csv").write_text("id, Text\n1,x\n")
+    pq.write_table(pa.table({"id": [1], "content": ["x"]}), tmp_path / "c.parquet")
+    for name in ("d.json", "e.json"):
+        (tmp_path / name).write_text('{"version": 1, "data": [{"title": "x", "paragraphs": []}]}')
+    (tmp_path / "f.jsonl").write_text('{"a": {"content": "x", "b": 1}}')
+    (tmp_path / "g.jsonl").write_text('{"a": {"text": "x"}}')
+    (tmp_path / "h.jsonl").write_text(json.dumps({f"n{at}": at for at in range(1000)}))
+    (tmp_path / "i.jsonl").write_text("[1]\n[2]\n")
+    for name, (field, reason, example) in asked.items():
+        with pytest.raises(LichenError) as refused:
+            prepare([str(tmp_path / name)], tmp_path / "out", field=field)
+        count = {"a.jsonl": 200, "i.jsonl": 2}.get(name, 1)
+        assert f"{reason}: {count} (for example {tmp_path / name}{example})" in str(refused.value)
+
+
 def test_a_given_tokenizer_is_taken_as_it_is(corpus: Path, prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     manifest = prepare([str(corpus)], out, tokenizer=prepared, validation_fraction=0.2, workers=1)
