@@ -4,7 +4,6 @@ that everything it names is complete."""
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter
 
 from lichen.errors import LichenError
-from lichen.files.bounded import as_object, parse_json, read_bytes, write_json
-from lichen.files.sealed import sha256_of
+from lichen.files.bounded import as_object, parse_json, read_bytes
+from lichen.files.sealed import own_hash, sha256_of, write_with_own_hash
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
@@ -138,8 +137,7 @@ def shard_files(split: Split, index: int) -> tuple[str, str]:
 
 def write_record(path: Path, value: Any) -> None:
     """Write a dataclass of this room to `path`, atomically, with a hash of what it says."""
-    values = dataclasses.asdict(value)
-    write_json(path, values | {"sha256": _hash_of(values)})
+    write_with_own_hash(path, dataclasses.asdict(value))
 
 
 def read_record(path: Path, kind: type[T]) -> T:
@@ -156,16 +154,12 @@ def read_record(path: Path, kind: type[T]) -> T:
             f"{path} has format version {version}; this Lichen reads up to {FORMAT_VERSION}: "
             "use the newer Lichen that wrote it"
         )
-    if sha256 != _hash_of(values) and not (sha256 is None and version == 1):  # which had no hash
+    if sha256 != own_hash(values) and not (sha256 is None and version == 1):  # which had no hash
         raise damaged
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values))
     except ValueError as error:
         raise damaged from error
-
-
-def _hash_of(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def check_sources_file(folder: Path, sha256: str) -> None:

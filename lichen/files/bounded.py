@@ -13,7 +13,7 @@ from typing import Any
 
 from lichen.errors import LichenError
 from lichen.files.atomic import write_text
-from lichen.files.scan import why_not_a_file
+from lichen.files.scan import require_file
 
 LARGEST = 2**26
 """Bytes of a file that is read as a whole: an index of a million tensors has as many."""
@@ -28,8 +28,7 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     """The content of a regular file. Raises LichenError for one that is not there, may not be read, is larger
     than `most` bytes or is no file: opening a FIFO would wait for ever."""
     try:
-        if why := why_not_a_file(path):
-            raise LichenError(f"{path} is {why}; a regular file is needed")
+        require_file(path)
         with path.open("rb") as file:
             content = file.read(most + 1)
     except (FileNotFoundError, NotADirectoryError):

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 
 from lichen.errors import LichenError
@@ -52,6 +53,11 @@ def remove_folder(path: Path) -> None:
     hidden = path.with_name(f".{path.name}.removed-{secrets.token_hex(4)}")
     os.rename(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+def first_free(folder: Path, prefix: str) -> Path:
+    """`prefix`1 in `folder`, or with the first number that no name there has."""
+    return next(path for n in count(1) if not (path := folder / f"{prefix}{n}").exists())
 
 
 def sweep(folder: Path) -> None:

@@ -4,6 +4,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from lichen.errors import LichenError
+
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -31,6 +33,12 @@ def why_not_a_file(path: Path, root: Path | None = None) -> str | None:
         if not any(real.is_relative_to(each) for each in (inside, *(cache / "blobs" for cache in caches))):
             return f"a link that leads out of {root}"
     return None
+
+
+def require_file(path: Path) -> None:
+    """Raise LichenError for what is no regular file, OSError as `why_not_a_file`."""
+    if why := why_not_a_file(path):
+        raise LichenError(f"{path} is {why}; a regular file is needed")
 
 
 def regular_files(folder: Path, pattern: str, skipped: Callable[[Path, str], None]) -> list[Path]:

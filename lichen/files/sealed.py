@@ -1,7 +1,9 @@
-"""A folder whose manifest vouches for every file in it, by size and SHA-256."""
+"""A folder whose manifest vouches for every file in it, by size and SHA-256, and files that vouch for
+themselves."""
 
 import errno
 import hashlib
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -74,6 +76,15 @@ def _find_damage(folder: Path, name: str, size: int, digest: str | None, manifes
 def vouched(content: bytes) -> dict[str, Any]:
     """What a manifest says of a file with this content."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def own_hash(values: Mapping[str, Any]) -> str:
+    """What the `sha256` of a JSON file says of all else in it, `values`."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def write_with_own_hash(path: Path, values: Mapping[str, Any]) -> None:
+    write_json(path, {**values, "sha256": own_hash(values)})
 
 
 def sha256_of(path: Path) -> str:

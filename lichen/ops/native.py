@@ -171,7 +171,10 @@ def library() -> ctypes.CDLL | None:
 def compiled(command: list[str]) -> list[Path]:
     """Where the cache has the kernels that this compiler would make here, whole. Raises OSError or
     subprocess.SubprocessError for a compiler that does not answer."""
-    identity = _identity(command)
+    return _compiled(_identity(command))
+
+
+def _compiled(identity: str) -> list[Path]:
     found = cache_folder().glob(f"kernels-{identity}-*.so")
     return [path for path in found if path.name == _name(identity, path)]
 
@@ -186,7 +189,8 @@ def _identity(command: list[str]) -> str:
 
 def _load(command: list[str]) -> ctypes.CDLL:
     """The library from the cache, where it is whole, or compiled now."""
-    for path in compiled(command):
+    identity = _identity(command)
+    for path in _compiled(identity):
         with contextlib.suppress(OSError):
             return ctypes.CDLL(str(path))
     folder = cache_folder()
@@ -197,7 +201,7 @@ def _load(command: list[str]) -> ctypes.CDLL:
     try:
         units = map(str, sorted(SOURCES.glob("*.cpp")))
         _output([*command, *_flags(), *units, "-o", name])
-        path = folder / _name(_identity(command), building)
+        path = folder / _name(identity, building)
         building.replace(path)
     finally:
         building.unlink(missing_ok=True)

@@ -79,29 +79,18 @@ def is_a(module: object, *classes: str) -> bool:
     return any(kind.__name__ in classes for kind in type(module).__mro__)
 
 
-def number(owner: nn.Module, names: tuple[str, ...]) -> int | None:
+def number(owner: Any, names: tuple[str, ...]) -> int | None:
     """The first of these sizes that the module, its `config` or its own layer's has."""
-    for holder in (_itself, _config, _config_of_layer):
+    holders = (lambda: owner, lambda: owner.config, lambda: owner.config.per_layer_config[owner.layer_idx])
+    for holder in holders:
         for name in names:
             try:
-                value = getattr(holder(owner), name)
+                value = getattr(holder(), name)
             except Exception:  # there is none, or the config refuses to answer for all of its layers at once
                 continue
             if type(value) is int:
                 return value
     return None
-
-
-def _itself(owner: Any) -> Any:
-    return owner
-
-
-def _config(owner: Any) -> Any:
-    return owner.config
-
-
-def _config_of_layer(owner: Any) -> Any:
-    return owner.config.per_layer_config[owner.layer_idx]
 
 
 def fused(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:

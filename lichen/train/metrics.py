@@ -28,7 +28,7 @@ from torch import Tensor
 from lichen.errors import LichenError
 from lichen.files.atomic import disk_errors, write_text
 from lichen.files.bounded import as_object, parse_json
-from lichen.files.scan import why_not_a_file
+from lichen.files.scan import require_file
 from lichen.machine.accelerator import is_accelerator
 
 
@@ -165,8 +165,7 @@ def read_metrics(path: Path) -> list[StepMetrics]:
 
     Raises LichenError for any other line that is not a step's metrics.
     """
-    if why := why_not_a_file(path):
-        raise LichenError(f"{path} is {why}; a regular file is needed")
+    require_file(path)
     metrics = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

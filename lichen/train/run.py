@@ -14,8 +14,6 @@ Only training itself reads the data again: what has been trained can be used and
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import warnings
@@ -34,9 +32,10 @@ from lichen.arch.spec import ModelSpec
 from lichen.data.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest
 from lichen.errors import LichenError
 from lichen.files.atomic import atomic_write, disk_errors
-from lichen.files.bounded import as_json, read_json, write_json
+from lichen.files.bounded import as_json, read_json
 from lichen.files.lock import LOCK_FILE, locked
-from lichen.files.sealed import find_damage, vouched
+from lichen.files.replace import first_free
+from lichen.files.sealed import find_damage, own_hash, vouched, write_with_own_hash
 from lichen.machine.precision import default_device, matmul_dtype
 from lichen.machine.rates import machine
 from lichen.ops.native import has_kernels
@@ -94,7 +93,7 @@ class Run:
     def decided(self, steps: int) -> Run:
         """This run with so many steps within its train.minutes, which its folder keeps from now on."""
         facts = self.facts | {"fitted": self.facts["fitted"] | {"steps": steps}}
-        _write_facts(self.folder, facts)
+        write_with_own_hash(self.folder / "run.json", facts)
         return replace(self, facts=facts, recipe=_fitted(self.recipe, facts))
 
     @property
@@ -138,7 +137,7 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
         with disk_errors(folder):
             (folder / "recipe.toml").unlink(missing_ok=True)
             run.divergence.unlink(missing_ok=True)
-        _write_facts(folder, facts)
+        write_with_own_hash(folder / "run.json", facts)
         for name, content in contents.items():
             with atomic_write(folder / name) as file:
                 file.write(content)
@@ -176,9 +175,7 @@ def set_aside(run: Run, step: int) -> Path | None:
     lines = read_metrics(run.metrics) if run.metrics.exists() else []
     if not later and not any(line.step > step for line in lines):
         return None
-    number = 1
-    while (aside := run.folder / f"set-aside-{number}").exists():
-        number += 1
+    aside = first_free(run.folder, "set-aside-")
     with disk_errors(aside):
         aside.mkdir()
         for path in (run.metrics, run.divergence):
@@ -202,22 +199,14 @@ def _is_ours(folder: Path) -> bool:
     return names <= {LOCK_FILE} or names >= {LOCK_FILE, "run.json"}
 
 
-def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    write_json(folder / "run.json", facts | {"sha256": _digest(facts)})
-
-
 def _read_facts(folder: Path) -> dict[str, Any]:
     facts = {"fitted": {}} | read_versioned(folder / "run.json")  # which earlier versions did not keep
-    if facts.pop("sha256", None) not in (None, _digest(facts)):
+    if facts.pop("sha256", None) not in (None, own_hash(facts)):
         raise LichenError(
             f"{folder / 'run.json'} is damaged: it does not have the hash that it names; bring it back from "
             "a copy"
         )
     return facts
-
-
-def _digest(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _compare_recipe(recipe: Recipe, facts: dict[str, Any], file: Path) -> None:
@@ -265,7 +254,7 @@ def _changed_recipe(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, dic
         facts = _read_facts(folder)
         if "recipe" in facts:
             facts["recipe"] = by_keys(changed)
-            _write_facts(folder, facts)
+            write_with_own_hash(folder / "run.json", facts)
     return changed, facts
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from lichen.errors import LichenError
 from lichen.files.atomic import disk_errors
 from lichen.files.bounded import read_json
-from lichen.files.replace import remove_folder, sweep, whole_folder
+from lichen.files.replace import first_free, remove_folder, sweep, whole_folder
 from lichen.files.sealed import find_damage, seal
 
 FORMAT_VERSION = 1
@@ -103,7 +103,7 @@ def save_checkpoint(folder: Path, step: int, keep: int, write: Callable[[Path], 
     target = folder / f"step-{step:08d}"
     sweep(folder)
     if target.exists():
-        _set_aside(target)
+        target.rename(first_free(folder, f"{target.name}.damaged-"))
     with whole_folder(target) as building:
         write(building)
         seal(building)
@@ -113,13 +113,6 @@ def save_checkpoint(folder: Path, step: int, keep: int, write: Callable[[Path], 
         if old != last_proved:
             remove_folder(old)
     return target
-
-
-def _set_aside(damaged: Path) -> None:
-    number = 1
-    while (aside := damaged.with_name(f"{damaged.name}.damaged-{number}")).exists():
-        number += 1
-    damaged.rename(aside)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
