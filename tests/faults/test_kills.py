@@ -6,15 +6,17 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import disk_of
 from tests.faults.commands import COMMANDS
 from tests.faults.conftest import KILLS, LONG
-from tests.faults.harness import LONGEST, Command, Digest, Lichen, copy_of, hidden
+from tests.faults.harness import LONGEST, Command, Digest, Done, Lichen, Started, copy_of, hidden
 
 BY_NAME = {command.name: command for command in COMMANDS if LONG or command.name != "study"}
 SHARES = sum(command.kills for command in BY_NAME.values())
@@ -28,28 +30,81 @@ class Undisturbed:
     changes: int
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A command in a world of its own, and what it does there when nothing disturbs it."""
+
+    lichen: Lichen
+    command: Command
+    before: Undisturbed
+    world: Path
+
+    def start(self, last: int = 0) -> Started:
+        return self.lichen.start(self.world, self.command.arguments, last)
+
+    def run(self) -> Done:
+        return self.lichen.run(self.world, self.command.arguments)
+
+    def digest(self) -> Digest | None:
+        return self.command.digest(self.world / self.command.writes)
+
+    def require_whole(self) -> None:
+        assert self.command.unfinished or self.digest() in (self.before.former, self.before.new)
+        if self.command.looks:
+            done = self.lichen.run(self.world, self.command.looks)
+            done.require_words()
+            assert "damaged" not in done.said, done.said
+
+    def require_new(self) -> None:
+        assert self.digest() == self.before.new
+        assert not hidden(self.world)
+
+    def finish(self) -> None:
+        """The same command once more makes what it would have made, and leaves nothing behind."""
+        done = self.run()
+        enough = time.monotonic() + LONGEST
+        while "that it has left behind" in done.said and time.monotonic() < enough:  # a run of a killed study
+            time.sleep(0.2)
+            done = self.run()
+        assert done.status == 0, done.said
+        self.require_new()
+
+
+MakeTrial = Callable[..., Trial]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(
     lichen: Lichen, template: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Undisturbed]:
-    """What each command writes when nothing disturbs it, as it is asked for."""
-    known: dict[str, Undisturbed] = {}
+) -> Callable[[str], Undisturbed]:
+    """What a command writes when nothing disturbs it."""
 
-    class Measured(dict[str, Undisturbed]):
-        def __missing__(self, name: str) -> Undisturbed:
-            command = BY_NAME[name]
-            world = copy_of(template, tmp_path_factory.mktemp("undisturbed") / "world", command.needs)
-            former = command.digest(world / command.writes)
-            done = lichen.run(world, command.arguments)
-            assert done.status == 0, done.said
-            new = command.digest(world / command.writes)
-            assert new is not None
-            assert new != former
-            assert done.changes
-            self[name] = Undisturbed(former, new, done.seconds, done.changes)
-            return self[name]
+    @cache
+    def measure(name: str) -> Undisturbed:
+        command = BY_NAME[name]
+        world = copy_of(template, tmp_path_factory.mktemp("undisturbed") / "world", command.needs)
+        former = command.digest(world / command.writes)
+        done = lichen.run(world, command.arguments)
+        assert done.status == 0, done.said
+        new = command.digest(world / command.writes)
+        assert new is not None
+        assert new != former
+        assert done.changes
+        return Undisturbed(former, new, done.seconds, done.changes)
 
-    return Measured(known)
+    return measure
+
+
+@pytest.fixture
+def make_trial(
+    lichen: Lichen, template: Path, tmp_path: Path, undisturbed: Callable[[str], Undisturbed]
+) -> MakeTrial:
+    def make(name: str, folder: Path = tmp_path) -> Trial:
+        command = BY_NAME[name]
+        world = copy_of(template, folder / "world", command.needs)
+        return Trial(lichen, command, undisturbed(name), world)
+
+    return make
 
 
 def kills() -> Iterator[tuple[str, float, bool]]:
@@ -61,128 +116,66 @@ def kills() -> Iterator[tuple[str, float, bool]]:
             yield command.name, round((turn + chance.random()) / number, 3), turn % 4 != 3
 
 
-def require_whole(lichen: Lichen, command: Command, world: Path, before: Undisturbed) -> None:
-    found = command.digest(world / command.writes)
-    assert command.unfinished or found in (before.former, before.new)
-    if command.looks:
-        done = lichen.run(world, command.looks)
-        done.require_words()
-        assert "damaged" not in done.said, done.said
-
-
-def finish(lichen: Lichen, command: Command, world: Path, before: Undisturbed) -> None:
-    """The same command once more makes what it would have made, and leaves nothing behind."""
-    done = lichen.run(world, command.arguments)
-    enough = time.monotonic() + LONGEST
-    while "that it has left behind" in done.said and time.monotonic() < enough:  # a run of a killed study
-        time.sleep(0.2)
-        done = lichen.run(world, command.arguments)
-    assert done.status == 0, done.said
-    assert command.digest(world / command.writes) == before.new
-    assert not hidden(world)
-
-
 @pytest.mark.parametrize(("name", "share", "by_changes"), list(kills()))
-def test_kill_9(
-    lichen: Lichen,
-    template: Path,
-    tmp_path: Path,
-    undisturbed: dict[str, Undisturbed],
-    name: str,
-    share: float,
-    by_changes: bool,
-) -> None:
+def test_kill_9(make_trial: MakeTrial, name: str, share: float, by_changes: bool) -> None:
     """Before a change to the file system, wherever it stands, or at any time."""
-    command, before = BY_NAME[name], undisturbed[name]
-    world = copy_of(template, tmp_path / "world", command.needs)
+    trial = make_trial(name)
     if by_changes:
-        lichen.start(world, command.arguments, last=1 + int(share * before.changes)).wait()
+        trial.start(last=1 + int(share * trial.before.changes)).wait()
     else:
-        lichen.start(world, command.arguments).kill(share * before.seconds)
-    require_whole(lichen, command, world, before)
-    finish(lichen, command, world, before)
+        trial.start().kill(share * trial.before.seconds)
+    trial.require_whole()
+    trial.finish()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM] if LONG else [signal.SIGINT])
 @pytest.mark.parametrize("name", BY_NAME)
-def test_a_signal(
-    lichen: Lichen,
-    template: Path,
-    tmp_path: Path,
-    undisturbed: dict[str, Undisturbed],
-    name: str,
-    number: signal.Signals,
-) -> None:
+def test_a_signal(make_trial: MakeTrial, name: str, number: signal.Signals) -> None:
     """It ends soon, says nothing that only a programmer understands, and may be repeated."""
-    command, before = BY_NAME[name], undisturbed[name]
-    world = copy_of(template, tmp_path / "world", command.needs)
-    started = lichen.start(world, command.arguments)
-    done = started.kill(random.Random(f"{name} {number}").uniform(0.1, 0.9) * before.seconds, number)
+    trial = make_trial(name)
+    after = random.Random(f"{name} {number}").uniform(0.1, 0.9) * trial.before.seconds
+    done = trial.start().kill(after, number)
     assert done.status in (0, 130, 128 + number, -number), done
     assert "Traceback" not in done.said
-    require_whole(lichen, command, world, before)
-    finish(lichen, command, world, before)
+    trial.require_whole()
+    trial.finish()
 
 
 @pytest.mark.parametrize("pair", range(6 if LONG else 1))
 @pytest.mark.parametrize("name", BY_NAME)
-def test_two_at_once(
-    lichen: Lichen,
-    template: Path,
-    tmp_path: Path,
-    undisturbed: dict[str, Undisturbed],
-    name: str,
-    pair: int,
-) -> None:
+def test_two_at_once(make_trial: MakeTrial, name: str, pair: int) -> None:
     """One of them does the work; the other does it too, or is told that somebody is at it."""
-    command, before = BY_NAME[name], undisturbed[name]
-    world = copy_of(template, tmp_path / "world", command.needs)
-    first = lichen.start(world, command.arguments)
-    time.sleep(random.Random(f"{name} {pair}").uniform(0, 0.3) * before.seconds * (pair > 0))
-    done = [started.wait() for started in (first, lichen.start(world, command.arguments))]
+    trial = make_trial(name)
+    first = trial.start()
+    time.sleep(random.Random(f"{name} {pair}").uniform(0, 0.3) * trial.before.seconds * (pair > 0))
+    done = [started.wait() for started in (first, trial.start())]
     for each in done:
         each.require_words()
     assert 0 in [each.status for each in done], done
-    assert command.digest(world / command.writes) == before.new
-    assert not hidden(world)
-    finish(lichen, command, world, before)
+    trial.require_new()
+    trial.finish()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.97] if LONG else [0.5])
 @pytest.mark.parametrize("name", [name for name in BY_NAME if name != "atlas build"])
-def test_a_full_disk(
-    lichen: Lichen,
-    template: Path,
-    tmp_path: Path,
-    undisturbed: dict[str, Undisturbed],
-    name: str,
-    share: float,
-) -> None:
+def test_a_full_disk(make_trial: MakeTrial, tmp_path: Path, name: str, share: float) -> None:
     """With room for a part of what the command writes, it says so; with more room it goes on."""
-    command, before = BY_NAME[name], undisturbed[name]
-    disk = tmp_path / "disk"
+    disk, spare_folder = tmp_path / "disk", tmp_path / "spare"
     disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", disk], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting a small disk needs root: {mounted.stderr.decode().strip()}")
-    try:
-        world = copy_of(template, disk / "world", command.needs)
-        used = _used(disk)
-        spare = copy_of(template, tmp_path / "spare", command.needs)
-        assert lichen.run(spare, command.arguments).status == 0
-        written = sum(path.stat().st_size for path in (spare / command.writes).rglob("*") if path.is_file())
-        room = max(4096, int(share * written) // 4096 * 4096)
+    spare_folder.mkdir()
+    with disk_of("256m", disk):
+        trial, used = make_trial(name, disk), _used(disk)
+        spare = make_trial(name, spare_folder)
+        assert spare.run().status == 0
+        written = (path for path in (spare.world / spare.command.writes).rglob("*") if path.is_file())
+        room = max(4096, int(share * sum(path.stat().st_size for path in written)) // 4096 * 4096)
         subprocess.run(["mount", "-o", f"remount,size={used + room}", disk], check=True)
-        done = lichen.run(world, command.arguments)
+        done = trial.run()
         done.require_words()
         assert done.status == 0 or "no space left" in done.said, done.said
-        require_whole(lichen, command, world, before)
+        trial.require_whole()
         subprocess.run(["mount", "-o", "remount,size=256m", disk], check=True)
-        finish(lichen, command, world, before)
-    finally:
-        subprocess.run(["umount", disk], check=True)
+        trial.finish()
 
 
 def _used(disk: Path) -> int:
