@@ -114,6 +114,11 @@ class Contiguous:
         data = [buffer.data for layer in self._buffers for buffer in layer]
         return sum(tensor.nbytes for tensor in [*data, *(state for layer in self._states for state in layer)])
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that is kept are entries of every token, each at its position."""
+        return all(buffer.is_whole for layer in self._buffers for buffer in layer) and not any(self._states)
+
     def take(self, new_tokens: Sequence[int], slots: Sequence[int] | None = None) -> Pass:
         """The pass over `new_tokens[i]` more tokens of the sequence in `slots[i]`; without slots, of all.
 
@@ -143,7 +148,7 @@ class Contiguous:
 
         Raises LichenError for a model that keeps something else than entries of every token.
         """
-        if not all(buffer.is_whole for layer in self._buffers for buffer in layer) or any(self._states):
+        if not self.is_whole:
             raise LichenError("a step of static shape is made only for attention to every token")
         return Pass(Decoding(positions_B, reach), self)
 

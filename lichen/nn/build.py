@@ -11,21 +11,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from lichen.arch.parts.dense import Dense
+from lichen.arch.parts.compressed import Compressed
+from lichen.arch.parts.dense import Activation, Dense
 from lichen.arch.parts.gqa import GQA
+from lichen.arch.parts.hyper_connections import HyperConnections
 from lichen.arch.parts.mla import MLA
 from lichen.arch.parts.moe import MoE
 from lichen.arch.spec import Attention, FeedForward, ModelSpec, Residual
 from lichen.errors import LichenError
+from lichen.nn.compressed import CompressedAttention
 from lichen.nn.dense import MLP
 from lichen.nn.gqa import GQAttention
 from lichen.nn.mla import MLAttention
 from lichen.nn.moe import MoELayer
-from lichen.nn.residual import Sum
+from lichen.nn.residual import HyperConnected, HyperHead, Sum
 
 # The fields that the modules compute with.
 OF_ROPE = ("theta", "interleaved", "scaling")
-OF_ROUTER = ("scoring_func", "selection_bias", "norm_topk_prob", "routed_scaling_factor", "aux_loss_alpha")
+OF_ROUTER = (
+    *("scoring_func", "selection_bias", "norm_topk_prob", "routed_scaling_factor", "aux_loss_alpha"),
+    "hashed",
+)
 
 
 class NotBuilt(LichenError):
@@ -53,6 +59,8 @@ def attention(part: Attention, model: ModelSpec, number: int) -> nn.Module:
                 raise NotBuilt("MLA without rope")
             _require_default(part.rope, *OF_ROPE)
             return MLAttention(part, model.hidden_size, number)
+        case Compressed():
+            return CompressedAttention(part, model.hidden_size, model.rms_norm_eps, number)
         case _:
             raise NotBuilt(type(part).__name__)
 
@@ -61,29 +69,47 @@ def feed_forward(part: FeedForward, model: ModelSpec) -> nn.Module:
     """Raises NotBuilt."""
     match part:
         case Dense():
-            _require_default(part, "intermediate_size", "mlp_bias")
-            return MLP(model.hidden_size, part.intermediate_size, part.mlp_bias)
+            _require_default(part, "intermediate_size", "mlp_bias", "activation")
+            limit = _limit_of(part.activation)
+            return MLP(model.hidden_size, part.intermediate_size, part.mlp_bias, limit)
         case MoE():
-            if part.router.hashed or part.router.scoring_func not in ("sigmoid", "softmax"):
-                raise NotBuilt(f"the router ({'hashed' if part.router.hashed else part.router.scoring_func})")
             counts = "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group"
             _require_default(part.router, *counts, *OF_ROUTER)
-            _require_default(part, "router", "moe_intermediate_size", "n_shared_experts")
-            return MoELayer(part, model.hidden_size)
+            _require_default(part, "router", "moe_intermediate_size", "n_shared_experts", "activation")
+            _limit_of(part.activation)
+            return MoELayer(part, model.hidden_size, model.vocab_size)
         case _:
             raise NotBuilt(type(part).__name__)
 
 
-def residual(part: Residual | None) -> Sum:
-    """Raises NotBuilt."""
-    if part is not None:
-        raise NotBuilt(type(part).__name__)
-    return Sum()
+def _limit_of(activation: Activation) -> float | None:
+    """Where the gated unit is cut off. Raises NotBuilt for another function than SiLU."""
+    if activation != Activation(limit=activation.limit):
+        raise NotBuilt(f"the activation {activation.name}")
+    return activation.limit
+
+
+def residual(part: Residual | None, model: ModelSpec) -> nn.Module:
+    """What joins one sub-layer to the others. Raises NotBuilt."""
+    match part:
+        case None:
+            return Sum()
+        case HyperConnections(joined=True):
+            return HyperConnected(part, model.hidden_size, model.rms_norm_eps)
+        case _:
+            raise NotBuilt(type(part).__name__)
+
+
+def last_residual(part: Residual | None, model: ModelSpec) -> nn.Module | None:
+    """What makes one hidden state of those that the residual carries; None where it carries one."""
+    if not isinstance(part, HyperConnections):
+        return None
+    return HyperHead(part, model.hidden_size, model.rms_norm_eps)
 
 
 def require_modules(spec: ModelSpec) -> None:
     """Raise LichenError, naming the parts, for a model that can be accounted but not yet trained or run."""
-    makers: list[Callable[[], object]] = [partial(residual, spec.residual)]
+    makers: list[Callable[[], object]] = [partial(residual, spec.residual, spec)]
     for layer in dict.fromkeys(spec.all_layers):
         makers += [
             partial(attention, layer.attention, spec, 0),

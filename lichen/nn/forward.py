@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from lichen.arch.parts.rope import Rope
+from lichen.ops.compressed_attention import Reach, reach_of
 from lichen.ops.rope import turns
 from lichen.ops.sequences import Sequences
 
@@ -27,8 +28,8 @@ class Storage(Protocol):
 class Pass:
     """One pass over a flat list of N tokens.
 
-    sequences: which of them belong together. records: what was asked for by name, from every module that has
-    it; a name that is not there costs nothing:
+    sequences: which of them belong together. tokens_N: their ids, int64, from the embedding on. records: what
+    was asked for by name, from every module that has it; a name that is not there costs nothing:
 
     max_logits  the largest attention logit of each head over the list, (heads,) fp32; where nothing is kept
     routing     a router's spec, scores (N, E) fp32, differentiable, and chosen experts (N, k) int64
@@ -38,15 +39,24 @@ class Pass:
         self, sequences: Sequences, storage: Storage | None = None, observe: Collection[str] = ()
     ) -> None:
         self.sequences = sequences
+        self.tokens_N: Tensor
         self.records: dict[str, dict[nn.Module, Any]] = {name: {} for name in observe}
         self._storage = storage
         self._turns: dict[tuple[Rope, int], Tensor] = {}
+        self._reaches: dict[tuple[int, int], Reach] = {}
 
     def turn(self, rope: Rope, dim: int) -> Tensor:
         """How far `dim` channels of every token turn, (N, dim / 2) complex64; computed once per pass."""
         if (rope, dim) not in self._turns:
             self._turns[rope, dim] = turns(rope, dim, self.sequences.positions_N)
         return self._turns[rope, dim]
+
+    def reach(self, window: int, every: int) -> Reach:
+        """What each token sees of a window and of entries for blocks of `every` tokens, in a list that is all
+        there is; computed once per pass."""
+        if (window, every) not in self._reaches:
+            self._reaches[window, every] = reach_of(self.sequences, window, every)
+        return self._reaches[window, every]
 
     def keep(self, layer: int, every: int = 1, **entries: Tensor) -> Tensor | None:
         """Store a part's entries under the names that it declares, (N, width) or one for every block of

@@ -16,8 +16,10 @@ class DecoderLayer(nn.Module):
         self.self_attn = build.attention(spec.attention, model, number)
         self.post_attention_layernorm = RMSNorm(hidden, eps)
         self.mlp = build.feed_forward(spec.feed_forward, model)
-        self.residual = build.residual(model.residual)
+        self.attn_hc = build.residual(model.residual, model)
+        self.ffn_hc = build.residual(model.residual, model)
 
-    def forward(self, x_NH: Tensor, at: Pass) -> Tensor:
-        x_NH = self.residual(x_NH, self.input_layernorm, self.self_attn, at)
-        return self.residual(x_NH, self.post_attention_layernorm, self.mlp, at)
+    def forward(self, x: Tensor, at: Pass) -> Tensor:
+        """x (N, H), or what the residual carries of it."""
+        x = self.attn_hc(x, self.input_layernorm, self.self_attn, at)
+        return self.ffn_hc(x, self.post_attention_layernorm, self.mlp, at)

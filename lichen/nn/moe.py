@@ -7,7 +7,7 @@ from lichen.arch.parts.moe import MoE
 from lichen.nn.dense import MLP
 from lichen.nn.forward import Pass
 from lichen.nn.roles import Role
-from lichen.nn.router import TopK
+from lichen.nn.router import Hashed, TopK
 from lichen.ops.add import add
 from lichen.ops.experts import routed_experts
 
@@ -26,14 +26,19 @@ class Experts(nn.Module):
 class MoELayer(nn.Module):
     """Routed experts plus shared ones, on (N, hidden_size)."""
 
-    def __init__(self, spec: MoE, hidden_size: int) -> None:
+    def __init__(self, spec: MoE, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
-        self.gate = TopK(spec.router, hidden_size)
+        router = spec.router
+        self.gate = Hashed(router, hidden_size, vocab_size) if router.hashed else TopK(router, hidden_size)
+        self.limit = spec.activation.limit
         self.experts = Experts(spec, hidden_size)
         shared = spec.n_shared_experts * spec.moe_intermediate_size
-        self.shared_experts = MLP(hidden_size, shared) if shared else None
+        self.shared_experts = MLP(hidden_size, shared, limit=self.limit) if shared else None
 
     def forward(self, x_NH: Tensor, at: Pass) -> Tensor:
         experts_Nk, weights_Nk = self.gate(x_NH, at)
-        y_NH = routed_experts(x_NH, experts_Nk, weights_Nk, self.experts.gate_up_proj, self.experts.down_proj)
+        experts = self.experts
+        y_NH = routed_experts(
+            x_NH, experts_Nk, weights_Nk, experts.gate_up_proj, experts.down_proj, self.limit
+        )
         return y_NH if self.shared_experts is None else add(y_NH, self.shared_experts(x_NH, at))

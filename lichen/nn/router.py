@@ -1,12 +1,15 @@
 """Which experts a token goes to, and with what weight (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
 
-    s = sigmoid(W_g x)                          affinity of the token to every expert, in fp32
+    s = sigmoid(W_g x)                          affinity of the token to every expert, in fp32; DeepSeek-V4
+                                                (arXiv 2606.19348) takes sqrt(softplus(W_g x))
     chosen = top-k of s + bias                  within the topk_group best of n_group groups
     weight = s[chosen] / sum(s[chosen]) * routed_scaling_factor
 
 The bias decides who is chosen, never with what weight. It is no parameter: after each optimizer step it
 moves by a fixed rate against each expert's load (`update_selection_bias`), which balances the experts
 without a loss term that pulls on the model.
+
+The first layers of DeepSeek-V4 choose by a fixed table of token ids instead.
 """
 
 from collections.abc import Mapping
@@ -25,8 +28,9 @@ from lichen.ops.native import few
 from lichen.ops.routing import choose_experts
 
 
-class TopK(nn.Module):
-    """The best experts by score."""
+class Gate(nn.Module):
+    """What both ways to choose have in common: scores of all experts, of which the chosen ones' are
+    weights."""
 
     roles: ClassVar[dict[str, Role]] = {"weight": Role("matrix", fp32=True)}
 
@@ -34,6 +38,55 @@ class TopK(nn.Module):
         super().__init__()
         self.spec = spec
         self.weight = nn.Parameter(torch.empty(spec.n_routed_experts, hidden_size))
+
+    def weighed(self, scores_NE: Tensor, experts_Nk: Tensor, at: Pass) -> tuple[Tensor, Tensor]:
+        """The experts (N, k) int64 and their weights (N, k) fp32."""
+        weights_Nk = chosen(scores_NE, experts_Nk)
+        if self.spec.norm_topk_prob:
+            weights_Nk = weights_Nk / (weights_Nk.sum(-1, keepdim=True) + 1e-20)
+        at.record("routing", self, (self.spec, scores_NE, experts_Nk))
+        return experts_Nk, weights_Nk * self.spec.routed_scaling_factor
+
+    def scores(self, x_NH: Tensor) -> Tensor:
+        logits_NE = F.linear(x_NH.float(), self.weight.float())
+        match self.spec.scoring_func:
+            case "sigmoid":
+                return logits_NE.sigmoid()
+            case "softmax":
+                return logits_NE.softmax(-1)
+            case "sqrtsoftplus":
+                return F.softplus(logits_NE).sqrt()
+
+
+class Hashed(Gate):
+    """The experts that a table of token ids names, the same for a token wherever it stands. `tid2eid`
+    (vocab_size, k): a checkpoint brings it, and `initialize` makes one."""
+
+    def __init__(self, spec: Router, hidden_size: int, vocab_size: int) -> None:
+        super().__init__(spec, hidden_size)
+        self.tid2eid: Tensor
+        table = torch.zeros(vocab_size, spec.num_experts_per_tok, dtype=torch.int64)
+        self.register_buffer("tid2eid", table)
+
+    def forward(self, x_NH: Tensor, at: Pass) -> tuple[Tensor, Tensor]:
+        return self.weighed(self.scores(x_NH), self.tid2eid[at.tokens_N], at)
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Every expert for equally many token ids, k different ones for each: rows of shuffled experts, cut
+        into pieces of k."""
+        experts, (ids, k) = self.spec.n_routed_experts, self.tid2eid.shape
+        per_row = experts // k
+        rows = torch.rand(-(-ids // per_row), experts, generator=generator).argsort(1)
+        pieces = rows[:, : per_row * k].reshape(-1, k)[:ids]
+        self.tid2eid.copy_(pieces[torch.randperm(ids, generator=generator)])
+
+
+class TopK(Gate):
+    """The best experts by score."""
+
+    def __init__(self, spec: Router, hidden_size: int) -> None:
+        super().__init__(spec, hidden_size)
         self.e_score_correction_bias: Tensor | None
         bias = torch.zeros(spec.n_routed_experts) if spec.selection_bias else None
         self.register_buffer("e_score_correction_bias", bias)
@@ -42,15 +95,8 @@ class TopK(nn.Module):
         """The chosen experts (N, k) int64 and their weights (N, k) fp32."""
         if few(x_NH) and not at.observes("routing"):
             return choose_experts(linear(x_NH, self.weight), self.e_score_correction_bias, self.spec)
-        logits_NE = F.linear(x_NH.float(), self.weight.float())
-        sigmoid = self.spec.scoring_func == "sigmoid"
-        scores_NE = logits_NE.sigmoid() if sigmoid else logits_NE.softmax(-1)
-        experts_Nk = self.choose(scores_NE.detach())
-        weights_Nk = chosen(scores_NE, experts_Nk)
-        if self.spec.norm_topk_prob:
-            weights_Nk = weights_Nk / (weights_Nk.sum(-1, keepdim=True) + 1e-20)
-        at.record("routing", self, (self.spec, scores_NE, experts_Nk))
-        return experts_Nk, weights_Nk * self.spec.routed_scaling_factor
+        scores_NE = self.scores(x_NH)
+        return self.weighed(scores_NE, self.choose(scores_NE.detach()), at)
 
     def choose(self, scores_NE: Tensor) -> Tensor:
         """The k experts of every token, (N, k) int64: best biased scores within the best groups."""

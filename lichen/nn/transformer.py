@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from lichen.arch.spec import ModelSpec
+from lichen.nn import build
 from lichen.nn.build import require_modules
 from lichen.nn.forward import Pass
 from lichen.nn.layer import DecoderLayer
 from lichen.nn.linear import Embedding, Linear, RMSNorm
 from lichen.nn.mtp import MTPLayer
+from lichen.nn.residual import HyperConnected, HyperHead
 from lichen.nn.roles import Role
+from lichen.nn.router import Hashed
 from lichen.ops.linear import linear
 from lichen.ops.native import few
 
@@ -33,6 +36,7 @@ class Trunk(nn.Module):
             kind(spec, layer, number)
             for number, (kind, layer) in enumerate(zip(kinds, spec.all_layers, strict=True))
         )
+        self.hc_head = build.last_residual(spec.residual, spec)
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
 
@@ -52,10 +56,21 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_N: Tensor, at: Pass) -> Tensor:
         """tokens (N,) int64 -> hidden states after the final norm, (N, hidden_size)."""
-        x_NH = self.embed(tokens_N)
+        return self.joined(self.carried(tokens_N, at))
+
+    def carried(self, tokens_N: Tensor, at: Pass) -> Tensor:
+        """What the residual carries after the last layer: (N, hidden_size), or several such streams."""
+        at.tokens_N = tokens_N
+        x = self.embed(tokens_N)
+        if self.spec.residual is not None:
+            x = x.unsqueeze(1).repeat(1, self.spec.residual.streams, 1)
         for layer in self.model.layers[: len(self.spec.layers)]:
-            x_NH = layer(x_NH, at)
-        return self.model.norm(x_NH)
+            x = layer(x, at)
+        return x
+
+    def joined(self, carried: Tensor) -> Tensor:
+        """The hidden states after the final norm, (N, hidden_size)."""
+        return self.model.norm(carried if self.model.hc_head is None else self.model.hc_head(carried))
 
     def embed(self, tokens: Tensor) -> Tensor:
         in_fp32 = len(tokens) <= FEW_IN_FP32.get(self.compute_dtype, 0) and few(tokens, torch.float32)
@@ -95,6 +110,11 @@ class Transformer(nn.Module):
                 parameter.copy_(drawn.normal_(0.0, self.spec.initializer_range, generator=generator))
         for buffer in self.buffers():
             buffer.zero_()
+        for index, module in enumerate(self.modules()):
+            if isinstance(module, HyperConnected | HyperHead):
+                module.initialize()
+            elif isinstance(module, Hashed):
+                module.initialize(torch.Generator("cpu").manual_seed(((seed << 20) + index) % 2**64))
 
     def parameter_roles(self) -> dict[str, Role]:
         """Name -> role of every parameter, each exactly once, as the parts declare them."""

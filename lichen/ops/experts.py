@@ -27,9 +27,9 @@ from lichen.ops.experts_grouped import GroupedExperts, grouped_experts
 from lichen.ops.linear import linear
 from lichen.ops.native import Kernel, few
 from lichen.ops.packed import Packed, Weight, kernel_arguments
-from lichen.ops.swiglu import silu_mul_rows, silu_mul_rows_backward
+from lichen.ops.swiglu import clamp_rows, silu_mul_rows, silu_mul_rows_backward
 
-_experts = Kernel("experts", "14q")
+_experts = Kernel("experts", "14qd")
 
 ROWS = {torch.float32: 16, torch.bfloat16: 32}  # group sizes are multiples of this
 MAX_PADDING = 1.75  # padded rows per real one that equal groups may cost; both measured in docs/log.md
@@ -37,13 +37,22 @@ FEW_TOKENS = 16  # at inference; above some 24 the padded form is faster (docs/l
 
 
 def experts_reference(
-    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
+    x_NH: Tensor,
+    experts_Nk: Tensor,
+    weights_Nk: Tensor,
+    gate_up_E2IH: Tensor,
+    down_EHI: Tensor,
+    limit: float | None = None,
 ) -> Tensor:
-    """sum over a token's experts e of weight_e * down_e(silu(gate_e x) * up_e x): (N, H) in x's dtype."""
+    """sum over a token's experts e of weight_e * down_e(silu(gate_e x) * up_e x): (N, H) in x's dtype.
+
+    limit: gate_e x is cut off above it, up_e x beyond it on both sides (DeepSeek-V4)."""
     out = torch.zeros_like(x_NH)
     for e in range(gate_up_E2IH.shape[0]):
         token, slot = torch.where(experts_Nk == e)
         gate, up = F.linear(x_NH[token], gate_up_E2IH[e].to(x_NH.dtype)).chunk(2, -1)
+        if limit is not None:
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         y = F.linear(F.silu(gate) * up, down_EHI[e].to(x_NH.dtype))
         out = out.index_add(0, token, (y * weights_Nk[token, slot, None]).to(out.dtype))
     return out
@@ -107,7 +116,13 @@ class _OneByOne(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_NH: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor, groups: Groups
+        ctx: Any,
+        x_NH: Tensor,
+        weights_Nk: Tensor,
+        gate_up_E2IH: Tensor,
+        down_EHI: Tensor,
+        groups: Groups,
+        limit: float | None,
     ) -> Tensor:
         dtype, rows = x_NH.dtype, len(groups.token_P)
         gate_up, down = gate_up_E2IH.to(dtype), down_EHI.to(dtype)
@@ -116,9 +131,9 @@ class _OneByOne(torch.autograd.Function):
         for e, own in groups.slices:
             torch.index_select(x_NH, 0, groups.token_P[own], out=x_PH[own])
             torch.mm(x_PH[own], gate_up[e].t(), out=h_P2I[own])
-            torch.mm(silu_mul_rows(h_P2I[own]), down[e].t(), out=y_PH[own])
+            torch.mm(silu_mul_rows(clamp_rows(h_P2I[own], limit)), down[e].t(), out=y_PH[own])
         ctx.save_for_backward(x_PH, h_P2I, weights_Nk, gate_up, down)
-        ctx.groups, ctx.masters = groups, gate_up_E2IH.dtype
+        ctx.groups, ctx.masters, ctx.limit = groups, gate_up_E2IH.dtype, limit
         return groups.sums(y_PH, weights_Nk.to(dtype))
 
     @staticmethod
@@ -131,12 +146,14 @@ class _OneByOne(torch.autograd.Function):
         grad_down = torch.empty_like(down, dtype=ctx.masters)
         for e, own in groups.slices:
             grad = grad_NH.index_select(0, groups.token_P[own])
-            grad_h, a, grad_weight_P[own] = silu_mul_rows_backward(grad @ down[e], h_P2I[own], weight_P[own])
+            grad_h, a, grad_weight_P[own] = silu_mul_rows_backward(
+                grad @ down[e], h_P2I[own], weight_P[own], ctx.limit
+            )
             _product_into(grad_down[e], grad.t(), a)
             _product_into(grad_gate_up[e], grad_h.t(), x_PH[own])
             torch.mm(grad_h, gate_up[e], out=grad_x_PH[own])
         grad_weights = grad_weight_P.index_select(0, groups.row_Nk.flatten()).view_as(weights_Nk)
-        return groups.sums(grad_x_PH), grad_weights, grad_gate_up, grad_down, None
+        return groups.sums(grad_x_PH), grad_weights, grad_gate_up, grad_down, None, None
 
 
 def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
@@ -148,7 +165,12 @@ def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _for_few(
-    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
+    x_NH: Tensor,
+    experts_Nk: Tensor,
+    weights_Nk: Tensor,
+    gate_up_E2IH: Tensor,
+    down_EHI: Tensor,
+    limit: float | None,
 ) -> Tensor:
     """Inference with a few tokens, where an expert costs what reading its weights costs: every chosen
     expert serves all tokens, with weight 0 for those that did not choose it.
@@ -159,19 +181,25 @@ def _for_few(
     dtype = x_NH.dtype
     weights_NE = weights_Nk.new_zeros(len(x_NH), len(down_EHI)).scatter_(1, experts_Nk, weights_Nk).to(dtype)
     if dtype == torch.bfloat16 and experts_Nk.numel() >= len(down_EHI):
-        gate, up = torch.bmm(gate_up_E2IH.to(dtype), x_NH.t().expand(len(down_EHI), -1, -1)).chunk(2, 1)
+        h_E2IN = torch.bmm(gate_up_E2IH.to(dtype), x_NH.t().expand(len(down_EHI), -1, -1))
+        gate, up = clamp_rows(h_E2IN.mT, limit).mT.chunk(2, 1)
         a_EIN = F.silu(gate).mul_(up).mul_(weights_NE.t().unsqueeze(1))
         return torch.bmm(down_EHI.to(dtype), a_EIN).sum(0).t().contiguous()
     out = torch.zeros_like(x_NH)
     for e in sorted(set(experts_Nk.flatten().tolist())):
-        gate, up = linear(x_NH, gate_up_E2IH[e].to(dtype)).chunk(2, -1)
+        gate, up = clamp_rows(linear(x_NH, gate_up_E2IH[e].to(dtype)), limit).chunk(2, -1)
         a = F.silu(gate).mul_(up)
         out.addcmul_(linear(a, down_EHI[e].to(dtype)), weights_NE[:, e : e + 1])
     return out
 
 
 def _packed_experts(
-    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Weight, down_EHI: Weight
+    x_NH: Tensor,
+    experts_Nk: Tensor,
+    weights_Nk: Tensor,
+    gate_up_E2IH: Weight,
+    down_EHI: Weight,
+    limit: float | None,
 ) -> Tensor:
     """Inference with many tokens: one expert after another, of which only a panel is ever unpacked."""
     groups = Groups(experts_Nk, gate_up_E2IH.shape[0], torch.float32)
@@ -179,12 +207,18 @@ def _packed_experts(
     y_PH = torch.empty_like(x_PH)
     for e, own in groups.slices:
         if own.stop > own.start:
-            y_PH[own] = linear(silu_mul_rows(linear(x_PH[own], gate_up_E2IH[e])), down_EHI[e])
+            h_P2I = clamp_rows(linear(x_PH[own], gate_up_E2IH[e]), limit)
+            y_PH[own] = linear(silu_mul_rows(h_P2I), down_EHI[e])
     return groups.sums(y_PH, weights_Nk.to(x_NH.dtype))
 
 
 def routed_experts(
-    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Weight, down_EHI: Weight
+    x_NH: Tensor,
+    experts_Nk: Tensor,
+    weights_Nk: Tensor,
+    gate_up_E2IH: Weight,
+    down_EHI: Weight,
+    limit: float | None = None,
 ) -> Tensor:
     """What `experts_reference` computes, fast: (N, H) in x's dtype.
 
@@ -195,15 +229,15 @@ def routed_experts(
         out = torch.empty_like(x_NH)
         sizes = *x_NH.shape, experts_Nk.contiguous(), weights_Nk.contiguous(), experts_Nk.shape[1]
         matrices = *kernel_arguments(gate_up_E2IH), *kernel_arguments(down_EHI)
-        _experts(x_NH, *sizes, *matrices, down_EHI.shape[2], out)
+        _experts(x_NH, *sizes, *matrices, down_EHI.shape[2], out, torch.inf if limit is None else limit)
         return out
     if isinstance(gate_up_E2IH, Packed) or isinstance(down_EHI, Packed):
-        return _packed_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
+        return _packed_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI, limit)
     aligned = all(x.shape[-1] * x_NH.element_size() % 16 == 0 for x in (gate_up_E2IH, down_EHI))
     if is_accelerator(x_NH.device) and aligned:  # as grouped products ask
-        return grouped_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
+        return grouped_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI, limit)
     if len(x_NH) <= FEW_TOKENS and not torch.is_grad_enabled():
-        return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
+        return _for_few(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI, limit)
     groups = Groups(experts_Nk, gate_up_E2IH.shape[0], x_NH.dtype)
     apply = GroupedExperts.apply if groups.equal else _OneByOne.apply
-    return apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups)
+    return apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, groups, limit)

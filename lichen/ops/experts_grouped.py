@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lichen.machine.accelerator import runs_triton
-from lichen.ops.swiglu import silu_mul_rows, silu_mul_rows_backward
+from lichen.ops.swiglu import clamp_rows, silu_mul_rows, silu_mul_rows_backward
 
 ROWS = 16
 FEW_COPIES = 64  # at inference: with more, some of which share an expert, grouped products read less
@@ -74,15 +74,21 @@ class GroupedExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_NH: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor, rows: Rows
+        ctx: Any,
+        x_NH: Tensor,
+        weights_Nk: Tensor,
+        gate_up_E2IH: Tensor,
+        down_EHI: Tensor,
+        rows: Rows,
+        limit: float | None,
     ) -> Tensor:
         dtype = x_NH.dtype
         gate_up, down = gate_up_E2IH.to(dtype), down_EHI.to(dtype)
         x_PH = rows.of_tokens(x_NH)
-        h_P2I = rows.products(x_PH, gate_up.transpose(1, 2))
+        h_P2I = clamp_rows(rows.products(x_PH, gate_up.transpose(1, 2)), limit)
         y_PH = rows.products(silu_mul_rows(h_P2I), down.transpose(1, 2))
         ctx.save_for_backward(x_PH, h_P2I, weights_Nk, gate_up, down)
-        ctx.rows, ctx.masters = rows, gate_up_E2IH.dtype
+        ctx.rows, ctx.masters, ctx.limit = rows, gate_up_E2IH.dtype, limit
         return rows.sums(y_PH, weights_Nk.to(dtype))
 
     @staticmethod
@@ -93,34 +99,48 @@ class GroupedExperts(torch.autograd.Function):
         # The routing weight is a factor of the expert's output, so of what comes before `down` as well, where
         # rows are narrower; padding has weight 0.
         weight_P = F.pad(weights_Nk.flatten(), (0, 1)).index_select(0, rows.copy_P)
-        grad_h, a_PI, grad_weight_P = silu_mul_rows_backward(rows.products(grad_PH, down), h_P2I, weight_P)
+        grad_h, a_PI, grad_weight_P = silu_mul_rows_backward(
+            rows.products(grad_PH, down), h_P2I, weight_P, ctx.limit
+        )
         grad_weights = grad_weight_P.index_select(0, rows.row_Nk.flatten()).view_as(weights_Nk)
         grad_down = rows.outer_products(grad_PH, a_PI).to(ctx.masters)
         grad_gate_up = rows.outer_products(grad_h, x_PH).to(ctx.masters)
         grad_x = rows.sums(rows.products(grad_h, gate_up))
-        return grad_x, grad_weights.to(weights_Nk.dtype), grad_gate_up, grad_down, None
+        return grad_x, grad_weights.to(weights_Nk.dtype), grad_gate_up, grad_down, None, None
 
 
 def grouped_experts(
-    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
+    x_NH: Tensor,
+    experts_Nk: Tensor,
+    weights_Nk: Tensor,
+    gate_up_E2IH: Tensor,
+    down_EHI: Tensor,
+    limit: float | None = None,
 ) -> Tensor:
     """`lichen.ops.experts.routed_experts` on an accelerator: (N, H) in x's dtype."""
     if not torch.is_grad_enabled() and experts_Nk.numel() <= FEW_COPIES:
-        return _gathered(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
+        return _gathered(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI, limit)
     rows = Rows(experts_Nk, len(down_EHI))
-    return GroupedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, rows)
+    return GroupedExperts.apply(x_NH, weights_Nk, gate_up_E2IH, down_EHI, rows, limit)
 
 
 def _gathered(
-    x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
+    x_NH: Tensor,
+    experts_Nk: Tensor,
+    weights_Nk: Tensor,
+    gate_up_E2IH: Tensor,
+    down_EHI: Tensor,
+    limit: float | None,
 ) -> Tensor:
     """Inference with a few tokens: each copy by the matrices of its expert, without a row of padding."""
-    if runs_triton(x_NH.device.type) and gate_up_E2IH.is_contiguous() and down_EHI.is_contiguous():
+    whole = gate_up_E2IH.is_contiguous() and down_EHI.is_contiguous()
+    if runs_triton(x_NH.device.type) and whole and limit is None:
         from lichen.ops import experts_few_triton
 
         return experts_few_triton.gathered_experts(x_NH, experts_Nk, weights_Nk, gate_up_E2IH, down_EHI)
     dtype, experts = x_NH.dtype, experts_Nk.flatten()
     x_C1H = x_NH.repeat_interleave(experts_Nk.shape[1], 0).unsqueeze(1)
     h = torch.bmm(x_C1H, gate_up_E2IH.index_select(0, experts).to(dtype).transpose(1, 2))
-    y = torch.bmm(silu_mul_rows(h.squeeze(1)).unsqueeze(1), down_EHI.index_select(0, experts).to(dtype).mT)
+    a = silu_mul_rows(clamp_rows(h.squeeze(1), limit))
+    y = torch.bmm(a.unsqueeze(1), down_EHI.index_select(0, experts).to(dtype).mT)
     return (y.view(*experts_Nk.shape, -1) * weights_Nk.to(dtype).unsqueeze(-1)).sum(1)

@@ -6,6 +6,7 @@ from torch import Tensor
 from lichen.arch.parts.moe import Router
 from lichen.ops.native import Kernel
 
+SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus")  # as the kernel numbers them
 _choose = Kernel("choose_experts", "9qd2q")
 
 
@@ -16,7 +17,7 @@ def choose_experts(logits_NE: Tensor, bias_E: Tensor | None, spec: Router) -> tu
     ids = torch.empty(tokens, chosen, dtype=torch.int64)
     weights = torch.empty(tokens, chosen, dtype=torch.float32)
     sizes = tokens, experts, chosen, spec.n_group, min(spec.topk_group, spec.n_group)
-    flags = spec.scoring_func == "sigmoid", spec.norm_topk_prob
+    flags = SCORINGS.index(spec.scoring_func), spec.norm_topk_prob
     _choose(
         logits_NE, 0 if bias_E is None else bias_E, *sizes, *flags, spec.routed_scaling_factor, ids, weights
     )

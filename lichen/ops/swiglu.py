@@ -79,21 +79,45 @@ def silu_mul_backward(
     torch.mul(grad, active, out=grad_up)
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, both (..., I)."""
+def silu_mul(gate: Tensor, up: Tensor, limit: float | None = None) -> Tensor:
+    """silu(gate) * up, both (..., I). limit: gate is cut off above it, up beyond it on both sides."""
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return _SiluMul.apply(gate, up)
+
+
+def clamp_rows(h_P2I: Tensor, limit: float | None) -> Tensor:
+    """Gate and up of rows that hold them one after the other cut off in place, as in `silu_mul`."""
+    if limit is not None:
+        gate, up = h_P2I.chunk(2, -1)
+        gate.clamp_(max=limit)
+        up.clamp_(-limit, limit)
+    return h_P2I
 
 
 def silu_mul_rows(h_P2I: Tensor) -> Tensor:
     """silu(gate) * up of rows that hold gate and up one after the other: (P, I)."""
-    return silu_mul(*h_P2I.chunk(2, -1))
+    gate, up = h_P2I.chunk(2, -1)
+    return silu_mul(gate, up)
 
 
-def silu_mul_rows_backward(grad_PI: Tensor, h_P2I: Tensor, weight_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The derivative of weight * silu(gate) * up, where grad is that of the product.
+def silu_mul_rows_backward(
+    grad_PI: Tensor, h_P2I: Tensor, weight_P: Tensor, limit: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative of weight * silu(gate) * up, where grad is that of the product, and of `clamp_rows`
+    before: what lies at the limit was cut off.
 
     Returns the gradient of h (P, 2 I), the product itself (P, I), and the gradient of the weights (P,) fp32.
     """
+    grad_h, product, grad_weight = _rows_backward(grad_PI, h_P2I, weight_P)
+    if limit is not None:
+        (gate, up), (grad_gate, grad_up) = h_P2I.chunk(2, -1), grad_h.chunk(2, -1)
+        grad_gate.masked_fill_(gate >= limit, 0)
+        grad_up.masked_fill_(up.abs() >= limit, 0)
+    return grad_h, product, grad_weight
+
+
+def _rows_backward(grad_PI: Tensor, h_P2I: Tensor, weight_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_h = torch.empty_like(h_P2I)
     (gate, up), (grad_gate, grad_up) = h_P2I.chunk(2, -1), grad_h.chunk(2, -1)
     if runs_triton(grad_PI.device.type):

@@ -6,6 +6,8 @@ know. So it is made once and repeated. On an NVIDIA GPU it is captured as a grap
 small kernels of a step cost more to launch one by one than to run, and what was drawn is read a step later,
 while the device is at the next one. On a CPU the calls of our own kernels are recorded, for the same reason.
 
+A model that keeps windows, compressed entries or states is continued by ordinary passes.
+
 Shape suffixes: B sequences, V vocabulary.
 """
 
@@ -56,6 +58,9 @@ class Decoder:
     @torch.no_grad()
     def step(self) -> None:
         """Store `next_B`, and draw the tokens after them in their place."""
+        if not self.storage.is_whole:
+            self._ordinary_pass()
+            return
         longest = max(self.storage.lengths) + 1
         reach = SMALLEST_REACH
         while reach < longest:
@@ -89,6 +94,14 @@ class Decoder:
                 yield drawn.read()
             drawn = after
         yield drawn.read()
+
+    def _ordinary_pass(self) -> None:
+        """A step of the sequences that have room."""
+        lengths = self.storage.lengths
+        slots = [slot for slot, length in enumerate(lengths) if length < self.storage.capacity]
+        tokens = self.next_B[slots].clamp(min=0)
+        logits = self._logits(tokens, self.storage.take([1] * len(slots), slots))
+        self.next_B[slots] = draw(logits, self._params, self._generator)
 
     def _play(self, reach: int) -> None:
         # A token that could not be drawn is read as one; whoever reads it in the end raises the alarm.

@@ -121,14 +121,16 @@ class NextToken:
         """All that remains to be computed, on the device and without waiting for it."""
         observed = [name for name in ("routing", "max_logits") if getattr(self, name)]
         at = Pass(inputs.sequences, observe=observed)
-        hidden_NH = model(inputs.tokens_DN[0], at)
+        carried = model.carried(inputs.tokens_DN[0], at)
+        hidden_NH = model.joined(carried)
         cross_entropy = (
             linear_cross_entropy(hidden_NH, model.head_weight, inputs.targets_DN[0]) / inputs.divisor
         )
         loss = cross_entropy
         mtp = None
         if self._depths(model):
-            mtp = _multi_token(model, hidden_NH, inputs, at) / inputs.divisor
+            state = hidden_NH if model.spec.residual is None else carried
+            mtp = _multi_token(model, state, inputs, at) / inputs.divisor
             loss = loss + self.mtp_weight * mtp
 
         names = {module: name for name, module in model.named_modules()}
@@ -156,14 +158,14 @@ class NextToken:
         return len(model.mtp_layers) if self.mtp_weight > 0 else 0
 
 
-def _multi_token(model: Transformer, hidden_NH: Tensor, inputs: Inputs, at: Pass) -> Tensor:
-    """Mean over depths of the summed cross-entropy. Depth d sees token t+d and predicts t+d+1."""
-    total = hidden_NH.new_zeros((), dtype=torch.float32)
+def _multi_token(model: Transformer, state: Tensor, inputs: Inputs, at: Pass) -> Tensor:
+    """Mean over depths of the summed cross-entropy. Depth d sees token t+d and predicts t+d+1. state: the
+    trunk's, as `MTPLayer.predict` takes it."""
+    total = state.new_zeros((), dtype=torch.float32)
     later = zip(model.mtp_layers, inputs.tokens_DN[1:], inputs.targets_DN[1:], strict=True)
     for layer, ahead_N, targets_N in later:
-        hidden_NH = layer.predict(hidden_NH, model.embed(ahead_N), at)
-        normed_NH = layer.shared_head.norm(hidden_NH)
-        total = total + linear_cross_entropy(normed_NH, model.head_weight, targets_N)
+        state = layer.predict(state, model.embed(ahead_N), at)
+        total = total + linear_cross_entropy(layer.joined(state), model.head_weight, targets_N)
     return total / len(model.mtp_layers)
 
 

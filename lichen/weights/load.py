@@ -22,6 +22,8 @@ from lichen.weights.folder import DTYPE_CODES, StoredTensor, open_tensors, read_
 from lichen.weights.foreign import foreign_format
 from lichen.weights.names import HEAD, checkpoint_tensors, mtp_prefixes, shared_copies
 
+MULTIPLIED = ("matrix", "embedding", "head")
+INTEGER_CODES = {"I32", "I64"}
 PLAIN_CODES = {DTYPE_CODES[dtype] for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 
 
@@ -51,7 +53,7 @@ def load_model(
         model = Transformer(spec, compute_dtype)
     roles = model.parameter_roles()
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and not roles[name].fp32:
+        if roles[name].kind in MULTIPLIED and not roles[name].fp32:
             parameter.data = parameter.data.to(param_dtype)
     _check(model, folder, stored)
     model.to_empty(device=device)
@@ -82,7 +84,7 @@ def load_weights(model: Transformer, folder: Path | str) -> None:
 def _by_names_in_memory(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor]:
     """What the folder holds."""
     names = tensor_names(spec.family)
-    return {names.in_memory(key): tensor for key, tensor in read_headers(folder).items()}
+    return {names.in_memory(key, len(spec.layers)): tensor for key, tensor in read_headers(folder).items()}
 
 
 def _wanted(
@@ -99,7 +101,7 @@ def _check(model: Transformer, folder: Path, stored: dict[str, StoredTensor]) ->
     known = {*targets, *shared_copies(model.spec), *(name + fp8.SUFFIX for name in scales)}
     _check_names(folder, model.spec, targets, stored, known)
     for name, target in targets.items():
-        _check_tensor(name, tuple(target.shape), stored[name], scales.get(name))
+        _check_tensor(name, target, stored[name], scales.get(name))
 
 
 def _fill(model: Transformer, stored: dict[str, StoredTensor]) -> None:
@@ -153,17 +155,18 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{min(names)} and {len(names) - 1} more"
 
 
-def _check_tensor(
-    name: str, shape: tuple[int, ...], stored: StoredTensor, scale: StoredTensor | None
-) -> None:
+def _check_tensor(name: str, target: Tensor, stored: StoredTensor, scale: StoredTensor | None) -> None:
+    shape, codes = tuple(target.shape), PLAIN_CODES if target.is_floating_point() else INTEGER_CODES
     if stored.shape != shape:
         raise LichenError(f"{stored.file}: {name} has shape {stored.shape}; expected {shape}")
     if scale is not None:
         fp8.check(name, shape, stored, scale)
-    elif stored.dtype not in PLAIN_CODES:
+    elif stored.dtype not in codes:
+        packed = f" and no {name}{fp8.SUFFIX} beside it", f", or {fp8.CODE} with scales"
+        missing, alternative = packed if target.is_floating_point() else ("", "")
         raise LichenError(
-            f"{stored.file}: {name} has dtype {stored.dtype} and no {name}{fp8.SUFFIX} beside it; expected "
-            f"{', '.join(sorted(PLAIN_CODES))}, or {fp8.CODE} with scales"
+            f"{stored.file}: {name} has dtype {stored.dtype}{missing}; expected "
+            f"{', '.join(sorted(codes))}{alternative}"
         )
 
 

@@ -370,13 +370,21 @@ def test_a_family_writes_only_what_its_config_can_say() -> None:
     deepseek, llama = load_spec("deepseek-v3"), load_spec("llama-3.1-8b")
     dense, moe = deepseek.layers[0], deepseek.layers[-1]
     other = LayerSpec(dense.attention, Dense(5))
+    v4 = load_spec("deepseek-v4-flash")
+    wider = replace(v4.layers[0].attention, window=256)
     refused = [
         (replace(deepseek, family="mamba"), 'family is "mamba"'),
         (replace(deepseek, family="llama"), "llama: all layers have the same layer"),
         (replace(llama, family="deepseek_v3"), "attention is plain MLA"),
         (replace(load_spec("deepseek-v3.2"), family="deepseek_v3"), "attention is plain MLA"),
         (replace(deepseek, family="deepseek_v32"), "MLA with an indexer"),
-        (load_spec("deepseek-v4-pro"), 'family is "deepseek_v4"; configs can be written of'),
+        (load_spec("deepseek-v4.1-flash"), 'family is "deepseek_v41"; configs can be written of'),
+        (replace(deepseek, family="deepseek_v4"), "layers are compressed attention and experts"),
+        (
+            replace(v4, layers=(replace(v4.layers[0], attention=wider), *v4.layers[1:])),
+            "read with other layers",
+        ),
+        (replace(v4, layers=v4.layers[::-1]), "read with other layers"),
         (replace(llama, engram=Engram((8,), 4, 2)), "llama: there are no engram tables"),
         (replace(deepseek, engram=Engram((8,), 4, 2)), "deepseek_v3: there are no engram tables"),
         (replace(llama, layers=(replace(llama.layers[0], sandwich_norms=True),) * 2), "plain residuals"),

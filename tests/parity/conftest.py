@@ -14,6 +14,8 @@ import torch
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    DeepseekV4Config,
+    DeepseekV4ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -27,6 +29,7 @@ from transformers import (
 VOCAB_SIZE = 160
 MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     DeepseekV3Config: DeepseekV3ForCausalLM,
+    DeepseekV4Config: DeepseekV4ForCausalLM,
     LlamaConfig: LlamaForCausalLM,
     Qwen3Config: Qwen3ForCausalLM,
     Qwen3MoeConfig: Qwen3MoeForCausalLM,
@@ -94,6 +97,43 @@ LLAMA3 = {
 
 QWEN3_MOE = LLAMA | {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 24}
 
+CSA, HCA, WINDOW = "compressed_sparse_attention", "heavily_compressed_attention", "sliding_attention"
+V4: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "head_dim": 32,
+    "partial_rotary_factor": 0.25,
+    "q_lora_rank": 32,
+    "o_groups": 2,
+    "o_lora_rank": 24,
+    "layer_types": [WINDOW, CSA, HCA, CSA],
+    "compress_rates": {CSA: 4, HCA: 16},
+    "sliding_window": 16,
+    # With few heads all products with an entry are often negative, and which of several zeros is chosen is
+    # nobody's business.
+    "index_n_heads": 16,
+    "index_head_dim": 16,
+    "index_topk": 5,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "num_hash_layers": 1,
+    "swiglu_limit": 0.5,
+    "num_nextn_predict_layers": 0,
+    "max_position_embeddings": 1024,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "factor": 16.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
 CASES: dict[str, PreTrainedConfig] = {
     "v3: groups, YaRN 40": DeepseekV3Config(
         **DEEPSEEK | {"n_group": 4, "topk_group": 2, "rope_parameters": YARN}
@@ -118,6 +158,24 @@ CASES: dict[str, PreTrainedConfig] = {
             "attention_bias": True,
             "rope_interleave": False,
             "tie_word_embeddings": True,
+        }
+    ),
+    "v4: window, CSA, HCA; one layer hashed; much is cut off": DeepseekV4Config(**V4),
+    "v4: the published sizes of blocks, two streams, no layer hashed": DeepseekV4Config(
+        **V4
+        | {
+            "layer_types": [HCA, CSA, CSA, WINDOW],
+            "compress_rates": None,
+            "index_topk": 512,
+            "sliding_window": 24,
+            "o_groups": 1,
+            "hc_mult": 2,
+            "hc_sinkhorn_iters": 5,
+            "num_hash_layers": 0,
+            "swiglu_limit": 10.0,
+            "routed_scaling_factor": 2.5,
+            "tie_word_embeddings": True,
+            "rope_parameters": None,
         }
     ),
     "llama: GQA, untied": LlamaConfig(**LLAMA),
@@ -163,11 +221,13 @@ def build(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
 def randomise(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name.endswith("e_score_correction_bias"):
+        if name.endswith("tid2eid"):
+            tensor.copy_(torch.rand(len(tensor), 16, generator=generator).argsort(1)[:, : tensor.shape[1]])
+        elif name.endswith("e_score_correction_bias"):
             tensor.normal_(0.0, 0.2, generator=generator)
         elif "norm" in name:
             tensor.normal_(1.0, 0.2, generator=generator)
-        elif name.endswith("bias"):
+        elif name.endswith(("bias", "sinks", "base", "scale")):
             tensor.normal_(0.0, 0.2, generator=generator)
         elif isinstance(tensor, torch.nn.Parameter):
             tensor.normal_(0.0, tensor.shape[-1] ** -0.5, generator=generator)

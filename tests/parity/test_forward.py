@@ -70,9 +70,15 @@ def test_loss_and_gradients(
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     assert gradients.keys() == {name for name, _ in ours.named_parameters()}
     for name, parameter in ours.named_parameters():
+        if gradients[name] is None:  # of an indexer, or of blocks longer than the text
+            assert parameter.grad is None or not parameter.grad.any(), name
+            continue
         assert parameter.grad is not None, name
         difference = (parameter.grad - gradients[name]).norm() / gradients[name].norm()
-        assert difference < 1e-5, f"{name}: {difference:.1e}"
+        # A factor of all streams goes away in the next norm, so little is left of these: 5e-5 between
+        # transformers in fp32 and in fp64.
+        bound = 1e-4 if "_hc." in name or ".hc_" in name else 1e-5
+        assert difference < bound, f"{name}: {difference:.1e}"
 
 
 def test_training_curve(oracle: Oracle) -> None:

@@ -177,11 +177,14 @@ extern "C" void attend_latents(const Argument* a) {
     });
 }
 
+static float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::abs(x))); }
+
 // Which experts a token goes to, and with what weight, as `lichen.nn.router` says.
 extern "C" void choose_experts(const Argument* a) {
     const float *logits = at<float>(a[0]), *bias = at<float>(a[1]);
     int64_t tokens = a[2].whole, experts = a[3].whole, chosen = a[4].whole, groups = a[5].whole, kept = a[6].whole;
-    bool sigmoid = a[7].whole, normalise = a[8].whole;
+    int64_t scoring = a[7].whole;  // 0 softmax, 1 sigmoid, 2 sqrtsoftplus
+    bool normalise = a[8].whole;
     float factor = float(a[9].real);
     int64_t* ids = at<int64_t>(a[10]);
     float* weights = at<float>(a[11]);
@@ -191,9 +194,11 @@ extern "C" void choose_experts(const Argument* a) {
     for (int64_t n = 0; n < tokens; n++, logits += experts, ids += chosen, weights += chosen) {
         float most = *std::max_element(logits, logits + experts), total = 0;
         for (int64_t e = 0; e < experts; e++)
-            total += scores[e] = sigmoid ? 1 / (1 + std::exp(-logits[e])) : std::exp(logits[e] - most);
+            total += scores[e] = scoring == 0   ? std::exp(logits[e] - most)
+                                 : scoring == 1 ? 1 / (1 + std::exp(-logits[e]))
+                                                : std::sqrt(softplus(logits[e]));
         for (int64_t e = 0; e < experts; e++) {
-            if (!sigmoid) scores[e] /= total;
+            if (scoring == 0) scores[e] /= total;
             biased[e] = bias ? scores[e] + bias[e] : scores[e];
         }
         auto greater = [](const std::vector<float>& of) {
@@ -226,10 +231,18 @@ extern "C" void choose_experts(const Argument* a) {
     }
 }
 
-static void gate(const float* gate_up, float* out, int64_t width) {  // silu(gate) * up
+// silu(gate) * up, gate cut off above the limit and up beyond it on both sides
+static void gate(const float* gate_up, float* out, int64_t width, float limit) {
     int64_t k = 0;
-    for (; k + LANES <= width; k += LANES) store(out + k, mul(silu(load(gate_up + k)), load(gate_up + width + k)));
-    for (; k < width; k++) out[k] = gate_up[k] / (1 + std::exp(-gate_up[k])) * gate_up[width + k];
+    vec above = all(limit), below = all(-limit);
+    for (; k + LANES <= width; k += LANES) {
+        vec up = max(below, min(above, load(gate_up + width + k)));  // in this order what is no number stays
+        store(out + k, mul(silu(min(above, load(gate_up + k))), up));
+    }
+    for (; k < width; k++) {
+        float x = std::min(gate_up[k], limit), up = std::max(std::min(gate_up[width + k], limit), -limit);
+        out[k] = x / (1 + std::exp(-x)) * up;
+    }
 }
 
 extern "C" void plus(const Argument* a) {
@@ -274,7 +287,7 @@ extern "C" void experts(const Argument* a) {
             }
     };
     with_weights(a[6].whole, at<void>(a[7]), at<void>(a[8]), hidden, [&](auto w) { each(w, 2 * inner, hidden, rows.data(), gate_up.data()); });
-    for (int64_t i = 0; i < total; i++) gate(gate_up.data() + i * 2 * inner, active.data() + i * inner, inner);
+    for (int64_t i = 0; i < total; i++) gate(gate_up.data() + i * 2 * inner, active.data() + i * inner, inner, float(a[14].real));
     with_weights(a[9].whole, at<void>(a[10]), at<void>(a[11]), inner, [&](auto w) { each(w, hidden, inner, active.data(), done.data()); });
     std::fill_n(out, tokens * hidden, 0.0f);
     for (int64_t i = 0; i < total; i++) {

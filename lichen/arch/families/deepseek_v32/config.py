@@ -28,11 +28,14 @@ def read_indexer(fields: Fields) -> Indexer:
     )
 
 
+def write_indexer(indexer: Indexer) -> dict[str, int]:
+    return {f"index_{name}": number for name, number in vars(indexer).items()}
+
+
 def write(spec: ModelSpec) -> dict[str, Any]:
     latent = of_kind([layer.attention for layer in spec.layers], MLA)
     indexer = latent[0].indexer if latent else None
     if indexer is None:
         part = spec.layers[0].attention
         raise SpecError(f"{MODEL_TYPES[0]}: attention is MLA with an indexer; this model has {part}")
-    numbers = {f"index_{name}": number for name, number in vars(indexer).items()}
-    return {**deepseek_v3.write(spec, ARCHITECTURE, indexer), **numbers}
+    return {**deepseek_v3.write(spec, ARCHITECTURE, indexer), **write_indexer(indexer)}
