@@ -125,6 +125,12 @@ def _print_manifest(folder: Path, manifest: Manifest) -> None:
     print_text(f"{'sources':>10}: {manifest.sources:,} files, {manifest.source_bytes:,} bytes")
     for reason, left in manifest.left_out.items():
         print_text(f"{'left out':>10}: {left.count:,} {reason} (for example {left.examples[0]})")
+    if alike := manifest.like_csv.count:
+        what = "file looks like CSV and was" if alike == 1 else "files look like CSV and were"
+        print_text(
+            f"{'as text':>10}: {alike:,} {what} read as one text (for example "
+            f"{manifest.like_csv.examples[0]}); called .csv, a file is read row by row"
+        )
     if manifest.extra_documents:
         print_text(
             f"{'cut':>10}: text longer than {MAX_DOCUMENT_BYTES >> 20} MiB, at line ends, into "

@@ -17,6 +17,7 @@ def corpus(tmp_path: Path) -> Path:
             f"Document {number} says that document {number + 1} follows.\n" * 5
         )
     (folder / "picture.png").write_bytes(b"\x89PNG\r\n")
+    (folder / "table.txt").write_text("id,words\n" + "1,some words\n" * 9)
     return folder
 
 
@@ -27,6 +28,8 @@ def test_prepare_and_inspect(run, corpus: Path, tmp_path: Path) -> None:
     counts = json.loads((out / "manifest.json").read_text())["splits"]
     assert f"train: {counts['train']['documents']} documents" in done.out
     assert f"left out: 1 not UTF-8 (for example {corpus}/picture.png)" in done.out
+    alike = f"1 file looks like CSV and was read as one text (for example {corpus}/table.txt); called .csv"
+    assert f"as text: {alike}" in done.out
     again = run("data", "prepare", corpus, "--out", out, "--vocab-size", 300, "--validation-fraction", 0.2)
     assert again.out == done.out
     shown = run("data", "inspect", out)
