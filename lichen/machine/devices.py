@@ -15,6 +15,7 @@ from lichen.facts.yaml_file import parse as parse_yaml
 from lichen.facts.yaml_file import read_yaml
 
 SHIPPED = Path(__file__).parent / "devices.yaml"
+MOST_DEVICES = 999_999
 
 
 class Device(Record):
@@ -83,12 +84,15 @@ def parse(text: str, as_of: date | None = None) -> Machine:
     name, colon, count = text.lower().partition(":")
     devices = load()
     if name not in devices:
+        for device, many in re.findall(r"^(.+)[x*]([1-9]\d*)$", name):
+            if device in devices:
+                raise LichenError(f"no device {name!r}; {many} of {device} are {device}:{many}")
         hint = did_you_mean(name, devices, f"known are {', '.join(devices)}", cutoff=0.5)
         raise LichenError(f"no device {name!r}; {hint}")
     device = devices[name]
     if as_of is not None and device.date > as_of:
         raise LichenError(f"the figures of {name} are of {device.date}, which is after {as_of}")
-    if colon and not re.fullmatch(r"[1-9][0-9]{0,5}", count):
+    if colon and not (re.fullmatch(r"[0-9]{1,6}", count) and 1 <= int(count) <= MOST_DEVICES):
         raise LichenError(f"{text!r}: after the colon comes how many devices there are, like {name}:8")
     return Machine(text, name, device, int(count or 1), _read().usable[device.kind])
 
