@@ -31,8 +31,8 @@ from lichen.cli.study import study
 from lichen.cli.train import train
 from lichen.errors import LichenError, is_out_of_memory
 
-# One for each command that cannot do without an argument: shown where that is missing. Those that name a file
-# of the user's go on where the one before has ended.
+# One for each command that cannot do without an argument: shown where that is missing, and the first of a
+# group below its commands. Those that name a file of the user's go on where the one before has ended.
 EXAMPLES = (
     "lichen account kimi-k2.6",
     "lichen compare kimi-k2.6 deepseek-v4-pro",
@@ -53,6 +53,7 @@ EXAMPLES = (
 app = typer.Typer(
     name="lichen",
     help="Describe, cost, train, export and run open models of the DeepSeek-V3 / Kimi K2 lineage.",
+    epilog=f"As in: {EXAMPLES[0]}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -74,16 +75,16 @@ def lichen_options(
     pass
 
 
-VERBS = account, compare, price, fits, cost, lineage, advise, claims, train, study, export, sample, doctor
-for verb in VERBS:
-    app.command()(verb)
-app.add_typer(atlas)
-app.add_typer(data)
-
-
 def example_of(command: str) -> str:
     """Such a command, whole."""
     return next(example for example in EXAMPLES if example.startswith(f"{command} "))
+
+
+VERBS = account, compare, price, fits, cost, lineage, advise, claims, train, study, export, sample, doctor
+for verb in VERBS:
+    app.command()(verb)
+for group in (atlas, data):
+    app.add_typer(group, epilog=f"As in: {example_of(f'lichen {group.info.name}')}")
 
 
 def main() -> None:
