@@ -148,11 +148,9 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
     path = Path(name_or_path)
     try:
         if path.is_dir():
-            path = path / "config.json"
+            folder, path = path, path / "config.json"
             if not path.exists():
-                raise SpecError(
-                    f"{path.parent} is a folder without a config.json{_beside_config(path.parent)}"
-                )
+                raise SpecError(f"{folder} is a folder without a config.json{_beside_config(folder)}")
         elif not path.exists() and not path.is_symlink():
             name, names = str(name_or_path), sorted({*named_models(), *others})
             known = f"models by name: {', '.join(names)}"
