@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lichen.cli import options
 from lichen.cli.output import print_text
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ def prepare(
     ] = None,
     vocab_size: Annotated[
         int | None,
-        typer.Option(help="Tokens of the tokenizer to train, special ones included.", show_default="8192"),
+        typer.Option(
+            parser=options.count,
+            help="Tokens of the tokenizer to train, special ones included.",
+            show_default="8192",
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Use this tokenizer.json, or the one in this folder.")

@@ -184,4 +184,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise LichenError(
             f"the preparation in {folder} is unfinished; run the same `lichen data prepare` again to go on"
         )
-    raise LichenError(f"{folder} holds no prepared data; make it with `lichen data prepare --out {folder}`")
+    free = not any(folder.iterdir()) if folder.is_dir() else not folder.exists()
+    out = folder if free else "FOLDER"
+    raise LichenError(f"{folder} holds no prepared data; make it with `lichen data prepare --out {out}`")

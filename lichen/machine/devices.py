@@ -81,19 +81,23 @@ def parse(text: str, as_of: date | None = None) -> Machine:
     Raises LichenError for a device that nobody knows, with the nearest names, and for one whose figures were
     published after `as_of`.
     """
-    name, colon, count = text.lower().partition(":")
+    name, colon, count = "".join(text.lower().split()).partition(":")
     devices = load()
     if name not in devices:
-        for device, many in re.findall(r"^(.+)[x*]([1-9]\d*)$", name):
-            if device in devices:
-                raise LichenError(f"no device {name!r}; {many} of {device} are {device}:{many}")
+        for device in devices:
+            if found := re.fullmatch(rf"(\d+)[x*]{device}|{device}[x*](\d+)", name):
+                many = found[1] or found[2]
+                raise LichenError(f"no device {name!r}; {many} of {device} are written {device}:{many}")
         hint = did_you_mean(name, devices, f"known are {', '.join(devices)}", cutoff=0.5)
         raise LichenError(f"no device {name!r}; {hint}")
     device = devices[name]
     if as_of is not None and device.date > as_of:
         raise LichenError(f"the figures of {name} are of {device.date}, which is after {as_of}")
     if colon and not (re.fullmatch(r"[0-9]{1,6}", count) and 1 <= int(count) <= MOST_DEVICES):
-        raise LichenError(f"{text!r}: after the colon comes how many devices there are, like {name}:8")
+        most = f"at most {MOST_DEVICES:,}"
+        raise LichenError(
+            f"{text!r}: after the colon comes how many devices there are, {most}, like {name}:8"
+        )
     return Machine(text, name, device, int(count or 1), _read().usable[device.kind])
 
 

@@ -30,7 +30,9 @@ def test_a_machine_is_so_many_devices() -> None:
     ("text", "words"),
     [
         ("h201:8", "no device 'h201'; did you mean h200"),
-        ("rtx4090x3", "no device 'rtx4090x3'; 3 of rtx4090 are rtx4090:3"),
+        ("rtx4090x3", "no device 'rtx4090x3'; 3 of rtx4090 are written rtx4090:3"),
+        ("8xh200", "no device '8xh200'; 8 of h200 are written h200:8"),
+        ("8 * H200", "no device '8\\*h200'; 8 of h200 are written h200:8"),
         ("teapot", "no device 'teapot'; known are a100-80g"),
         ("h200:0", "after the colon comes how many"),
         ("h200:-1", "after the colon comes how many"),

@@ -69,7 +69,12 @@ def test_refusals_are_one_sentence(refusal, corpus: Path, tmp_path: Path) -> Non
     assert "not UTF-8: 1" in refusal("data", "prepare", corpus / "picture.png", "--out", out)
     assert "no tokenizer at" in refusal("data", "prepare", corpus, "--out", out, "--tokenizer", tmp_path)
     assert "holds no prepared data" in refusal("data", "prepare", corpus, "--out", corpus)
-    assert "holds no prepared data" in refusal("data", "inspect", corpus)
+    for taken in (corpus, corpus / "0.txt"):
+        assert "make it with `lichen data prepare --out FOLDER`" in refusal("data", "inspect", taken)
+    assert f"`lichen data prepare --out {out / 'x'}`" in refusal("data", "inspect", out / "x")
+    (corpus / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\xff")
+    told = refusal("data", "prepare", corpus, "--out", out, "--tokenizer", corpus / "tokenizer.model")
+    assert "a tokenizer.json is needed" in told
 
 
 def test_damage_is_one_sentence(run, refusal, corpus: Path, tmp_path: Path) -> None:

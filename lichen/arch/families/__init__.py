@@ -164,7 +164,8 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
         if path.name != PACKING and config.get("quantization_config") is None and packing.exists():
             config["quantization_config"] = packing_of(_read_object(packing))
     except LichenError as error:
-        raise SpecError(str(error)) from error
+        needed = "" if path.name == "config.json" else "; name a config.json, or the folder with one"
+        raise SpecError(f"{error}{needed}") from error
     try:
         return read_config(config)
     except SpecError as error:
