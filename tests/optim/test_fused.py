@@ -313,8 +313,8 @@ def test_what_nobody_here_knows_is_a_doubt() -> None:
         "*.table_of_rules may be no matrix: neither its name nor its class says what it is",
         "*.query_key_value.weight, *.gate_and_up.weight has the name of several matrices in one, whose order "
         "in Unknown is not known",
-        "*.mix.weight has 2 times as many rows as out of Unknown has inputs: it may be several matrices, in "
-        "an order that is not known",
+        "*.mix.weight has 2 times as many rows as out, which follows, has inputs: it may be several "
+        "matrices, in an order that is not known",
     )
     with pytest.warns(UserWarning, match="an override can decide it") as caught:
         table = parameter_table(model)
