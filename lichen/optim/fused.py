@@ -32,7 +32,7 @@ class Fused:
 
 # Query, key and value one after the other; in these classes head by head, or by groups of query heads
 # that share a key and a value (Megatron's order).
-QUERY_KEY_VALUE = ("Wqkv", "att_proj", "c_attn", "in_proj", "in_proj_weight", "qkv", "qkv_proj", "to_qkv")
+QUERY_KEY_VALUE = ("Wqkv", "att_proj", "c_attn", "in_proj", "qkv", "qkv_proj", "to_qkv")
 HEAD_BY_HEAD = (
     "BloomAttention",
     "DisentangledSelfAttention",

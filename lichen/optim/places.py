@@ -1,7 +1,5 @@
 """Where a weight stands in a model: whose it is, what it is called there, and what may take its outputs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -149,31 +147,25 @@ def _wraps(owner: nn.Module, name: str) -> bool:
 
 def _neighbours(owner: nn.Module, name: str) -> tuple[tuple[Layer, ...], tuple[Layer, ...], bool]:
     """The layers beside and after, and whether a gated linear unit is on the way to those after."""
-    own = [key for key in owner._parameters if MATRICES.search(key) and _shape(owner, key) is not None]
-    names = [*own, *(key for key, _ in owner.named_children())]
-    key = name if name in names else f"{name}_weight"
-    later = names[names.index(key) + 1 :] if key in names else []
+    layers: dict[str, Layer | None] = {}
+    for key, parameter in owner._parameters.items():
+        if parameter is not None and parameter.ndim > 1 and MATRICES.search(key):
+            layers[key] = Layer(key.removesuffix("_weight"), *_sizes(owner, key, parameter.shape))
+    layers |= {key: _only_layer(key, child) for key, child in owner.named_children()}
+    later = list(layers)[list(layers).index(name) + 1 :] if name in layers else []
     if isinstance(owner, nn.Sequential | nn.ModuleList):
         gated = False
         for key in later:
-            child = owner._modules[key]
+            child = owner.get_submodule(key)
             gated = gated or _is_gated_unit(child)
-            if child is not None and any(parameter.ndim > 1 for parameter in child.parameters()):
-                layer = _only_layer(key, child)
+            if any(parameter.ndim > 1 for parameter in child.parameters()):
+                layer = layers[key]
                 found = () if layer is None else (layer,)
                 return found, found, gated
         return (), (), False
-    layers = {}
-    for key in own:
-        parameter = owner._parameters[key]
-        assert parameter is not None
-        layers[key] = Layer(key.removesuffix("_weight"), *_sizes(owner, key, parameter.shape))
-    for key, child in owner.named_children():
-        if (layer := _only_layer(key, child)) is not None:
-            layers[key] = layer
-    beside = tuple(layer for key, layer in layers.items() if key != name)
-    after = tuple(layers[key] for key in later if key in layers and not PASSING_BY.search(key))
-    return beside, after, False
+    beside = tuple(layer for key, layer in layers.items() if layer is not None and key != name)
+    after = [layer for key in later if (layer := layers[key]) is not None and not PASSING_BY.search(key)]
+    return beside, tuple(after), False
 
 
 def _is_gated_unit(module: nn.Module | None) -> bool:
@@ -182,8 +174,6 @@ def _is_gated_unit(module: nn.Module | None) -> bool:
 
 def _only_layer(name: str, module: nn.Module) -> Layer | None:
     """The layer in a module that has no other, but for LoRA's factors; `name` is the module's."""
-    if isinstance(module, nn.Embedding):
-        return None
     found = list(islice(_weights(module), 2))
     if len(found) != 1:
         return None
