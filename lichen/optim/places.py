@@ -129,12 +129,13 @@ def place(modules: Mapping[str, nn.Module], path: str, leaf: str, shape: torch.S
         path, name = above, own
     owner = modules[path]
     beside, after, gated = _neighbours(owner, name)
-    followed = isinstance(owner, nn.Sequential)
-    if not after and path and _only_layer("", owner) is not None:  # a unit with a layer, such as GEGLU
-        above, _, own = path.rpartition(".")
-        _, after, gated = _neighbours(modules[above], own)
-        followed = isinstance(modules[above], nn.Sequential)
-        gated = gated or _is_gated_unit(owner)
+    around, in_unit = owner, False
+    while not after and path and _only_layer("", around) is not None:  # a unit with a layer, such as GEGLU
+        in_unit = in_unit or _is_gated_unit(around)
+        path, _, own = path.rpartition(".")
+        around = modules[path]
+        _, after, gated = _neighbours(around, own)
+    followed, gated = isinstance(around, nn.Sequential), gated or in_unit
     return Place(owner, name.removesuffix("_weight"), outputs, inputs, beside, after, followed, gated)
 
 

@@ -365,7 +365,10 @@ PLACES: list[tuple[nn.Module, dict[str, list[tuple[int, ...]]]]] = [
     (Of(w1=(8, 64, 192), w2=(8, 96, 64)), {"w1": [(8, 96, 64)] * 2, "w2": [(8, 64, 96)]}),
     (Of(w1=(8, 192, 64), w2=(8, 64, 96)), {"w1": [(8, 96, 64)] * 2, "w2": [(8, 64, 96)]}),
     (Of(fc1_weight=(192, 64), fc2_weight=(64, 96)), {"fc1_weight": HALVES}),
-    (Attending(qkv=Of(linear=nn.Linear(64, 192))), {"qkv.linear.weight": THIRDS}),
+    (
+        Attending(qkv=Of(linear=nn.Linear(64, 192), lora_A=(4, 64), lora_B=(192, 4))),
+        {"qkv.linear.weight": THIRDS, "qkv.lora_A": [(1, 4, 64)], "qkv.lora_B": [(1, 64, 4)] * 3},
+    ),
     (Attending(to_qkv=nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 192))), {"to_qkv.1.weight": THIRDS}),
     (
         Attending(qkv_proj=adapted(64, 192)),
