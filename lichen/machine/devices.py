@@ -84,19 +84,19 @@ def parse(text: str, as_of: date | None = None) -> Machine:
     name, colon, count = "".join(text.lower().split()).partition(":")
     devices = load()
     if name not in devices:
-        for device in devices:
-            if found := re.fullmatch(rf"(\d+)[x*]{device}|{device}[x*](\d+)", name):
+        for known in devices:
+            if found := re.fullmatch(rf"(\d+)[x*]{known}|{known}[x*](\d+)", name):
                 many = found[1] or found[2]
-                raise LichenError(f"no device {name!r}; {many} of {device} are written {device}:{many}")
+                raise LichenError(f"no device {name!r}; {many} of {known} are written {known}:{many}")
         hint = did_you_mean(name, devices, f"known are {', '.join(devices)}", cutoff=0.5)
         raise LichenError(f"no device {name!r}; {hint}")
     device = devices[name]
     if as_of is not None and device.date > as_of:
         raise LichenError(f"the figures of {name} are of {device.date}, which is after {as_of}")
     if colon and not (re.fullmatch(r"[0-9]{1,6}", count) and 1 <= int(count) <= MOST_DEVICES):
-        most = f"at most {MOST_DEVICES:,}"
         raise LichenError(
-            f"{text!r}: after the colon comes how many devices there are, {most}, like {name}:8"
+            f"{text!r}: after the colon comes how many devices there are, like {name}:8; at most "
+            f"{MOST_DEVICES:,}"
         )
     return Machine(text, name, device, int(count or 1), _read().usable[device.kind])
 
