@@ -125,6 +125,7 @@ def form_of(path: Path) -> Form:
         if named_compression and compression != named_compression:
             raise Unreadable(f"damaged or unreadable (not {named_compression}, as its name says)")
         raw.seek(0)
+        head = b""
         with suppress(*DAMAGE), _decompressed(raw, compression, path) as file:
             head = file.read(_HEAD_BYTES)
     if table := _starting(_TABLES, head):
