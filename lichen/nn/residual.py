@@ -23,7 +23,7 @@ from lichen.arch.parts.hyper_connections import HyperConnections
 from lichen.nn.forward import Pass
 from lichen.nn.roles import Role
 from lichen.ops.add import add
-from lichen.ops.hyper_connections import join, mix, sinkhorn, stream_logits
+from lichen.ops.hyper_connections import join, mix, read, stream_logits
 
 KEPT, GATE = 4.0, 0.01
 """At the beginning of training: the logit by which a stream keeps to itself, and the scale of what depends on
@@ -56,16 +56,8 @@ class HyperConnected(nn.Module):
         self.scale = nn.Parameter(torch.empty(3))
 
     def forward(self, x_NSH: Tensor, norm: nn.Module, sub_layer: nn.Module, at: Pass) -> Tensor:
-        spec, streams = self.spec, self.spec.streams
-        logits = stream_logits(x_NSH, self.fn, self.eps)
-        sizes = [streams, streams, streams * streams]
-        (read, write, mixing), (b_read, b_write, b_mixing) = logits.split(sizes, 1), self.base.split(sizes)
-        s_read, s_write, s_mixing = self.scale.unbind()
-        read_NS = torch.sigmoid(read * s_read + b_read) + spec.eps
-        write_NS = 2 * torch.sigmoid(write * s_write + b_write)
-        mixing_NSS = (mixing * s_mixing + b_mixing).unflatten(1, (streams, streams))
-        mix_NSS = sinkhorn(mixing_NSS, spec.sinkhorn_iters, spec.eps)
-        return mix(x_NSH, sub_layer(norm(join(x_NSH, read_NS)), at), write_NS, mix_NSS)
+        read_NH, write_NS, mix_NSS = read(x_NSH, self.fn, self.base, self.scale, self.spec, self.eps)
+        return mix(x_NSH, sub_layer(norm(read_NH), at), write_NS, mix_NSS)
 
     @torch.no_grad()
     def initialize(self) -> None:

@@ -17,6 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lichen.arch.parts.hyper_connections import HyperConnections
+from lichen.ops.native import FORMATS, Kernel, trains
+
+_streams_read = Kernel("streams_read", "14q2d")
+_streams_read_backward = Kernel("streams_read_backward", "17qd")
+_streams_mix = Kernel("streams_mix", "9q")
+_streams_mix_backward = Kernel("streams_mix_backward", "13q")
+PARTS = 8  # in which the kernel adds up the gradients of the weights
+
 
 def sinkhorn_reference(logits_NSS: Tensor, iterations: int, eps: float) -> Tensor:
     """Rows are the second of the three dimensions. A softmax of the rows counts as their first division, and
@@ -80,8 +89,91 @@ def join(x_NSH: Tensor, read_NS: Tensor) -> Tensor:
     return torch.bmm(read_NS.to(x_NSH.dtype).unsqueeze(1), x_NSH).squeeze(1)
 
 
+class _Read(torch.autograd.Function):
+    """One pass over the streams in each direction (`lichen/ops/kernels/hyper_connections.cpp`), which computes
+    the steps of Sinkhorn's iteration again for the derivative."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NSH: Tensor, fn: Tensor, base: Tensor, scale: Tensor, part: HyperConnections, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        tokens, streams, width = x_NSH.shape
+        joined_NH = x_NSH.new_empty(tokens, width)
+        write_NS, mix_NSS = fn.new_empty(tokens, streams), fn.new_empty(tokens, streams, streams)
+        u_NO, r_N = fn.new_empty(tokens, len(fn)), fn.new_empty(tokens)
+        _streams_read(
+            *(FORMATS[x_NSH.dtype], x_NSH, fn, base, scale, joined_NH, write_NS, mix_NSS, u_NO, r_N),
+            *(tokens, streams, width, part.sinkhorn_iters, part.eps, eps),
+        )
+        ctx.save_for_backward(x_NSH, fn, base, scale, u_NO, r_N)
+        ctx.part = part
+        return joined_NH, write_NS, mix_NSS
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_joined: Tensor, grad_write: Tensor, grad_mix: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x_NSH, fn, base, scale, u_NO, r_N = ctx.saved_tensors
+        part: HyperConnections = ctx.part
+        grad_logits, grad_x = torch.empty_like(u_NO), torch.empty_like(x_NSH)
+        grad_fn = fn.new_empty(PARTS, *fn.shape)
+        _streams_read_backward(
+            *(FORMATS[x_NSH.dtype], grad_joined.contiguous(), grad_write.contiguous(), grad_mix.contiguous()),
+            *(x_NSH, fn, base, scale, u_NO, r_N, grad_logits, grad_x, grad_fn),
+            *(*x_NSH.shape, part.sinkhorn_iters, part.eps),
+        )
+        along_O = torch.linalg.vecdot(grad_logits, u_NO, dim=0)
+        grad_scale = torch.stack([each.sum() for each in along_O.split(_sizes(part.streams))])
+        return grad_x, grad_fn.sum(0), grad_logits.sum(0), grad_scale, None, None
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NSH: Tensor, y_NH: Tensor, write_NS: Tensor, mix_NSS: Tensor) -> Tensor:
+        out_NSH = torch.empty_like(x_NSH)
+        _streams_mix(FORMATS[x_NSH.dtype], x_NSH, y_NH, write_NS, mix_NSS, out_NSH, *x_NSH.shape)
+        ctx.save_for_backward(x_NSH, y_NH, write_NS, mix_NSS)
+        return out_NSH
+
+    @staticmethod
+    def backward(ctx: Any, grad_NSH: Tensor) -> tuple[Tensor, ...]:
+        inputs = ctx.saved_tensors
+        grads = tuple(torch.empty_like(each) for each in inputs)
+        _streams_mix_backward(
+            FORMATS[grad_NSH.dtype], grad_NSH.contiguous(), *inputs, *grads, *grad_NSH.shape
+        )
+        return grads
+
+
+def _sizes(streams: int) -> list[int]:
+    """How many outputs say what is read, where is written, and how streams mix."""
+    return [streams, streams, streams * streams]
+
+
+def read(
+    x_NSH: Tensor, fn: Tensor, base: Tensor, scale: Tensor, part: HyperConnections, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a sub-layer reads of the streams, sum_i A_i X_i (N, H) in x's dtype, and C (N, S) and B (N, S, S)
+    fp32, all as `lichen.nn.residual` defines them. fn (outputs, S H), base (outputs,), scale (3,): fp32. eps:
+    of the norm."""
+    if trains(x_NSH):
+        joined_NH, write_NS, mix_NSS = _Read.apply(
+            *(x_NSH.contiguous(), fn.float().contiguous(), base.float(), scale.float(), part, eps)
+        )
+        return joined_NH, write_NS, mix_NSS
+    sizes = _sizes(part.streams)
+    scale_O = scale.repeat_interleave(torch.tensor(sizes, device=scale.device), output_size=sum(sizes))
+    read_NS, write_NS, mix_NO = (stream_logits(x_NSH, fn, eps) * scale_O + base).split(sizes, 1)
+    read_NS, write_NS = torch.sigmoid(read_NS) + part.eps, 2 * torch.sigmoid(write_NS)
+    mix_NSS = sinkhorn(mix_NO.unflatten(1, (part.streams, -1)), part.sinkhorn_iters, part.eps)
+    return join(x_NSH, read_NS), write_NS, mix_NSS
+
+
 def mix(x_NSH: Tensor, y_NH: Tensor, write_NS: Tensor, mix_NSS: Tensor) -> Tensor:
     """X'_k = write_k y + sum_j mix_jk X_j: (N, S, H)."""
+    if trains(x_NSH):
+        out_NSH: Tensor = _Mix.apply(x_NSH.contiguous(), y_NH.contiguous(), write_NS, mix_NSS)
+        return out_NSH
     dtype = x_NSH.dtype
     written = write_NS.to(dtype).unsqueeze(-1) * y_NH.unsqueeze(1)
     return torch.baddbmm(written, mix_NSS.to(dtype).mT, x_NSH)
