@@ -20,8 +20,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lichen.ops.native import FORMATS, Kernel, trains
 from lichen.ops.sequences import BLOCK, Sequences
 
+_forward = Kernel("compressed_forward", "16qd")
+_backward = Kernel("compressed_backward", "22qd")
+PARTS = 8  # in which the kernel adds up the gradients of keys and entries
 GATHERED = 4  # times as many entries as are chosen: from then on they are gathered
 
 
@@ -47,6 +51,10 @@ class Reach(NamedTuple):
     blocks: list[Block]
     most_entries: int
     before: int = 0
+
+    @property
+    def bounds(self) -> tuple[Tensor, ...]:
+        return self.first_N, self.last_N, self.start_N, self.end_N
 
     def hidden(self, block: Block, chosen_Qk: Tensor | None) -> Tensor:
         """True for what a query of the block does not see: (Q, S)."""
@@ -245,7 +253,8 @@ class _Part:
         if self.own_Qk is None:
             entries_MD[self.block.entries] += added[keys:]
         else:
-            entries_MD.index_add_(0, self.own_Qk.flatten(), (own.mT @ x_QHD).flatten(0, 1))
+            added_QkD = (own.mT @ x_QHD).to(entries_MD.dtype)
+            entries_MD.index_add_(0, self.own_Qk.flatten(), added_QkD.flatten(0, 1))
 
 
 class _Attention(torch.autograd.Function):
@@ -280,7 +289,6 @@ class _Attention(torch.autograd.Function):
         q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, out_NHD, log_sums_NH = ctx.saved_tensors
         dtype, grad_NHD = q_NHD.dtype, grad_NHD.contiguous()
         along_NH = torch.linalg.vecdot(grad_NHD.float(), out_NHD.float())
-        grad_sinks_H = -((sinks_H.float() - log_sums_NH).exp() * along_NH).sum(0)
         grad_q_NHD = torch.empty_like(q_NHD)
         grad_keys_KD = torch.zeros_like(keys_KD, dtype=torch.float32)
         grad_entries_MD = torch.zeros_like(entries_MD, dtype=torch.float32)
@@ -293,8 +301,59 @@ class _Attention(torch.autograd.Function):
             grad_logits = grad_logits.mul_(p).mul_(ctx.scale).to(dtype)
             part.add_outer(grad_logits, part.q_QHD, grad_keys_KD, grad_entries_MD)
             grad_q_NHD[of] = part.mixed(grad_logits)
-        grads = grad_keys_KD.to(dtype), grad_entries_MD.to(dtype), grad_sinks_H.to(sinks_H.dtype)
+        grads = (
+            grad_keys_KD.to(dtype),
+            grad_entries_MD.to(dtype),
+            _sinks_gradient(sinks_H, log_sums_NH, along_NH),
+        )
         return grad_q_NHD, *grads, None, None, None
+
+
+class _NativeAttention(torch.autograd.Function):
+    """The same by a kernel (`lichen/ops/kernels/compressed_attention.cpp`), in which a few rows go from their
+    logits to their output while they are in the cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_NHD: Tensor,
+        keys_KD: Tensor,
+        entries_MD: Tensor,
+        sinks_H: Tensor,
+        chosen_Nk: Tensor | None,
+        reach: Reach,
+        scale: float,
+    ) -> Tensor:
+        q_NHD, keys_KD, entries_MD = q_NHD.contiguous(), keys_KD.contiguous(), entries_MD.contiguous()
+        out_NHD = torch.empty_like(q_NHD)
+        log_sums_NH = q_NHD.new_empty(q_NHD.shape[:2], dtype=torch.float32)
+        choice = (0, 0) if chosen_Nk is None else (chosen_Nk, chosen_Nk.shape[1])
+        _forward(
+            *(FORMATS[q_NHD.dtype], q_NHD, keys_KD, entries_MD, choice[0], sinks_H.float(), *reach.bounds),
+            *(out_NHD, log_sums_NH, *q_NHD.shape, choice[1], scale),
+        )
+        ctx.save_for_backward(q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, out_NHD, log_sums_NH)
+        ctx.reach, ctx.scale = reach, scale
+        return out_NHD
+
+    @staticmethod
+    def backward(ctx: Any, grad_NHD: Tensor) -> tuple[Tensor | None, ...]:
+        q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, out_NHD, log_sums_NH = ctx.saved_tensors
+        grad_q_NHD, along_NH = torch.empty_like(q_NHD), torch.empty_like(log_sums_NH)
+        grad_keys, grad_entries = (log_sums_NH.new_empty(PARTS, *x.shape) for x in (keys_KD, entries_MD))
+        choice = (0, 0) if chosen_Nk is None else (chosen_Nk, chosen_Nk.shape[1])
+        _backward(
+            *(FORMATS[q_NHD.dtype], grad_NHD.contiguous(), out_NHD, q_NHD, keys_KD, entries_MD, choice[0]),
+            *(*ctx.reach.bounds, log_sums_NH, grad_q_NHD, grad_keys, grad_entries, along_NH, *q_NHD.shape),
+            *(choice[1], len(keys_KD), len(entries_MD), ctx.scale),
+        )
+        grad_sinks_H = _sinks_gradient(sinks_H, log_sums_NH, along_NH)
+        grads = (x.sum(0).to(q_NHD.dtype) for x in (grad_keys, grad_entries))
+        return grad_q_NHD, *grads, grad_sinks_H, None, None, None
+
+
+def _sinks_gradient(sinks_H: Tensor, log_sums_NH: Tensor, along_NH: Tensor) -> Tensor:
+    return -((sinks_H.float() - log_sums_NH).exp() * along_NH).sum(0).to(sinks_H.dtype)
 
 
 def compressed_attention(
@@ -310,4 +369,5 @@ def compressed_attention(
 
     chosen: the entries of each token, -1 for none (`choose_entries`); None for all within its reach.
     """
-    return _Attention.apply(q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, reach, scale)
+    apply = (_NativeAttention if trains(q_NHD) else _Attention).apply
+    return apply(q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, reach, scale)

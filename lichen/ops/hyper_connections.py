@@ -2,7 +2,7 @@
 
 Sinkhorn and Knopp's iteration makes a positive matrix nearly doubly stochastic by dividing rows and columns
 by their sums in turn. Recorded step by step it is some eighty small operations in each direction; here it is
-one function, which keeps its input alone and computes the steps again for its derivative. That of
+one function or part of a kernel, and for its derivative the steps are computed again. That of
 
     y = x / (sum(x) + eps)     is     dx = (dy - sum(dy y)) / (sum(x) + eps)
 
@@ -90,8 +90,8 @@ def join(x_NSH: Tensor, read_NS: Tensor) -> Tensor:
 
 
 class _Read(torch.autograd.Function):
-    """One pass over the streams in each direction (`lichen/ops/kernels/hyper_connections.cpp`), which computes
-    the steps of Sinkhorn's iteration again for the derivative."""
+    """One pass over the streams in each direction (`lichen/ops/kernels/hyper_connections.cpp`), the backward
+    one of which computes the steps of Sinkhorn's iteration again."""
 
     @staticmethod
     def forward(

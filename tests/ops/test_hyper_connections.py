@@ -69,10 +69,9 @@ def test_values_and_gradients(form: str, streams: int, iterations: int, dtype: t
     inputs = [x.requires_grad_() for x in inputs]
     ours, expected = through(inputs, part), by_definition(exact, part)
     outer = [drawn(*x.shape, seed=10 + number) for number, x in enumerate(ours)]
-    grads = torch.autograd.grad(ours, inputs, [g.to(x.dtype) for g, x in zip(outer, ours, strict=True)])
-    wanted = torch.autograd.grad(
-        expected, exact, [g.to(x.dtype).double() for g, x in zip(outer, ours, strict=True)]
-    )
+    outer = [grad.to(x.dtype) for grad, x in zip(outer, ours, strict=True)]
+    grads = torch.autograd.grad(ours, inputs, outer)
+    wanted = torch.autograd.grad(expected, exact, [grad.double() for grad in outer])
     for a, b in zip([*ours, *grads], [*expected, *wanted], strict=True):
         assert (a.double() - b).norm() <= (3e-6 if dtype == torch.float32 else 1e-2) * b.norm()
 

@@ -8,15 +8,36 @@ import pytest
 import torch
 from torch import Tensor
 
+from lichen.arch.parts.hyper_connections import HyperConnections
 from lichen.arch.parts.rope import Rope
-from lichen.ops import attention, cross_entropy, latent_attention, native, norm, rope, swiglu
+from lichen.ops import (
+    attention,
+    compressed_attention,
+    cross_entropy,
+    hyper_connections,
+    latent_attention,
+    native,
+    norm,
+    rope,
+    swiglu,
+)
+from lichen.ops.compressed_attention import choose_entries, reach_of
 from lichen.ops.cross_entropy import IGNORE, linear_cross_entropy
 from lichen.ops.norm import rms_norm
 from lichen.ops.rope import apply_rope, turns
 from lichen.ops.sequences import Sequences
 from lichen.ops.swiglu import silu_mul, silu_mul_rows_backward
 
-MODULES = (attention, cross_entropy, latent_attention, norm, rope, swiglu)
+MODULES = (
+    attention,
+    compressed_attention,
+    cross_entropy,
+    hyper_connections,
+    latent_attention,
+    norm,
+    rope,
+    swiglu,
+)
 Computed = list[Tensor]
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -101,7 +122,42 @@ def grouped_queries(dtype: torch.dtype) -> Computed:
     return [*gradients(out, *leaves), largest]
 
 
-FORMS = [norms, gates, weighted_gates, losses, turned, latents, grouped_queries]
+def compressed(dtype: torch.dtype) -> Computed:
+    """Sequences that begin and end within blocks, one shorter than a block that makes an entry; few of many
+    entries chosen, and all of few."""
+    found = []
+    for every, topk in ((4, 5), (16, 0)):
+        sequences = Sequences([200, 37, 3, 160])
+        reach = reach_of(sequences, 24, every)
+        entries = sum(length // every for length in sequences.lengths)
+        q, keys, made, sinks = (
+            drawn(*shape, seed=30 + i, dtype=dtype)
+            for i, shape in enumerate([(400, 3, 20), (400, 20), (entries, 20), (3,)])
+        )
+        chosen = None
+        if topk:
+            index = [
+                drawn(*shape, seed=40, dtype=dtype).detach()
+                for shape in ((400, 2, 8), (400, 2), (entries, 8))
+            ]
+            chosen = choose_entries(*index, topk, reach)
+        out = compressed_attention.compressed_attention(q, keys, made, chosen, sinks, reach, 0.4)
+        found += gradients(out, q, keys, made, sinks)
+    return found
+
+
+def streams(dtype: torch.dtype) -> Computed:
+    part = HyperConnections(4)
+    x, y = drawn(150, 4, 45, seed=50, dtype=dtype), drawn(150, 45, seed=51, dtype=dtype)
+    weights = [
+        drawn(*shape, seed=52 + i, dtype=torch.float32, size=0.1)
+        for i, shape in enumerate([(24, 180), (24,), (3,)])
+    ]
+    joined, write, mixing = hyper_connections.read(x, *weights, part, 1e-5)
+    return gradients(hyper_connections.mix(x, y + joined, write, mixing), x, y, *weights)
+
+
+FORMS = [norms, gates, weighted_gates, losses, turned, latents, grouped_queries, compressed, streams]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -132,7 +188,7 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("form", [norms, gates, weighted_gates, turned, latents, grouped_queries])
+@pytest.mark.parametrize("form", [form for form in FORMS if form != losses])
 def test_bits_do_not_depend_on_the_number_of_threads(
     form: Callable[[torch.dtype], Computed], threads: Callable[[int], None]
 ) -> None:
