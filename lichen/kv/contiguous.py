@@ -228,18 +228,19 @@ class Contiguous:
     def restore(self, slot: int, snapshot: Snapshot) -> None:
         """Make the sequence in `slot`, of this storage or another of the same model, what it was.
 
-        Raises LichenError for a snapshot of another model, or one that does not fit; then nothing has changed.
+        Raises LichenError for a snapshot of another model, or one that does not fit; then nothing has
+        changed.
         """
         if snapshot.length > self.capacity:
             raise LichenError(
-                f"the snapshot has {snapshot.length} tokens, and the cache holds {self.capacity} per sequence; "
-                "make it larger"
+                f"the snapshot has {snapshot.length} tokens, and the cache holds {self.capacity} per "
+                "sequence; make it larger"
             )
         parts = list(self._parts(slot, snapshot.length))
         if [part.shape for part in parts] != [saved.shape for saved in snapshot.tensors]:
             raise LichenError(
-                "the snapshot is of another model: it keeps other entries of a sequence than this one; make it "
-                "again with this model"
+                "the snapshot is of another model, which keeps other entries of a sequence; make it again "
+                "with this model"
             )
         self.free(slot)
         self.lengths[slot] = snapshot.length

@@ -107,7 +107,7 @@ def test_gradients_of_a_long_text(long: Oracle, form: None) -> None:
 
 
 def test_memory_does_not_grow_with_what_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice the text takes twice the memory, not four times: the largest tensors that a training pass makes."""
+    """Twice the text takes twice the memory, not four times: the largest tensor of a training pass."""
     spec = read_config(DeepseekV4Config(**LONG | {"layer_types": [CSA] * 4}).to_dict())
     model = Transformer(spec)
     model.initialize(0)
