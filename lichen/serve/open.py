@@ -26,6 +26,7 @@ from lichen.nn.transformer import Transformer
 from lichen.serve.formats import Weights, formats_for, load_in
 from lichen.weights.checkpoints import (
     Damage,
+    doubt_about,
     find_checkpoint_damage,
     is_checkpoint,
     newest_good,
@@ -135,7 +136,8 @@ def check_whole(folder: Path, contents: bool = True) -> None:
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of `run` whose hashes hold; warns of newer ones that are damaged.
+    """The newest checkpoint of `run` whose hashes hold; warns of newer ones that are damaged, and of what
+    there is to doubt about it.
 
     Of a run that has diverged it is the last proved one.
     """
@@ -154,7 +156,13 @@ def newest_checkpoint(run: Path) -> Path:
         )
     if checkpoint is None:
         raise LichenError(f"the run {run} has no checkpoint yet; train it with: lichen train {run}")
+    _warn_of_doubt(checkpoint)
     return checkpoint
+
+
+def _warn_of_doubt(checkpoint: Path) -> None:
+    if doubtful := doubt_about(checkpoint):
+        warnings.warn(doubtful, stacklevel=3)
 
 
 def _model_folder(folder: Path) -> Path:
@@ -178,6 +186,7 @@ def _model_folder(folder: Path) -> Path:
     if is_checkpoint(folder):
         read_versioned(folder / "state.json")
         check_whole(folder / "model")
+        _warn_of_doubt(folder)
         return folder / "model"
     if not (folder / "config.json").is_file():
         raise LichenError(f"{folder} holds no model: it is not a run, and it has no config.json")
