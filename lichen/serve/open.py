@@ -120,7 +120,8 @@ def check_whole(folder: Path, contents: bool = True) -> None:
     mark, checkpoint = folder / EXPORT_MARK, folder.resolve().parent
     if mark.exists():
         said = read_json(mark)
-        if isinstance(said.get("files"), list):  # of an earlier version, which vouched for the tokenizer only
+        lists_names = said.get("format_version") == 1 and isinstance(said.get("files"), list)
+        if lists_names:  # as the first version did, which vouched for the tokenizer only
             same = tokenizer_hash(folder) == said.get("tokenizer_hash")
             reason = None if same else f"{TOKENIZER_FILE} is not the tokenizer that was exported"
         else:

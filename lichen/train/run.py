@@ -155,7 +155,8 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     if not is_run(folder):
         raise LichenError(f"{folder} is not a run; it has no recipe.toml and run.json")
     facts = _read_facts(folder)
-    if "files" in facts and (reason := find_damage(folder, (), "run.json")):
+    began_with = ("config.json", DATA_FILE, TOKENIZER_FILE)
+    if "files" in facts and (reason := find_damage(folder, began_with, "run.json")):
         raise LichenError(
             f"{folder} is not as the run began: {reason}. Bring the file back from a copy, or begin a new "
             f"run: lichen train {folder / 'recipe.toml'} --out ANOTHER"
@@ -201,10 +202,15 @@ def _is_ours(folder: Path) -> bool:
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     facts = {"fitted": {}} | read_versioned(folder / "run.json")  # which earlier versions did not keep
-    if facts.pop("sha256", None) not in (None, own_hash(facts)):
+    digest = facts.pop("sha256", None)
+    is_earlier = digest is None and not facts.keys() & {
+        "files",
+        "recipe",
+    }  # which came together with the hash
+    if digest != own_hash(facts) and not is_earlier:
         raise LichenError(
-            f"{folder / 'run.json'} is damaged: it does not have the hash that it names; bring it back from "
-            "a copy"
+            f"{folder / 'run.json'} is damaged: its hash is missing or that of something else; bring it "
+            "back from a copy"
         )
     return facts
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sysconfig
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,24 @@ def test_of_an_export_only_the_readme_may_be_edited(exports, tmp_path):
         with pytest.raises(LichenError, match=f"not as it was exported: {file.name}"):
             check_whole(out, contents=False)
         file.write_bytes(wrote)
+
+
+@pytest.mark.parametrize(
+    ("files", "version", "refused"),
+    [
+        ([], 2, "does not list the files"),
+        ({}, 2, "does not list config.json"),
+        ({}, 1, "does not list config.json"),
+        (["tokenizer.json"], 1, None),
+    ],
+)
+def test_an_export_that_vouches_for_nothing_is_not_believed(exports, tmp_path, files, version, refused):
+    """Those of the first version listed names."""
+    out = shutil.copytree(exports["llama"], tmp_path / "out")
+    mark = json.loads((out / "lichen.json").read_text())
+    (out / "lichen.json").write_text(json.dumps(mark | {"files": files, "format_version": version}))
+    with pytest.raises(LichenError, match=refused) if refused else nullcontext():
+        check_whole(out)
 
 
 @pytest.mark.parametrize("name", ["README.md", "chat_template.jinja"])
@@ -463,7 +482,14 @@ def test_an_export_with_another_tokenizer_is_refused(run, exports, tmp_path):
     shutil.copyfile(exports["llama"] / "tokenizer.json", out / "tokenizer.json")
     for mark, told in (
         (None, "tokenizer.json has .* bytes"),
-        ({"files": ["tokenizer.json"], "tokenizer_hash": run.manifest.tokenizer_hash}, ".*not the tokenizer"),
+        (
+            {
+                "format_version": 1,
+                "files": ["tokenizer.json"],
+                "tokenizer_hash": run.manifest.tokenizer_hash,
+            },
+            ".*not the tokenizer",
+        ),
         ({"files": {}}, "lichen.json does not list config.json"),
         ({}, "lichen.json does not list the files"),
     ):
