@@ -14,9 +14,9 @@ from rich.console import Console
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lichen.arch.families import text_splits
+from lichen.arch.families import load_spec, text_splits
 from lichen.data.prepare import prepare
-from lichen.errors import LichenError
+from lichen.errors import LichenError, SpecError
 from lichen.files.sealed import seal
 from lichen.serve.generate import generate
 from lichen.serve.open import check_whole, open_model
@@ -230,6 +230,23 @@ def test_of_an_export_only_the_readme_may_be_edited(exports, tmp_path):
         with pytest.raises(LichenError, match=f"not as it was exported: {file.name}"):
             check_whole(out, contents=False)
         file.write_bytes(wrote)
+
+
+def test_a_config_that_has_changed_is_not_counted(exports, runs, tmp_path, monkeypatch):
+    """Of a run, a checkpoint, an export, also by a short name; its own name is that of any file."""
+    folder = shutil.copytree(runs["llama"].folder, tmp_path / "run")
+    shutil.copytree(exports["llama"], tmp_path / "export")
+    model = folder / "checkpoints" / "step-00000002" / "model"
+    for whence, name in ((tmp_path, "run"), (tmp_path, "export"), (model.parent, "model"), (model, ".")):
+        monkeypatch.chdir(whence)
+        config = Path(name) / "config.json"
+        load_spec(name)
+        wrote = config.read_text()
+        config.write_text(wrote.replace('"hidden_size": 32', '"hidden_size": 64'))
+        assert load_spec(config).hidden_size == 64
+        with pytest.raises(SpecError, match=r"not as it was written: (model/)?config\.json does not have"):
+            load_spec(name)
+        config.write_text(wrote)
 
 
 @pytest.mark.parametrize(
