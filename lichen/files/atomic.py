@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from lichen.errors import LichenError
-from lichen.files.scan import why_not_a_file
+from lichen.files.scan import require_folder, why_not_a_file
 
 
 @contextmanager
@@ -30,6 +30,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EBUSY, errno.EXDEV):
             raise LichenError(f"cannot write {path}: {error.strerror}") from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR) and error.filename:
+            require_folder(Path(error.filename))
         raise
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lichen.errors import LichenError
 from lichen.files.atomic import disk_errors
+from lichen.files.scan import require_file
 
 try:
     import fcntl
@@ -28,6 +29,8 @@ def locked(folder: Path, or_who: str = "") -> Iterator[int]:
     are `or_who` in the refusal.
     """
     path = folder / LOCK_FILE
+    if path.exists():
+        require_file(path)
 
     def refusal() -> str:
         who = path.read_text(errors="replace").strip() or "another process"

@@ -21,6 +21,7 @@ from lichen.data.tokenizer import (
 from lichen.errors import LichenError, said_if_slow
 from lichen.files.bounded import read_json
 from lichen.files.replace import former_of
+from lichen.files.scan import require_file
 from lichen.files.sealed import find_damage
 from lichen.nn.transformer import Transformer
 from lichen.serve.formats import Weights, formats_for, load_in
@@ -87,6 +88,15 @@ def is_run(folder: Path) -> bool:
     return (folder / "recipe.toml").is_file() and (folder / "run.json").is_file()
 
 
+def has_diverged(run: Path) -> bool:
+    """Raises LichenError where what would tell it is no file."""
+    told = run / DIVERGENCE_FILE
+    if not told.exists():
+        return False
+    require_file(told)
+    return True
+
+
 def run_manifest(run: Path) -> Manifest:
     """The manifest of the data that a run began with. Raises LichenError where it is missing or damaged, or
     names another tokenizer than the run's."""
@@ -142,7 +152,7 @@ def newest_checkpoint(run: Path) -> Path:
 
     Of a run that has diverged it is the last proved one.
     """
-    diverged = (run / DIVERGENCE_FILE).exists()
+    diverged = has_diverged(run)
     checkpoint, damaged = newest_good(run / "checkpoints", proved=diverged)
     for damage in damaged:
         warnings.warn(f"{damage}; it is skipped", stacklevel=2)

@@ -11,6 +11,7 @@ from rich.console import Console
 from lichen.errors import LichenError, NotFinite, is_out_of_memory, said_if_slow
 from lichen.files.atomic import write_text
 from lichen.files.lock import locked
+from lichen.serve.open import has_diverged
 from lichen.train import budget, state
 from lichen.train.evaluate import evaluate, samples
 from lichen.train.metrics import MetricsLog, StepMetrics
@@ -127,7 +128,7 @@ def _take_steps(run: Run, console: Console, back_to: int | None) -> signal.Signa
 
 def _first_checkpoint(run: Run, back_to: int | None, progress: Progress) -> Path | None:
     """The one to go on from, None for the beginning."""
-    diverged = run.divergence.exists()
+    diverged = has_diverged(run.folder)
     if back_to is not None:
         checkpoint = checkpoint_of(run.checkpoints, back_to) if back_to else None
     else:

@@ -39,7 +39,7 @@ from lichen.files.sealed import find_damage, own_hash, vouched, write_with_own_h
 from lichen.machine.precision import default_device, matmul_dtype
 from lichen.machine.rates import machine
 from lichen.ops.native import has_kernels
-from lichen.serve.open import DATA_FILE, DIVERGENCE_FILE, is_run, run_manifest
+from lichen.serve.open import DATA_FILE, DIVERGENCE_FILE, has_diverged, is_run, run_manifest
 from lichen.train.metrics import read_metrics
 from lichen.train.recipe import (
     Recipe,
@@ -136,7 +136,8 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
         # The recipe goes first and comes last: a folder is a whole run or none.
         with disk_errors(folder):
             (folder / "recipe.toml").unlink(missing_ok=True)
-            run.divergence.unlink(missing_ok=True)
+            if has_diverged(folder):
+                run.divergence.unlink()
         write_with_own_hash(folder / "run.json", facts)
         for name, content in contents.items():
             with atomic_write(folder / name) as file:

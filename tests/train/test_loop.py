@@ -390,6 +390,25 @@ def test_what_is_no_number_after_a_step_is_not_saved(run: Run, console: Console,
     assert train(run, console) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("lock", os.mkfifo, "a FIFO; a regular file is needed"),
+        ("lock", os.mkdir, "a folder; a regular file is needed"),
+        ("diverged.txt", os.mkdir, "a folder; a regular file is needed"),
+        ("metrics.jsonl", os.mkfifo, "a FIFO; a regular file is needed"),
+        ("tensorboard", os.mkfifo, "a FIFO; a folder is needed"),
+        ("checkpoints", Path.touch, "a file; a folder is needed"),
+    ],
+)
+def test_what_is_of_another_kind_than_it_should_be_is_named(run: Run, console: Console, name, make, words):
+    odd = run.folder / name
+    odd.unlink(missing_ok=True)
+    make(odd)
+    with pytest.raises(LichenError, match=f"{odd} is {words}"):
+        train(run, console)
+
+
 def test_metrics_that_were_cut_are_noticed(run: Run, console: Console, monkeypatch):
     with monkeypatch.context() as patch:
         at_step(patch, 5, lambda trainer: os.kill(os.getpid(), signal.SIGINT))
