@@ -205,7 +205,7 @@ def _failures_explained(run: Run, step: int, checkpoint: Path | None) -> Iterato
         yield
     except NotFinite as error:
         write_text(run.divergence, f"step {step}: {error}\n")
-        back = way_back(run.checkpoints, optimizer_recipe(run.recipe).lr)
+        back = way_back(run.folder, optimizer_recipe(run.recipe).lr)
         raise LichenError(f"step {step}: {error}. {back}") from error
     except LichenError as error:
         raise LichenError(f"{error}; {good}") from error

@@ -99,22 +99,21 @@ def doubt_about(path: Path) -> str | None:
         return None
     why = read_text(path / _DOUBTED).strip()
     lr = read_json(path / "state.json").get("lr", 0.0)  # which earlier versions did not keep
-    return f"checkpoint {path} is doubted: {why}. {way_back(path.parent, lr)}"
+    return f"checkpoint {path} is doubted: {why}. {way_back(path.parent.parent, lr)}"
 
 
-def way_back(folder: Path, lr: float) -> str:
-    """How to go on once a peak learning rate of `lr` has spoilt the weights of the run whose checkpoints lie
-    in `folder`."""
-    proved, _ = newest_good(folder, proved=True)
+def way_back(run: Path, lr: float) -> str:
+    """How to go on once a peak learning rate of `lr` has spoilt the weights of a run, whose folder `run` is."""
+    proved, _ = newest_good(run / "checkpoints", proved=True)
     if proved is None:
         step, former, whence = 0, lr, "No checkpoint is proved yet: go on from the beginning"
     else:
         step, former = step_of(proved), read_json(proved / "state.json").get("lr", lr)
         whence = f"The last proved checkpoint is {proved}: go on from there"
-    how, value = (
-        ("the learning rate that it had", f"{former:g}") if former < lr else ("a lower learning rate", "...")
-    )
-    return f"{whence} with {how}: lichen train {folder.parent} --from {step} optimizer.lr={value}"
+    how, value = "a lower learning rate", "..."
+    if former < lr:
+        how, value = "the learning rate that it had", f"{former:g}"
+    return f"{whence} with {how}: lichen train {run} --from {step} optimizer.lr={value}"
 
 
 def _is_proved(path: Path) -> bool:

@@ -339,6 +339,8 @@ def test_weights_that_have_forgotten_all_are_doubted_by_whoever_uses_them(
     assert said[-1].startswith(f"checkpoint {run.checkpoints / 'step-00000008'} is doubted")
     train(open_run(run.folder, ["optimizer.lr=0.01"]), console, back_to=4)
     assert "is doubted" not in console.export_text()
+    with pytest.warns(UserWarning, match=re.escape(back(run, 7 if every else 4, "0.01"))):
+        open_model(run.folder / "set-aside-1" / "step-00000008", torch.device("cpu"))
 
 
 def test_going_back_sets_aside_what_came_later(make_recipe, tmp_path: Path, console: Console):
