@@ -103,7 +103,7 @@ def doubt_about(path: Path) -> str | None:
 
 
 def way_back(run: Path, lr: float) -> str:
-    """How to go on once a peak learning rate of `lr` has spoilt the weights of a run, whose folder `run` is."""
+    """How to go on once a peak learning rate of `lr` has spoilt the weights of the run in a folder."""
     proved, _ = newest_good(run / "checkpoints", proved=True)
     if proved is None:
         step, former, whence = 0, lr, "No checkpoint is proved yet: go on from the beginning"
