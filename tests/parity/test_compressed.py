@@ -16,6 +16,7 @@ from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperHead
 
 from lichen.arch.families import read_config
+from lichen.errors import LichenError
 from lichen.kv.contiguous import Contiguous
 from lichen.nn.transformer import Transformer
 from lichen.ops import compressed_attention
@@ -88,6 +89,26 @@ def test_pieces_of_a_long_prompt_and_greedy_text(long: Oracle, form: None, monke
     logits += [read(model, text[:, at : at + 1], storage) for at in range(330, text.shape[1])]
     assert_same_logits(torch.cat(logits, 1), expected)
     assert torch.equal(torch.cat(logits, 1)[:, 329:-1].argmax(-1), text[:, 330:])
+
+
+@pytest.mark.parametrize("prefix", [128, 256, 131])
+def test_a_warm_prefix_is_a_cold_one(long: Oracle, prefix: int) -> None:
+    """Bit for bit: windows, entries, what is pending and overlapping halves come back with a snapshot."""
+    model, tokens = load_model(long.folder), tokens_of(330)[:1]
+    with torch.no_grad():
+        cold, warm = Contiguous(model.spec, 2, 400), Contiguous(model.spec, 3, 500)
+        model(tokens[0, :prefix], cold.take([prefix], [0]))
+        saved = cold.snapshot(0)
+        model(torch.flip(tokens[0], [0]), warm.take([330], [2]))  # another text in the way
+        warm.restore(2, saved)
+        for piece in tokens[0, prefix:].split([60, 1, 330 - prefix - 61]):
+            ours = [model(piece, kept.take([len(piece)], [slot])) for kept, slot in ((cold, 0), (warm, 2))]
+            assert torch.equal(*ours)
+    other = Contiguous(read_config(DeepseekV4Config(**LONG | {"layer_types": [CSA] * 4}).to_dict()), 1, 400)
+    with pytest.raises(LichenError, match="the snapshot is of another model"):
+        other.restore(0, saved)
+    with pytest.raises(LichenError, match=f"the snapshot has {prefix} tokens, and the cache holds 100"):
+        Contiguous(model.spec, 1, 100).restore(0, saved)
 
 
 def test_gradients_of_a_long_text(long: Oracle, form: None) -> None:
