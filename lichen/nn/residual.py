@@ -28,7 +28,7 @@ from lichen.ops.hyper_connections import join, mix, read, stream_logits
 KEPT, GATE = 8.0, 0.01
 """At the beginning of training: the logit by which a stream keeps to itself, and the scale of what depends on
 the token. The papers print neither; the second is reported of mHC. With a logit of 8 the difference between
-streams loses a thousandth at a sub-layer, with one of 4 a fourteenth, and three quarters within ten layers."""
+streams loses a thousandth at a sub-layer, with one of 4 a fourteenth, most of it in ten layers."""
 
 
 class Sum(nn.Module):

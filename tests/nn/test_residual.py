@@ -56,7 +56,7 @@ def drawn(*shape: int, seed: int) -> Tensor:
 
 
 def through(model: Transformer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the last layer gives for x, its joined form, and the gradient at x of a random direction of that."""
+    """What the last layer gives for x, its joined form, and the gradient at x of a direction of that."""
     at = Pass(Sequences([TOKENS]))
     at.tokens_N = torch.arange(TOKENS)
     carried = x.requires_grad_()
