@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lichen.arch.parts.compressed import Compressed
@@ -42,6 +41,7 @@ from lichen.ops.compressed_attention import (
     pool,
     reach_after,
 )
+from lichen.ops.norm import rms_norm
 from lichen.ops.rope import apply_rope, turns
 
 
@@ -166,9 +166,8 @@ class CompressedAttention(nn.Module):
         spec, turn = self.spec, at.turn(self.spec.rope, self.spec.rope_dim)
         latent_NL = self.q_a_norm(self.q_a_proj(x_NH))
         q_NHD = self.q_b_proj(latent_NL).unflatten(1, (spec.num_attention_heads, -1))
-        q_NHD = turned(
-            F.rms_norm(q_NHD.float(), q_NHD.shape[-1:], eps=self.eps).to(q_NHD.dtype), turn, spec.rope
-        )
+        no_weight = torch.ones(spec.head_dim, device=q_NHD.device)
+        q_NHD = turned(rms_norm(q_NHD, no_weight, self.eps), turn, spec.rope)
         key_ND = turned(self.kv_norm(self.kv_proj(x_NH)), turn, spec.rope)
         states = at.states(self.layer)
         if states is None:

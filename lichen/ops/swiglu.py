@@ -10,7 +10,7 @@ from lichen.machine.accelerator import runs_triton
 from lichen.ops.native import FORMATS, Kernel, trains
 
 _forward = Kernel("swiglu_forward", "7q")
-_backward = Kernel("swiglu_backward", "13q")
+_backward = Kernel("swiglu_backward", "13qd")
 
 
 class _SiluMul(torch.autograd.Function):
@@ -46,7 +46,7 @@ class _SiluMul(torch.autograd.Function):
             grad_gate, grad_up = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
             _backward(
                 *(FORMATS[grad.dtype], grad.contiguous(), gate, up, gate.stride(-2), 0, grad_gate, grad_up),
-                *(gate.shape[-1], 0, 0, *_sizes(gate)),
+                *(gate.shape[-1], 0, 0, *_sizes(gate), torch.inf),
             )
             return grad_gate, grad_up
         gate, active, up = ctx.saved_tensors
@@ -109,33 +109,29 @@ def silu_mul_rows_backward(
 
     Returns the gradient of h (P, 2 I), the product itself (P, I), and the gradient of the weights (P,) fp32.
     """
-    grad_h, product, grad_weight = _rows_backward(grad_PI, h_P2I, weight_P)
-    if limit is not None:
-        (gate, up), (grad_gate, grad_up) = h_P2I.chunk(2, -1), grad_h.chunk(2, -1)
-        grad_gate.masked_fill_(gate >= limit, 0)
-        grad_up.masked_fill_(up.abs() >= limit, 0)
-    return grad_h, product, grad_weight
-
-
-def _rows_backward(grad_PI: Tensor, h_P2I: Tensor, weight_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_h = torch.empty_like(h_P2I)
     (gate, up), (grad_gate, grad_up) = h_P2I.chunk(2, -1), grad_h.chunk(2, -1)
+    if trains(grad_PI):
+        product, grad_weight = torch.empty_like(grad_PI), torch.empty_like(weight_P)
+        _backward(
+            *(FORMATS[grad_PI.dtype], grad_PI, gate, up, h_P2I.stride(0), weight_P, grad_gate, grad_up),
+            *(grad_h.stride(0), product, grad_weight, *_sizes(grad_PI)),
+            torch.inf if limit is None else limit,
+        )
+        return grad_h, product, grad_weight
     if runs_triton(grad_PI.device.type):
         from lichen.ops import swiglu_triton
 
         product, grad_weight = swiglu_triton.weighted_silu_mul_backward(
             grad_PI, gate, up, weight_P, grad_gate, grad_up
         )
-        return grad_h, product, grad_weight
-    if trains(grad_PI):
-        product, grad_weight = torch.empty_like(grad_PI), torch.empty_like(weight_P)
-        _backward(
-            *(FORMATS[grad_PI.dtype], grad_PI, gate, up, h_P2I.stride(0), weight_P, grad_gate, grad_up),
-            *(grad_h.stride(0), product, grad_weight, *_sizes(grad_PI)),
-        )
-        return grad_h, product, grad_weight
-    active, weight = F.silu(gate), weight_P.to(grad_PI.dtype).unsqueeze(1)
-    product = active * up
-    grad_weight = torch.linalg.vecdot(grad_PI, product).float()
-    silu_mul_backward(grad_PI * weight, gate, active, up, grad_gate, grad_up)
-    return grad_h, product.mul_(weight), grad_weight
+    else:
+        active, weight = F.silu(gate), weight_P.to(grad_PI.dtype).unsqueeze(1)
+        product = active * up
+        grad_weight = torch.linalg.vecdot(grad_PI, product).float()
+        silu_mul_backward(grad_PI * weight, gate, active, up, grad_gate, grad_up)
+        product.mul_(weight)
+    if limit is not None:
+        grad_gate.masked_fill_(gate >= limit, 0)
+        grad_up.masked_fill_(up.abs() >= limit, 0)
+    return grad_h, product, grad_weight

@@ -24,12 +24,12 @@ NATIVE = "bf16" if multiplies_bf16("cpu") else "fp32"  # a format that is emulat
 
 
 @functools.cache
-def run(name: str) -> tuple[dict[str, Any], str]:
+def run(name: str, *options: str) -> tuple[dict[str, Any], str]:
     """What a benchmark wrote and what it printed; every benchmark runs once."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
         done = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", str(file)],
+            [sys.executable, "-m", f"benchmarks.{name}", *options, "--quick", "--json", str(file)],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -43,12 +43,13 @@ def run(name: str) -> tuple[dict[str, Any], str]:
     ("name", "column", "contenders"),
     [
         ("train_step", "CPU ms", {f"lichen {NATIVE}", "transformers fp32 eager"}),
+        ("train_step --model v4", "CPU ms", {f"lichen {NATIVE}", "transformers fp32 eager"}),
         ("decode", "tokens/s", {f"lichen {NATIVE}", f"transformers {NATIVE}"}),
         ("muon_step", "CPU ms", {"lichen", "torch.optim.Muon", "fused AdamW"}),
     ],
 )
 def test_quick(name: str, column: str, contenders: set[str]) -> None:
-    found, printed = run(name)
+    found, printed = run(*name.split())
     rows = next(value for key, value in found.items() if "thread" in key)
     measured = {row.get("contender", row.get("optimizer")): row[column] for row in rows}
     assert contenders <= measured.keys()

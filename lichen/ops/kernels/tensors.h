@@ -26,6 +26,9 @@ template <typename T> void set(T* p, int64_t i, int64_t n, vec x) {
 }
 
 inline vec sigmoid(vec x) { return div(all(1.0f), add(all(1.0f), exp(sub(zero(), x)))); }
+inline vec below(vec x, float limit) {  // 1 where x < limit, else 0
+    return min(all(1.0f), mul(max(zero(), sub(all(limit), x)), all(3e38f)));
+}
 
 template <typename P> P as(const Argument& a) {
     if constexpr (std::is_pointer_v<P>) return (P)a.pointer;

@@ -64,10 +64,12 @@ void swiglu_forward(const T* gate, const T* up, int64_t step, T* out, int64_t ro
 }
 
 // The derivative of weight * silu(gate) * up. weight has one number for each row and comes with `product` and
-// grad_weight, to write; all three may be null.
+// grad_weight, to write; all three may be null. Where gate was cut off at the limit, or up on either side, nothing
+// depends on it.
 template <typename T>
 void swiglu_backward(const T* grad, const T* gate, const T* up, int64_t step, const float* weight, T* grad_gate,
-                     T* grad_up, int64_t grad_step, T* product, float* grad_weight, int64_t rows, int64_t n) {
+                     T* grad_up, int64_t grad_step, T* product, float* grad_weight, int64_t rows, int64_t n,
+                     float limit) {
 #pragma omp parallel for num_threads(threads_for(8 * rows * n))
     for (int64_t row = 0; row < rows; row++) {
         const T *g = gate + row * step, *u = up + row * step;
@@ -81,8 +83,9 @@ void swiglu_backward(const T* grad, const T* gate, const T* up, int64_t step, co
                 set(product + row * n, i, n, mul(whole, factor));
             }
             vec slope = fma(active, sub(all(1.0f), s), s);  // of silu: s (1 + x (1 - s))
-            set(grad_gate + row * grad_step, i, n, mul(mul(weighted, other), slope));
-            set(grad_up + row * grad_step, i, n, mul(weighted, active));
+            vec inside = mul(below(other, limit), below(sub(zero(), other), limit));
+            set(grad_gate + row * grad_step, i, n, mul(mul(mul(weighted, other), slope), below(x, limit)));
+            set(grad_up + row * grad_step, i, n, mul(mul(weighted, active), inside));
         }
         if (weight) grad_weight[row] = sum(dot);
     }
@@ -205,24 +208,32 @@ void softmax_backward(T* grad, const T* p, int64_t heads, int64_t queries, int64
     }
 }
 
+// Pairs of numbers `other` apart, `step` from pair to pair, turned: known here, so that the compiler makes vectors.
+template <typename T>
+inline void turn_pairs(const T* from, const float* turn, float direction, T* to, int64_t pairs, int64_t step,
+                       int64_t other) {
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        float cos = turn[pair * 2], sin = direction * turn[pair * 2 + 1];
+        float a = number(from[pair * step]), b = number(from[pair * step + other]);
+        put(to + pair * step, a * cos - b * sin);
+        put(to + pair * step + other, a * sin + b * cos);
+    }
+}
+
 // out[n][h] = x[n][h] turned by turn[n], pairs of cos and sin. kind: 1 for interleaved channels, plus 2 to turn
 // back. Steps in numbers from token to token and from head to head, here and below.
 template <typename T>
 void rotate(const T* x, int64_t by_token, int64_t by_head, const float* turn, T* out, int64_t tokens, int64_t heads,
             int64_t pairs, int64_t kind) {
-    int64_t step = kind & 1 ? 2 : 1, other = kind & 1 ? 1 : pairs;
     float direction = kind & 2 ? -1.0f : 1.0f;
 #pragma omp parallel for num_threads(threads_for(8 * tokens * heads * pairs))
     for (int64_t token = 0; token < tokens; token++)
         for (int64_t head = 0; head < heads; head++) {
-            const T* from = x + token * by_token + head * by_head;
-            T* to = out + (token * heads + head) * 2 * pairs;
-            for (int64_t pair = 0; pair < pairs; pair++) {
-                float cos = turn[(token * pairs + pair) * 2], sin = direction * turn[(token * pairs + pair) * 2 + 1];
-                float a = number(from[pair * step]), b = number(from[pair * step + other]);
-                put(to + pair * step, a * cos - b * sin);
-                put(to + pair * step + other, a * sin + b * cos);
-            }
+            const T* __restrict from = x + token * by_token + head * by_head;
+            T* __restrict to = out + (token * heads + head) * 2 * pairs;
+            const float* own = turn + token * pairs * 2;
+            if (kind & 1) turn_pairs(from, own, direction, to, pairs, 2, 1);
+            else turn_pairs(from, own, direction, to, pairs, 1, pairs);
         }
 }
 
