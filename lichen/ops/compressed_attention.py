@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lichen.ops.sequences import BLOCK, Sequences
 
-SCORED = 8192  # entries that a block of queries scores at a time, which bounds what that takes of memory
+SCORED = 1024  # entries that a block of queries scores at a time, which bounds what that takes of memory
 GATHERED = 4  # times as many entries as are chosen: from then on they are gathered
 
 

@@ -47,6 +47,7 @@ topk_group = 1
 n_shared_experts = 1
 moe_intermediate_size = 16
 first_k_dense_replace = 1
+intermediate_size = 48
 norm_topk_prob = true
 routed_scaling_factor = 2.0
 num_nextn_predict_layers = {mtp}
@@ -56,20 +57,49 @@ model_type = "llama"
 num_hidden_layers = 2
 num_attention_heads = 4
 num_key_value_heads = 2
+intermediate_size = 48
 tie_word_embeddings = true
 """
+COMPRESSED = """
+model_type = "deepseek_v4"
+num_hidden_layers = 3
+layer_types = ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"]
+compress_rates = {{ compressed_sparse_attention = 4, heavily_compressed_attention = 8 }}
+sliding_window = 16
+num_attention_heads = 2
+head_dim = 16
+qk_rope_head_dim = 8
+q_lora_rank = 16
+o_groups = 2
+o_lora_rank = 8
+index_n_heads = 16
+index_head_dim = 8
+index_topk = 4
+n_routed_experts = 4
+num_experts_per_tok = 2
+n_shared_experts = 1
+moe_intermediate_size = 16
+num_hash_layers = 1
+scoring_func = "sqrtsoftplus"
+norm_topk_prob = true
+routed_scaling_factor = 1.5
+swiglu_limit = 10.0
+hc_mult = 2
+num_nextn_predict_layers = 1
+"""
 MODELS = {
+    "deepseek_v4": COMPRESSED.format(),
     "kimi_k2": EXPERTS.format(family="kimi_k2", groups=1, mtp=0),
     "deepseek_v3": EXPERTS.format(family="deepseek_v3", groups=2, mtp=1),
     "llama": DENSE,
     "qwen3": DENSE.replace("llama", "qwen3") + "head_dim = 16\n",
 }
+TOKENS = {"deepseek_v4": "deepseek_v3"}
 RECIPE = """
 [model.config]
 {model}
 vocab_size = 512
 hidden_size = 32
-intermediate_size = 48
 max_position_embeddings = 256
 rope_theta = 10000.0
 initializer_range = 0.2
@@ -97,7 +127,7 @@ def runs(tmp_path_factory) -> dict[str, Run]:
     runs = {}
     for family, model in MODELS.items():
         data = folder / f"data-{family}"
-        prepare(modules, data, vocab_size=500, family=family, validation_fraction=0)
+        prepare(modules, data, vocab_size=500, family=TOKENS.get(family, family), validation_fraction=0)
         recipe = folder / f"{family}.toml"
         recipe.write_text(RECIPE.format(model=model, data=data))
         run = start_run(read_recipe(recipe), folder / family)
