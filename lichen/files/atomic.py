@@ -1,19 +1,21 @@
 """Writing files so that nothing a user made is ever lost or half-written.
 
 A file is written under a temporary name in the same folder, flushed to the disk, and renamed: a
-reader sees the old content or the new, never a part. A full disk leaves the old content in place. (Of a whole
-folder the same is true: `lichen.files.replace`.)
+reader sees the old content or the new, never a part. A full disk leaves the old content in place. What a kill
+leaves is hidden, and removed when the file is written again. (Of a whole folder the same is true:
+`lichen.files.replace`.)
 """
 
 import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from lichen.errors import LichenError
+from lichen.files.flock import take
 from lichen.files.scan import why_not_a_file
 
 
@@ -46,18 +48,42 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
             raise LichenError(f"cannot write {path}: it is {why}; name a file")
         path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = _begin(path)
         try:
             with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
+                os.chmod(name, 0o644)
+                os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def _begin(path: Path) -> tuple[int, str]:
+    """A new hidden file beside `path`, locked as long as it is open: so what a kill has left of such files is
+    told from what another process is writing. It is removed."""
+    prefix = f".{path.name}.writing-"
+    for each in os.listdir(path.parent):
+        if each.startswith(prefix):
+            with suppress(OSError):  # it has just got its place, or is another user's
+                _remove_if_left(path.parent / each)
+    while True:
+        handle, name = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+        if take(handle) is not False and os.path.exists(name):
+            return handle, name
+        os.close(handle)  # another process has taken it for one that was left
+
+
+def _remove_if_left(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if take(descriptor):
+            path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

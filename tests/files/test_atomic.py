@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lichen.errors import LichenError
-from lichen.files.atomic import write_text
+from lichen.files.atomic import atomic_write, write_text
 
 
 def test_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
@@ -30,3 +30,14 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
         assert (tmp_path / "file").read_text() == text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
     assert (tmp_path / "link").is_symlink()
+
+
+def test_what_a_kill_has_left_goes_and_what_another_is_writing_stays(tmp_path: Path) -> None:
+    (tmp_path / ".file.writing-left").touch()
+    (tmp_path / ".other.writing-left").touch()
+    with atomic_write(tmp_path / "file", "w") as last:
+        write_text(tmp_path / "file", "first")
+        assert (tmp_path / "file").read_text() == "first"
+        last.write("last")
+    assert (tmp_path / "file").read_text() == "last"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.writing-left", "file"]
