@@ -25,7 +25,7 @@ LONGEST = 60.0
 """Seconds after which a command hangs. None of them takes as many, on a busy machine too."""
 
 Digest = dict[str, str]
-Fault = Literal["kill", "full", "stop"]
+Fault = Literal["kill", "full", "stop", "step"]
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Lichen:
         self, world: Path, arguments: Iterable[str | Path], at: int = 0, then: Fault = "kill"
     ) -> Started:
         """`lichen` with these arguments, in `world`. Before its change of the number `at` to the file system
-        it is killed or finds the disk full from then on, or before it opens so many files of `world` it stops
-        until it is told to `go_on`."""
+        it is killed or finds the disk full from then on. It stops until it is told to `go_on` before it opens
+        so many files of `world`, or, step by step, before each change."""
         request = {
             "start": [os.fsdecode(each) for each in arguments],
             "folder": str(world),
@@ -304,10 +304,20 @@ def odd_inputs(folder: Path, suffix: str) -> dict[str, Path]:
         del made["device"]
     made["sparse"] = folder / f"sparse{suffix}"
     with made["sparse"].open("wb") as file:
-        file.truncate(2**31)
+        file.truncate(2**29)
     made["name"] = folder / f"\x1b[31m\nname{suffix}"
     made["name"].write_bytes(b"x")
     made["bytes in the name"] = Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe" + suffix.encode()))
     made["bytes in the name"].write_bytes(b"x")
     made["long name"] = folder / ("n" * 5000)
     return made
+
+
+def bound_of(what: str, suffix: str) -> str | None:
+    """What is said of an odd input by all that read such files as a whole, where it is beyond a bound."""
+    kind = suffix.removeprefix(".").upper()
+    if what == "sparse" and kind in ("JSON", "YAML", "TOML"):
+        return "as no such file has"
+    if what in (f"digits in {kind}", f"deep {kind}", f"closed deep {kind}", f"dotted {kind}"):
+        return "does not fit into 64 bits" if "digits" in what else "nested deeper than 100 levels"
+    return None

@@ -31,7 +31,8 @@ from tests.faults.harness import (
     hidden,
 )
 
-BY_NAME = {command.name: command for command in COMMANDS if LONG or command.name != "study"}
+LONG_ONLY = () if LONG else ("study", "train again")
+BY_NAME = {command.name: command for command in COMMANDS if command.name not in LONG_ONLY}
 SHARES = sum(command.kills for command in BY_NAME.values())
 
 
@@ -142,6 +143,20 @@ def test_kill_9(make_trial: MakeTrial, name: str, share: float, by_changes: bool
         trial.start().kill(share * trial.before.seconds)
     trial.require_whole()
     trial.finish()
+
+
+@pytest.mark.parametrize("name", [name for name, command in BY_NAME.items() if not command.unfinished])
+def test_whole_at_every_step(make_trial: MakeTrial, name: str) -> None:
+    """Whoever looks between two changes, or finds what a kill there has left, sees the former or the new."""
+    trial = make_trial(name)
+    started = trial.start(then="step")
+    steps = 0
+    while (done := started.wait() if not steps else started.go_on()).status == -signal.SIGSTOP:
+        trial.require_whole()
+        steps += 1
+    assert done.status == 0, done.said
+    assert steps == trial.before.changes
+    trial.require_new()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM] if LONG else [signal.SIGINT])

@@ -16,6 +16,7 @@ process before its change, or its opening, of the number `at` (0: never):
     "kill"     before the change it is killed
     "full"     before the change the disk is full, and stays so: for it and for all that it starts
     "stop"     before the opening it stops until it gets SIGCONT
+    "step"     before every change it stops until it gets SIGCONT
 """
 
 import ctypes
@@ -59,6 +60,7 @@ class Touches:
             "kill": (CHANGED, at, lambda: os.kill(os.getpid(), signal.SIGKILL)),
             "full": (CHANGED, at, fill_disk),
             "stop": (OPENED, at, lambda: os.kill(os.getpid(), signal.SIGSTOP)),
+            "step": (CHANGED, None, lambda: os.kill(os.getpid(), signal.SIGSTOP)),
         }[then]
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -69,8 +71,9 @@ class Touches:
 
     def _count(self, kind: int, number: int = 1) -> None:
         self.counts[kind] += number
-        if number and self.happens[:2] == (kind, self.counts[kind]):
-            self.happens[2]()
+        concerned, at, happen = self.happens
+        if number and kind == concerned and at in (None, self.counts[kind]):
+            happen()
 
 
 def fill_disk() -> None:
