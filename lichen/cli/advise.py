@@ -135,10 +135,12 @@ def _print(advice: Advice, facts: bool) -> None:
 
 def _terms(constraints: Constraints) -> Iterator[str]:
     """The constraints that are set, in words."""
+    from lichen.atlas.market import words
+
     yield f"the {constraints.workload} workload"
     yield f"{constraints.requests_per_day:,.0f} requests a day"
     if constraints.budget is not None:
-        yield f"at most ${constraints.budget:,.2f} a month"
+        yield f"at most {words.usd(constraints.budget)} a month"
     if constraints.license:
         yield f"license {' or '.join(constraints.license)}"
     if constraints.context is not None:

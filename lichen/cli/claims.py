@@ -46,13 +46,10 @@ def claims(
     from lichen.atlas.market.prices import moment
     from lichen.facts.record import parse_as_of
 
-    now = load_catalogue(as_of=parse_as_of(as_of))
-    claim_set = load(load_catalogue(), _file(words or []))
-    days = [now.as_of] if as_of else sorted({min(claim_set.date, now.as_of), now.as_of})
-    verdicts = {
-        day: check(claim_set, now if day == now.as_of else load_catalogue(as_of=day), moment(day, None))
-        for day in days
-    }
+    asked, catalogue = parse_as_of(as_of), load_catalogue()
+    claim_set = load(catalogue, _file(words or []))
+    days = [asked] if as_of else sorted({min(claim_set.date, asked), asked})
+    verdicts = {day: check(claim_set, catalogue.on(day), moment(day, None)) for day in days}
     if as_json:
         print_json(_json(claim_set, verdicts))
         return

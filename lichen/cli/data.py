@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lichen.cli import options
 from lichen.cli.output import print_text
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ def prepare(
     ] = None,
     vocab_size: Annotated[
         int | None,
-        typer.Option(help="Tokens of the tokenizer to train, special ones included.", show_default="8192"),
+        typer.Option(
+            parser=options.count,
+            help="Tokens of the tokenizer to train, special ones included.",
+            show_default="8192",
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Use this tokenizer.json, or the one in this folder.")
@@ -125,6 +130,12 @@ def _print_manifest(folder: Path, manifest: Manifest) -> None:
     print_text(f"{'sources':>10}: {manifest.sources:,} files, {manifest.source_bytes:,} bytes")
     for reason, left in manifest.left_out.items():
         print_text(f"{'left out':>10}: {left.count:,} {reason} (for example {left.examples[0]})")
+    if alike := manifest.like_csv.count:
+        what = "file looks like CSV and was" if alike == 1 else "files look like CSV and were"
+        print_text(
+            f"{'as text':>10}: {alike:,} {what} read as one text (for example "
+            f"{manifest.like_csv.examples[0]}); called .csv, a file is read row by row"
+        )
     if manifest.extra_documents:
         print_text(
             f"{'cut':>10}: text longer than {MAX_DOCUMENT_BYTES >> 20} MiB, at line ends, into "

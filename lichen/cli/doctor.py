@@ -44,7 +44,9 @@ def doctor(
 ) -> None:
     """Versions, processor, memory, devices, where files are; and whether FOLDER is whole."""
     if folder is not None and not folder.is_dir():
-        raise LichenError(f"there is no folder {folder}")
+        raise LichenError(
+            f"there is no folder {folder}; name a run, checkpoint, export, prepared data or model"
+        )
     content: dict[str, Any] = {}
     for about, words, value in chain(_versions(), _machine(), _files(), _multipliers()):
         content[about] = value

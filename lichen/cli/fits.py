@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
 from dataclasses import asdict
-from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -72,7 +71,12 @@ def fits(
             "engram_bytes": spec.engram.table_bytes if spec.engram else None,
             "machines": [
                 {"machine": machine.name, **asdict(each), "left": each.left}
-                | {"would_fit": [asdict(other) for other in instead[machine.name]]}
+                | {
+                    "would_fit": [
+                        asdict(way) | {"command": _command(model, machine, way, as_of)}
+                        for way in instead[machine.name]
+                    ]
+                }
                 | {"device": machine.device.model_dump(), "usable": machine.usable.model_dump()}
                 for machine, each in found
             ],
@@ -92,8 +96,11 @@ def fits(
     print_table(_table(found, context, priced=price_per_hour is not None))
     if any(instead.values()):
         say("\nWhat would fit there:")
-        lines = (_instead(machine, each, context, instead[machine.name]) for machine, each in found)
-        say_whole(*chain.from_iterable(lines))
+        for machine, each in found:
+            if ways := instead[machine.name]:
+                changes = ", or ".join(_changes(machine, each, context, batch, way) for way in ways)
+                say_whole(f"- {machine.name}: {changes}")
+                say_whole(f"    {_command(model, machine, ways[0], as_of)}")
     if spec.engram:
         tables = words.gib(spec.engram.table_bytes)
         say(f"Beside it {tables} of n-gram tables, which engines keep outside the device.")
@@ -125,17 +132,20 @@ def _table(found: list[tuple[Machine, Fit]], context: int, priced: bool) -> Tabl
     return table
 
 
-def _instead(machine: Machine, fit: Fit, context: int, ways: list[Alternative]) -> Iterator[str]:
-    """A line for a machine on which it does not fit: what else would."""
+def _changes(machine: Machine, fit: Fit, context: int, batch: int, way: Alternative) -> str:
+    changes = [f"weights as {way.quant}"] if way.quant != fit.quant else []
+    changes += [f"{way.context:,} tokens"] if way.context != context else []
+    changes += [f"{way.batch:,} sequence{'s' * (way.batch > 1)}"] if way.batch != batch else []
+    changes += [f"{way.count:,} of them"] if way.count != machine.count else []
+    return " and ".join(changes)
 
-    def words(way: Alternative) -> str:
-        changes = [f"weights as {way.quant}"] if way.quant != fit.quant else []
-        changes += [f"{way.context:,} tokens"] if way.context != context else []
-        changes += [f"{way.count:,} of them"] if way.count != machine.count else []
-        return " and ".join(changes)
 
-    if ways:
-        yield f"- {machine.name}: {', or '.join(map(words, ways))}"
+def _command(model: str, machine: Machine, way: Alternative, as_of: str | None) -> str:
+    """What asks for `way`."""
+    several = f":{way.count}" if way.count > 1 else ""
+    command = ["lichen", "fits", model, "--gpu", machine.device_name + several, "--quant", way.quant]
+    command += ["--context", str(way.context), *(["--batch", str(way.batch)] if way.batch > 1 else [])]
+    return shlex.join([*command, *(["--as-of", as_of] if as_of else [])])
 
 
 def _rough(rate: float) -> str:

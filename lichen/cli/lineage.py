@@ -16,6 +16,7 @@ from lichen.cli.output import plain_table, print_json, print_table, print_text, 
 from lichen.errors import LichenError
 
 if TYPE_CHECKING:
+    from lichen.atlas.catalogue.model import Catalogue
     from lichen.atlas.lineage.graph import Edge, Graph
     from lichen.atlas.lineage.risk import Exchange, Risk
 
@@ -32,6 +33,7 @@ def lineage(
     as_mermaid: Annotated[bool, typer.Option("--mermaid", help="A Mermaid flowchart.")] = False,
 ) -> None:
     """The tree of techniques and models: who took what from whom, and on what evidence."""
+    from lichen.atlas.catalogue.model import load as load_catalogue
     from lichen.atlas.lineage.formats import to_graphml, to_json, to_mermaid
     from lichen.atlas.lineage.graph import load
     from lichen.facts.record import parse_as_of
@@ -40,9 +42,10 @@ def lineage(
         raise LichenError("--json, --graphml and --mermaid are three forms of one graph: choose one")
     if risk and (name or as_graphml or as_mermaid):
         raise LichenError("--risk is about the whole graph, as text or --json: leave the rest out")
-    graph = load(parse_as_of(as_of))
+    catalogue = load_catalogue(as_of=parse_as_of(as_of))
+    graph = load(catalogue)
     if risk:
-        _print_risk(graph, as_json)
+        _print_risk(graph, catalogue, as_json)
         return
     part = graph if name is None else graph.around(name)
     if as_json:
@@ -143,12 +146,11 @@ def _detail(edge: Edge) -> str:
     return ""
 
 
-def _print_risk(graph: Graph, as_json: bool) -> None:
-    from lichen.atlas.catalogue.model import load
+def _print_risk(graph: Graph, catalogue: Catalogue, as_json: bool) -> None:
     from lichen.atlas.lineage.risk import measure
     from lichen.atlas.market import words
 
-    found = measure(graph, load(as_of=graph.as_of), graph.as_of)
+    found = measure(graph, catalogue, graph.as_of)
     if as_json:
         obligations = {
             name: [each.model_dump() for each in asked] for name, asked in found.obligations.items()

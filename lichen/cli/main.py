@@ -33,14 +33,16 @@ from lichen.cli.study import study
 from lichen.cli.train import train
 from lichen.errors import LichenError, is_out_of_memory
 
-# One for each command that cannot do without an argument: shown where that is missing. Those that name a file
-# of the user's go on where the one before has ended.
+# One for each command that cannot do without an argument, or is often given one too many: shown then, and the
+# first of a group below its commands. Those that name a file of the user's go on where the one before ended.
 EXAMPLES = (
     "lichen account kimi-k2.6",
     "lichen compare kimi-k2.6 deepseek-v4-pro",
     "lichen price kimi-k2.6 --provider all",
     "lichen fits qwen3.6-27b --gpu rtx4090 --context 32K",
     "lichen cost deepseek-v3 --tokens 14.8T --gpu h800",
+    "lichen advise --for agent",
+    "lichen lineage mla",
     "lichen atlas show kimi-k2.6",
     "lichen atlas check my-model.yaml",
     "lichen atlas add my-model.yaml",
@@ -55,6 +57,7 @@ EXAMPLES = (
 app = typer.Typer(
     name="lichen",
     help="Describe, cost, train, export and run open models of the DeepSeek-V3 / Kimi K2 lineage.",
+    epilog=f"As in: {EXAMPLES[0]}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -76,16 +79,16 @@ def lichen_options(
     pass
 
 
+def example_of(command: str) -> str:
+    """Such a command, whole; nothing where there is none."""
+    return next((example for example in EXAMPLES if example.startswith(f"{command} ")), "")
+
+
 VERBS = account, compare, price, fits, cost, lineage, advise, claims, train, study, export, sample, doctor
 for verb in VERBS:
     app.command()(verb)
-app.add_typer(atlas)
-app.add_typer(data)
-
-
-def example_of(command: str) -> str:
-    """Such a command, whole."""
-    return next(example for example in EXAMPLES if example.startswith(f"{command} "))
+for group in (atlas, data):
+    app.add_typer(group, epilog=f"As in: {example_of(f'lichen {group.info.name}')}")
 
 
 def main() -> None:
@@ -113,8 +116,8 @@ def main() -> None:
         if message := error.format_message().rstrip("."):  # empty when the help was shown instead
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "lichen"
-            if message.startswith("Missing"):
-                message += f", as in: {example_of(command)}"
+            if message.startswith(("Missing", "Got unexpected")) and (example := example_of(command)):
+                message += f", as in: {example}"
             told = one_line(f"{message}; `{command} --help` shows what there is")
             print(f"error: {told}", file=sys.stderr)
         status = 2

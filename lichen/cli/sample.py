@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from lichen.cli import options
 from lichen.cli.output import visible
 from lichen.errors import LichenError
 
@@ -15,7 +16,9 @@ def sample(
         Path, typer.Argument(metavar="RUN|DIR", help="A run, or a folder in the Hugging Face layout.")
     ],
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
-    max_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.")] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(parser=options.count, help="Longest continuation, in tokens.")
+    ] = 256,
     temperature: Annotated[float, typer.Option(help="0 always takes the most likely token.")] = 0.8,
     top_p: Annotated[
         float, typer.Option(help="Draw from the likeliest tokens that have this probability together.")

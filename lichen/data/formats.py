@@ -1,7 +1,8 @@
 """What a file holds, found from its content, and its records, read in bounded memory whatever its size.
 
 A name is a claim that the content has to keep: what is called .json, .csv, .parquet or .gz and is not that is
-left out with the reason, never read as one raw text. CSV alone has no mark of its own and goes by its name.
+left out with the reason, never read as one raw text. CSV alone has no mark of its own and goes by its name;
+what only looks like it is read as text and pointed out.
 """
 
 import bz2
@@ -14,8 +15,9 @@ import json
 import lzma
 import re
 import shlex
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -38,9 +40,13 @@ _LONGEST_NAME = 40
 # Rows are read so many bytes at a time, if one is not larger.
 _BATCH_BYTES = 2**22
 
-Kind = Literal["text", "jsonl", "json", "csv", "parquet", "arrow"]
+Kind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 Payload = str | bytes | list[Any]
 """The text of a record, or its messages."""
+
+
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a damaged file raises."""
 
 
 class Unreadable(Exception):
@@ -54,11 +60,13 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """How to read a file. `encoding` of its text: UTF-8 but for a byte order mark that says otherwise."""
+    """How to read a file. `encoding` of its text: UTF-8 but for a byte order mark that says otherwise.
+    `like_csv`: it is read as text, and looks like CSV."""
 
     compression: str | None
     encoding: str
     kind: Kind
+    like_csv: bool = False
 
 
 _COMPRESSED = {
@@ -74,7 +82,8 @@ _KIND_NAMES: dict[str, Kind] = {
     ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
-    ".tsv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",
@@ -103,7 +112,7 @@ _MARKS = {
 
 def form_of(path: Path) -> Form:
     """How `path` is to be read. Raises Unreadable with the reason why it cannot be, LichenError if a library
-    for it is not installed, and what reading a damaged file raises."""
+    for it is not installed, and OSError."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     named_compression = _COMPRESSED_NAMES.get(suffixes[-1]) if suffixes else None
     named = (
@@ -116,7 +125,8 @@ def form_of(path: Path) -> Form:
         if named_compression and compression != named_compression:
             raise Unreadable(f"damaged or unreadable (not {named_compression}, as its name says)")
         raw.seek(0)
-        with _decompressed(raw, compression, path) as file:
+        head = b""
+        with suppress(*DAMAGE), _decompressed(raw, compression, path) as file:
             head = file.read(_HEAD_BYTES)
     if table := _starting(_TABLES, head):
         if compression:
@@ -133,8 +143,11 @@ def form_of(path: Path) -> Form:
         raise Unreadable(f"{what}; unpack or convert it")
     encoding = _starting(_MARKS, head) or _without_mark(head)
     text = head.decode(encoding, errors="ignore")
-    kind = "csv" if named == "csv" else _json_kind(text, len(head) < _HEAD_BYTES, named is not None) or "text"
-    return Form(compression, encoding, kind)
+    if named in ("csv", "tsv"):
+        return Form(compression, encoding, named)
+    whole = len(head) < _HEAD_BYTES
+    kind = _json_kind(text, whole, named is not None) or "text"
+    return Form(compression, encoding, kind, kind == "text" and _like_csv(text, whole))
 
 
 def _starting(known: dict[bytes, Any], head: bytes) -> Any:
@@ -195,6 +208,20 @@ def _is_objects(text: str) -> bool:
     return not any(isinstance(each, Unreadable) for each in _json_values(io.StringIO(text)))
 
 
+def _like_csv(head: str, whole: bool) -> bool:
+    """Whether a file that begins with `head`, or is it (`whole`), begins with a row of names and then rows of
+    as many columns."""
+    lines = io.StringIO(head if whole else head[: head.rfind("\n") + 1], newline="")
+    names, *rows = itertools.islice(_csv_rows(lines, ",\t;|"), _SEVERAL)
+    return (
+        isinstance(names, list)
+        and 1 < len(set(filter(str.strip, names))) == len(names)
+        and max(map(len, names)) <= _LONGEST_NAME
+        and len(rows) > 1
+        and all(isinstance(row, list) and len(row) == len(names) for row in rows)
+    )
+
+
 # ------------------------------------------------------------------------------------------ records
 
 
@@ -202,7 +229,8 @@ def read_payloads(path: Path, form: Form, field: str) -> Iterator[tuple[Payload 
     """What is at `field` of each record of `path`, with how many bytes of the file have been read by then; of
     a text, parts of up to MAX_DOCUMENT_BYTES.
 
-    A file that cannot be read to its end ends with an Unreadable, or raises it or what reading raises.
+    A file that cannot be read to its end gives what stands before the place, and ends with an Unreadable, or
+    raises it or one of DAMAGE.
     """
     if form.kind in ("parquet", "arrow"):
         read = _parquet_rows if form.kind == "parquet" else _arrow_rows
@@ -220,9 +248,15 @@ def read_payloads(path: Path, form: Form, field: str) -> Iterator[tuple[Payload 
             payloads = (_found(value, field) for value in _json_values(text))
         else:
             text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
-            payloads = _csv_column(text, field)
+            # A column alone has nothing between columns; in TSV it may hold commas all the same.
+            payloads = _csv_column(text, field, "\t,;|" if form.kind == "tsv" else ",\t;|")
+        last: tuple[Payload | Unreadable, int] | None = None
         for payload in payloads:
-            yield payload, raw.tell()
+            if last:
+                yield last
+            last = payload, raw.tell()
+    if last:  # and no damage was raised behind it, which cuts it
+        yield last
 
 
 def _found(
@@ -351,13 +385,15 @@ def _json_values(file: IO[str]) -> Iterator[Any]:
         text, at = text[at:] + more, 0
 
 
-def _csv_column(file: IO[str], field: str) -> Iterator[str | Unreadable]:
-    rows = _csv_rows(file)
+def _csv_column(file: IO[str], field: str, delimiters: str) -> Iterator[str | Unreadable]:
+    rows = _csv_rows(file, delimiters)
     header = next(rows, [])
     if isinstance(header, Unreadable):
-        raise header
+        yield header
+        return
     if field not in header:
-        raise Unreadable(f"no column {field!r}", _instead(dict.fromkeys(header), field))
+        yield Unreadable(f"no column {field!r}", _instead(dict.fromkeys(header), field))
+        return
     column = header.index(field)
     for row in rows:
         if isinstance(row, Unreadable):
@@ -368,8 +404,9 @@ def _csv_column(file: IO[str], field: str) -> Iterator[str | Unreadable]:
             yield Unreadable("empty" if not row else "a row with more or fewer columns than the first")
 
 
-def _csv_rows(file: IO[str]) -> Iterator[list[str] | Unreadable]:
-    """The rows of CSV or TSV, and an Unreadable for each line in quotes that are not those of CSV.
+def _csv_rows(file: IO[str], delimiters: str) -> Iterator[list[str] | Unreadable]:
+    """The rows of CSV or TSV, and an Unreadable for each line in quotes that are not those of CSV. Between
+    columns is whichever of `delimiters` is most often in the first line, the first of them if none is.
 
     Many write TSV without quoting, so there lines that each have as many columns as the first are rows, and
     so are those whose quotes do not fit: a field is quoted only if it opens and closes with a quote.
@@ -384,7 +421,7 @@ def _csv_rows(file: IO[str]) -> Iterator[list[str] | Unreadable]:
 
     source = lines()
     first = next(source, "")
-    delimiter = max(",\t;|", key=first.count)
+    delimiter = max(delimiters, key=first.count)
     columns = first.count(delimiter) + 1
     rows = csv.reader(itertools.chain([first], source), delimiter=delimiter, strict=True)
     while True:
@@ -494,23 +531,49 @@ def require_reader(path: Path) -> None:
 
 @contextmanager
 def _decompressed(raw: IO[bytes], compression: str | None, path: Path) -> Iterator[IO[bytes]]:
-    """The content of `raw`, the opened `path`. Damaged compression raises OSError, EOFError, zlib.error or
-    lzma.LZMAError."""
-    if compression == "gzip":
-        yield io.BufferedReader(gzip.GzipFile(fileobj=raw))
-    elif compression == "bzip2":
-        yield bz2.BZ2File(raw)
-    elif compression == "xz":
-        yield lzma.LZMAFile(raw)  # noqa: SIM115
-    elif compression == "zstd":  # not by the zstandard package, which reads a truncated file without an error
-        try:
-            yield io.BufferedReader(_pyarrow(path).CompressedInputStream(raw, "zstd"))
-        except OSError as error:
-            if "too much memory" not in str(error):
-                raise
-            raise Unreadable("zstd with a window above 128 MiB; pack it again with --long=27") from error
-    else:
+    """The content of `raw`, the opened `path`. Damaged compression ends it, and raises one of DAMAGE in the
+    end."""
+    if compression is None:
         yield raw
+        return
+    packed: Any
+    if compression == "gzip":
+        packed = gzip.GzipFile(fileobj=raw)
+    elif compression == "bzip2":
+        packed = bz2.BZ2File(raw)
+    elif compression == "xz":
+        packed = lzma.LZMAFile(raw)  # noqa: SIM115
+    else:  # zstd, not by the zstandard package, which reads a truncated file without an error
+        packed = _pyarrow(path).CompressedInputStream(raw, "zstd")
+    unpacked = _Unpacked(packed)
+    yield io.BufferedReader(unpacked)
+    if "too much memory" in str(unpacked.damage):
+        raise Unreadable("zstd with a window above 128 MiB; pack it again with --long=27")
+    if unpacked.damage:
+        raise unpacked.damage
+
+
+class _Unpacked(io.RawIOBase):
+    """What is in a packed file, up to its `damage`."""
+
+    def __init__(self, packed: Any):
+        self._packed = packed
+        self.damage: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.damage:
+            return 0
+        try:
+            # Not `readinto`, which loses what it has when it comes to the damage.
+            read = self._packed.read1(min(len(buffer), io.DEFAULT_BUFFER_SIZE))
+        except DAMAGE as damage:
+            self.damage = damage
+            return 0
+        buffer[: len(read)] = read
+        return len(read)
 
 
 def _as_utf8(file: IO[bytes], encoding: str) -> IO[bytes]:

@@ -95,7 +95,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Source files or records that gave no document, for one reason, with the first few of them."""
+    """Source files or records that gave no document, or one where they should give many, for one reason, with
+    the first few of them."""
 
     count: int = 0
     examples: tuple[str, ...] = ()
@@ -113,7 +114,7 @@ class Manifest:
 
     `dtype` is the NumPy type of the stored tokens. `extra_documents` counts the documents that exist only
     because longer ones were cut. `sources_sha256` is the hash of sources.jsonl, which lists each source
-    with its size and hash.
+    with its size and hash. `like_csv`: the files that were read as text although they look like CSV.
     """
 
     format_version: int
@@ -128,6 +129,7 @@ class Manifest:
     sources_sha256: str
     extra_documents: int
     left_out: dict[str, LeftOut]
+    like_csv: LeftOut = LeftOut()  # not in older manifests
 
 
 def shard_files(split: Split, index: int) -> tuple[str, str]:
@@ -182,4 +184,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise LichenError(
             f"the preparation in {folder} is unfinished; run the same `lichen data prepare` again to go on"
         )
-    raise LichenError(f"{folder} holds no prepared data; make it with `lichen data prepare --out {folder}`")
+    free = not any(folder.iterdir()) if folder.is_dir() else not folder.exists()
+    out = folder if free else "FOLDER"
+    raise LichenError(f"{folder} holds no prepared data; make it with `lichen data prepare --out {out}`")

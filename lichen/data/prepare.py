@@ -26,8 +26,8 @@ from lichen.data.manifest import (
     write_record,
 )
 from lichen.data.plan import begin, has_tokenizer, note_tokenizer
-from lichen.data.sources import find_files
-from lichen.data.stream import Corpus, Progress, merged, read_documents
+from lichen.data.sources import find_files, looks_like_csv
+from lichen.data.stream import Corpus, Progress, in_order, merged, printable, read_documents
 from lichen.data.tokenizer import (
     load_tokenizer,
     special_ids,
@@ -185,6 +185,8 @@ def _manifest(out: Path, corpus: Corpus, tokenizer: Tokenizer, parts: list[Part]
         (out / TOKENIZER_FILE).unlink()  # the folder is free for another attempt
         raise _no_text(left_out, counts["validation"].documents)
     vocab_size = vocabulary_size(tokenizer)
+    read = (Path(source.path) for source in corpus.sources if not source.left_out)
+    like_csv = [printable(path) for path, alike in in_order(looks_like_csv, read, corpus.workers) if alike]
     return Manifest(
         format_version=FORMAT_VERSION,
         parameters=corpus.parameters,
@@ -198,6 +200,7 @@ def _manifest(out: Path, corpus: Corpus, tokenizer: Tokenizer, parts: list[Part]
         sources_sha256=sha256_of(out / SOURCES_FILE),
         extra_documents=sum(part.extra_documents for part in parts),
         left_out=left_out,
+        like_csv=LeftOut(len(like_csv), tuple(like_csv[: LeftOut.MAX_EXAMPLES])),
     )
 
 

@@ -8,16 +8,14 @@ text says why.
 import glob
 import io
 import itertools
-import lzma
 import os
 import sysconfig
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lichen.data.conversation import Written, conversation
-from lichen.data.formats import Payload, Unreadable, form_of, read_payloads, text_parts
+from lichen.data.formats import DAMAGE, Payload, Unreadable, form_of, read_payloads, text_parts
 from lichen.errors import LichenError
 from lichen.files.scan import why_not_a_file
 
@@ -106,6 +104,14 @@ def _walk(folder: Path) -> Iterator[Path]:
 # -------------------------------------------------------------------------------------------- records
 
 
+def looks_like_csv(path: Path) -> bool:
+    """Whether `path` is read as text although it looks like CSV."""
+    try:
+        return form_of(path).like_csv
+    except (OSError, Unreadable):
+        return False
+
+
 def read_records(path: Path, field: str, start: int = 0) -> Iterator[Record]:
     """The records of `path` from number `start` on. `field` names what of each is read, `a.b` being b in a.
 
@@ -120,9 +126,10 @@ def read_records(path: Path, field: str, start: int = 0) -> Iterator[Record]:
             index += 1
         if index == 0:
             yield Record(0, Unreadable("empty"), end, of_text)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGE as error:
         cut = isinstance(error, EOFError) or "Truncated" in str(error)  # the latter is pyarrow's
-        reason = "truncated" if cut else f"damaged or unreadable ({type(error).__name__})"
+        truncated = "end of a truncated file" if index else "truncated"
+        reason = truncated if cut else f"damaged or unreadable ({type(error).__name__})"
         yield Record(index, Unreadable(reason), end, of_text)
     except Unreadable as reason:
         yield Record(index, reason, end, of_text)

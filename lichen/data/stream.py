@@ -119,7 +119,7 @@ def read_documents(work: Work, parameters: Parameters) -> Found[Document]:
         try:
             parts = documents(record, parameters.field, parameters.family)
         except Unreadable as reason:
-            example = os.fsencode(source.path).decode(errors="replace")  # a name may not be UTF-8
+            example = printable(source.path)
             if not record.of_text:
                 example += f":{record.index + 1}"
             if reason.instead:
@@ -130,6 +130,11 @@ def read_documents(work: Work, parameters: Parameters) -> Found[Document]:
         # A long text file arrives cut already: its parts are records of their own.
         extra += len(parts) - 1 + (record.of_text and record.index > 0)
     return Found([_document(written, parameters.validation_fraction) for written in found], extra, left_out)
+
+
+def printable(path: str | Path) -> str:
+    """A name may not be UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def _document(written: Written, validation_fraction: float) -> Document:

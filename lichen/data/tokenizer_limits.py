@@ -44,7 +44,10 @@ _passed: set[str] = set()  # hashes of the files that have passed a trial in thi
 def checked(file: Path) -> Tokenizer:
     """The tokenizer of `file`, which neither cuts nor pads. Raises LichenError as `load_tokenizer` says."""
     content = read_bytes(file, most=LARGEST_FILE)
-    described = parse_json(content, str(file))
+    try:
+        described = parse_json(content, str(file))
+    except LichenError as error:
+        raise LichenError(f"{error}; a tokenizer.json is needed") from None
     _check_parts(described, file)
     described |= {"padding": None, "truncation": None}
     patterns, others = _needs_trial(described)

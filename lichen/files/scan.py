@@ -42,10 +42,16 @@ def require_file(path: Path) -> None:
 
 
 def regular_files(folder: Path, pattern: str, skipped: Callable[[Path, str], None]) -> list[Path]:
-    """The files right in `folder` whose names match `pattern`, sorted. What is no file, or leads outside, is
-    told to `skipped` with what it is instead."""
+    """The files right in `folder` whose names match `pattern`, sorted; none where it is not there. What is no
+    file or leads outside, or a `folder` that is none, is told to `skipped` with what it is instead."""
     files = []
-    for path in sorted(folder.glob(pattern)):
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.match(pattern))
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError) or folder.is_symlink():
+            skipped(folder, f"no folder that can be read ({error.strerror})")
+        return []
+    for path in paths:
         try:
             why = why_not_a_file(path, folder)
         except OSError as error:

@@ -15,6 +15,7 @@ from lichen.facts.yaml_file import parse as parse_yaml
 from lichen.facts.yaml_file import read_yaml
 
 SHIPPED = Path(__file__).parent / "devices.yaml"
+MOST_DEVICES = 999_999
 
 
 class Device(Record):
@@ -80,16 +81,23 @@ def parse(text: str, as_of: date | None = None) -> Machine:
     Raises LichenError for a device that nobody knows, with the nearest names, and for one whose figures were
     published after `as_of`.
     """
-    name, colon, count = text.lower().partition(":")
+    name, colon, count = "".join(text.lower().split()).partition(":")
     devices = load()
     if name not in devices:
+        for known in devices:
+            if found := re.fullmatch(rf"(\d+)[x*]{known}|{known}[x*](\d+)", name):
+                many = found[1] or found[2]
+                raise LichenError(f"no device {name!r}; {many} of {known} are written {known}:{many}")
         hint = did_you_mean(name, devices, f"known are {', '.join(devices)}", cutoff=0.5)
         raise LichenError(f"no device {name!r}; {hint}")
     device = devices[name]
     if as_of is not None and device.date > as_of:
         raise LichenError(f"the figures of {name} are of {device.date}, which is after {as_of}")
-    if colon and not re.fullmatch(r"[1-9][0-9]{0,5}", count):
-        raise LichenError(f"{text!r}: after the colon comes how many devices there are, like {name}:8")
+    if colon and not (re.fullmatch(r"[0-9]{1,6}", count) and 1 <= int(count) <= MOST_DEVICES):
+        raise LichenError(
+            f"{text!r}: after the colon comes how many devices there are, like {name}:8; at most "
+            f"{MOST_DEVICES:,}"
+        )
     return Machine(text, name, device, int(count or 1), _read().usable[device.kind])
 
 

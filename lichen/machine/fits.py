@@ -5,8 +5,10 @@ per step at the full bandwidth, every FLOP is done at the full rate, and several
 evenly without talking to each other.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from math import ceil
 
 from lichen.arch.cache import cache_bytes, longest_context, most_sequences
@@ -15,7 +17,7 @@ from lichen.arch.flops import flops_per_token
 from lichen.arch.spec import ModelSpec
 from lichen.arch.weights import DTYPES, EXPERTS_ONLY, has_experts, released_dtype, weight_bytes, weights
 from lichen.errors import LichenError
-from lichen.machine.devices import Machine
+from lichen.machine.devices import MOST_DEVICES, Machine
 
 # Bits per weight of llama.cpp's blocks, scales included: 18 and 34 bytes for 32 weights, 210 for 256
 # (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h).
@@ -108,37 +110,61 @@ def fits(
 
 @dataclass(frozen=True)
 class Alternative:
-    """What would fit: so many devices of the machine's sort, a storage of the weights, tokens of context."""
+    """What would fit: so many devices of the machine's sort, a storage of the weights, tokens of context, and
+    sequences."""
 
     count: int
     quant: str
     context: int
+    batch: int
 
 
 def alternatives(
     spec: ModelSpec, machine: Machine, quant: str | None, context: int, batch: int = 1
 ) -> list[Alternative]:
-    """What would fit where `fits` says no to the same: the finest storage in which it does; the longest
-    context, `context` halved again and again; where neither alone is enough, the two together; and how many
-    devices would do with nothing else changed."""
+    """What would fit where `fits` says no to the same.
+
+    On as many devices: the finest storage in which it does; the longest context, `context` halved again and
+    again; the most sequences; where none of them is enough, a storage together with one of the others. With
+    nothing else changed: how many devices; where nothing helps on as many as there are, also the fewest that
+    do in another storage. Where no number of devices holds the whole batch, as much of it as fits on those
+    that hold one sequence.
+    """
     stored = storage(spec, quant)
     held = {name: bytes_of(weights(spec), name) for name in _storages(spec)}
     smaller = sorted((name for name in held if held[name] < held[stored]), key=lambda name: -held[name])
     contexts = [context >> n for n in range(1, context.bit_length()) if context >> n >= SHORTEST_CONTEXT]
+    here = partial(Alternative, machine.count)
 
-    def first(names: Sequence[str], lengths: Sequence[int]) -> list[Alternative]:
-        found = (
-            Alternative(machine.count, name, length)
-            for length in lengths
-            for name in names
-            if held[name] + cache_bytes(spec, length, sequences=batch).reserved <= machine.memory
-        )
-        return [each] if (each := next(found, None)) else []
+    def needed(name: str, length: int, sequences: int) -> int:
+        return held[name] + cache_bytes(spec, length, sequences=sequences).reserved
 
-    one_change = first(smaller, [context]) + first([stored], contexts)
-    needed = held[stored] + cache_bytes(spec, context, sequences=batch).reserved
-    enough = ceil(needed / (machine.device.memory * machine.usable.share))
-    return [*(one_change or first(smaller, contexts)), Alternative(enough, stored, context)]
+    def first(ways: Iterable[Alternative]) -> list[Alternative]:
+        fitting = (way for way in ways if needed(way.quant, way.context, way.batch) <= machine.memory)
+        return list(islice(fitting, 1))
+
+    def sequences(name: str) -> int:
+        return most_sequences(spec, machine.memory - held[name], context)
+
+    def devices(name: str, sequences: int = batch) -> int:
+        return ceil(needed(name, context, sequences) / (machine.device.memory * machine.usable.share))
+
+    found = first(here(name, context, batch) for name in smaller)
+    found += first(here(stored, length, batch) for length in contexts)
+    found += first(here(name, context, most) for name in [stored] if (most := sequences(name)))
+    if not found:
+        found = first(here(name, length, batch) for length in contexts for name in smaller)
+        found += first(here(name, context, most) for name in smaller if (most := sequences(name)))
+    more = [stored]
+    if not found:
+        more += [name for name in sorted(smaller, key=devices)[:1] if devices(name) < devices(stored)]
+    found += [Alternative(devices(name), name, context, batch) for name in more]
+    found = [way for way in found if way.count <= MOST_DEVICES]
+    if not found:
+        many = replace(machine, count=devices(stored, 1))
+        most = most_sequences(spec, many.memory - held[stored], context)
+        found = [Alternative(many.count, stored, context, most)]
+    return found
 
 
 def _storages(spec: ModelSpec) -> list[str]:

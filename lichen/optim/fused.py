@@ -11,8 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import nn
+
+from lichen.optim.places import MODULATION, Place, is_a, sizes_of_norms
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Fused:
 
 # Query, key and value one after the other; in these classes head by head, or by groups of query heads
 # that share a key and a value (Megatron's order).
-QUERY_KEY_VALUE = ("Wqkv", "att_proj", "c_attn", "in_proj", "in_proj_weight", "qkv", "qkv_proj", "to_qkv")
+QUERY_KEY_VALUE = ("Wqkv", "att_proj", "c_attn", "in_proj", "qkv", "qkv_proj", "to_qkv")
 HEAD_BY_HEAD = (
     "BloomAttention",
     "DisentangledSelfAttention",
@@ -61,6 +62,8 @@ GATE_UP = {
     "linear_start": "linear_end",
     "pointwise_conv1": "pointwise_conv2",
     "pointwise_lin1": "pointwise_lin2",
+    "up_conv": "down_conv",
+    "w1": "w2",
     "w12": "w3",
     "w13": "w2",
     "weights_in": "weights_out",
@@ -71,12 +74,9 @@ GATE_UP = {
 SEVERAL = re.compile(
     r"qkv|query_key_value|key_value|(^|_)kv$|^kv_proj$|gate_up|^up_gate|gate_and_up|fused|W_pack"
 )
-SINGLE = re.compile(r"(q|k|v|o|r|query|key|value|gate|up|down)(_proj)?|\w+_[ab](_proj)?|\w*down\w*|\w*out\w*")
-
-
-def is_a(module: object, *classes: str) -> bool:
-    """Whether it is of a class of such a name: FSDP2 and others make classes of their own from a model's."""
-    return any(kind.__name__ in classes for kind in type(module).__mro__)
+SINGLE = re.compile(
+    r"(q|k|v|o|r|query|key|value|gate|up|down)(_proj)?|(?!fused|qkv)\w+_[ab](_proj)?|lora_A|\w*down\w*|\w*out\w*"
+)
 
 
 def number(owner: Any, names: tuple[str, ...]) -> int | None:
@@ -93,64 +93,60 @@ def number(owner: Any, names: tuple[str, ...]) -> int | None:
     return None
 
 
-def fused(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:
-    """What the layer `name` of `owner` holds: (rows, columns) of its weight, outputs in rows.
-
-    None for one matrix.
-    """
+def fused(place: Place) -> Fused | None:
+    """What the layer there holds, None for one matrix."""
+    owner, name, rows, columns = place.owner, place.name, place.outputs, place.inputs
     return (
-        _gate_up(owner, name, rows)
+        _gate_up(place)
+        or _modulation(owner, name, rows, columns)
         or _mamba(owner, name, rows)
         or _delta(owner, name, rows)
-        or _attention(owner, name, rows, columns)
-        or _unknown(owner, name, rows, columns)
+        or _attention(place)
+        or _unknown(place)
     )
 
 
-def _unknown(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:
+def _unknown(place: Place) -> Fused | None:
     """Doubts about layers whose name, or shape beside a layer that follows, says that matrices share them."""
-    kind, linear = type(owner).__name__, _linear(owner)
-    if SINGLE.fullmatch(name) or _is_taken_whole(owner, rows):
+    kind = type(place.owner).__name__
+    if SINGLE.fullmatch(place.name) or place.taken_whole:
         return None
-    if SEVERAL.search(name) and rows != number(owner, HEAD_DIM):
+    if SEVERAL.search(place.name) and place.outputs != number(place.owner, HEAD_DIM):
         return Fused(doubt=f"has the name of several matrices in one, whose order in {kind} is not known")
-    following = list(linear)[list(linear).index(name) + 1 :] if name in linear else []
-    for other in following if not isinstance(owner, nn.Sequential) else ():
-        inputs = linear[other].in_features
-        if linear[other].out_features == columns and rows in (2 * inputs, 3 * inputs):
+    for layer in place.after:
+        back = place.followed or layer.outputs == place.inputs
+        if back and place.outputs in (2 * layer.inputs, 3 * layer.inputs):
+            times = place.outputs // layer.inputs
             return Fused(
-                doubt=f"has {rows // inputs} times as many rows as {other} of {kind} has inputs: it may be "
+                doubt=f"has {times} times as many rows as {layer.name}, which follows, has inputs: it may be "
                 "several matrices, in an order that is not known"
             )
     return None
 
 
-def _linear(owner: nn.Module) -> dict[str, nn.Linear]:
-    return {name: layer for name, layer in owner.named_children() if isinstance(layer, nn.Linear)}
-
-
-def _is_taken_whole(owner: nn.Module, rows: int) -> bool:
-    """Whether a layer beside it takes all that comes out, so that it is one matrix."""
-    return any(layer.in_features == rows for layer in _linear(owner).values())
-
-
-def _gate_up(owner: nn.Module, name: str, rows: int) -> Fused | None:
-    if name in ("gate_up_proj", "up_gate_proj") and rows % 2 == 0:
-        return Fused("gate and up", (rows // 2, rows // 2))
-    down = getattr(owner, GATE_UP.get(name, ""), None)
-    if down is not None and rows == 2 * _inputs(down):
-        return Fused(f"gate and up, by the inputs of {GATE_UP[name]}", (rows // 2, rows // 2))
+def _gate_up(place: Place) -> Fused | None:
+    halves = (place.outputs // 2,) * 2
+    if place.name in ("gate_up_proj", "up_gate_proj") and place.outputs % 2 == 0:
+        return Fused("gate and up", halves)
+    for down in place.beside:
+        if down.name == GATE_UP.get(place.name) and place.outputs == 2 * down.inputs:
+            return Fused(f"gate and up, by the inputs of {down.name}", halves)
+    if place.gated and place.after and place.outputs == 2 * place.after[0].inputs:
+        return Fused(f"gate and up, by the inputs of {place.after[0].name} after a gated unit", halves)
     return None
 
 
-def _inputs(layer: nn.Module | Tensor) -> int:
-    """How many inputs a linear layer, convolution or stack of experts takes; 0 where it cannot be told."""
-    weight = layer if isinstance(layer, Tensor) else getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim < 2:
-        return 0
-    if is_a(layer, "Conv1D"):  # of GPT-2 in transformers: (inputs, outputs)
-        return weight.shape[0]
-    return weight.shape[1 if isinstance(layer, _ConvNd) else -1]
+def _modulation(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:
+    """Shift, scale and gate of norms that a condition changes, and the modulation of FocalNet."""
+    if is_a(owner, "FocalNetModulation") and name == "projection_in" and rows > 2 * columns:
+        return Fused("query, context, gates", (columns, columns, rows - 2 * columns))
+    if not (MODULATION.search(name) or MODULATION.search(type(owner).__name__)) or rows <= columns:
+        return None
+    if rows % columns == 0 and columns in sizes_of_norms(owner):
+        return Fused("shift, scale, gate of a modulation", (columns,) * (rows // columns))
+    return Fused(
+        doubt="holds a matrix for each shift, scale and gate, of which neither size nor number is known"
+    )
 
 
 def _mamba(owner: nn.Module, name: str, rows: int) -> Fused | None:
@@ -187,7 +183,8 @@ def _delta(owner: nn.Module, name: str, rows: int) -> Fused | None:
     return known if known is not None and sum(known.splits) == rows else None
 
 
-def _attention(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | None:
+def _attention(place: Place) -> Fused | None:
+    owner, name, rows, columns = place.owner, place.name, place.outputs, place.inputs
     heads = number(owner, HEADS)
     if name == "q_proj":
         head_dim = number(owner, HEAD_DIM)
@@ -202,11 +199,11 @@ def _attention(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | 
         return Fused("query, value, key in four parts", (rows // 3,) * 3, 4)
     litgpt = name == "attn" and hasattr(getattr(owner, "config", None), "n_query_groups")
     by_head = litgpt or (is_a(owner, *HEAD_BY_HEAD) and name in (*QUERY_KEY_VALUE, "query_key_value"))
-    if _is_taken_whole(owner, rows) or not (by_head or name in QUERY_KEY_VALUE):
+    if place.taken_whole or not (by_head or name in QUERY_KEY_VALUE):
         return None
     if getattr(owner, "is_cross_attention", False) and rows == 2 * columns:
         return Fused("key and value", (columns, columns))
-    shared = None if heads is None else _shared_heads(owner, heads, rows, columns)
+    shared = None if heads is None else _shared_heads(place, heads)
     if heads is None or shared is None:
         return Fused("query, key, value", (columns,) * 3) if rows == 3 * columns and not by_head else None
     head_dim = rows // (heads + 2 * shared)
@@ -216,11 +213,13 @@ def _attention(owner: nn.Module, name: str, rows: int, columns: int) -> Fused | 
     return Fused("query, key, value, head by head", splits, shared, shared if shared == heads else 1)
 
 
-def _shared_heads(owner: nn.Module, heads: int, rows: int, columns: int) -> int | None:
+def _shared_heads(place: Place, heads: int) -> int | None:
     """The number of key heads among (heads + 2 shared) heads, as stated or as the rows allow."""
-    shared, head_dim = number(owner, SHARED_HEADS), number(owner, HEAD_DIM)
+    rows = place.outputs
+    shared, head_dim = number(place.owner, SHARED_HEADS), number(place.owner, HEAD_DIM)
     if shared is None and head_dim is not None and rows > heads * head_dim:
         shared = (rows // head_dim - heads) // 2
-    if shared is None and rows % 3 == 0 and (rows // 3 == columns or _is_taken_whole(owner, rows // 3)):
+    thirds = {place.inputs, *(layer.inputs for layer in place.beside)}
+    if shared is None and rows % 3 == 0 and rows // 3 in thirds:
         shared = heads
     return shared if shared and rows % (heads + 2 * shared) == 0 else None

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from lichen.errors import LichenError
-from lichen.nn.roles import Layout, Role
-from lichen.optim.fused import HEADS, SHARED_HEADS, fused, is_a, number
-from lichen.optim.output_layers import input_embeddings, output_layers
+from lichen.nn.roles import Role
+from lichen.optim.fused import HEADS, SHARED_HEADS, fused, number
+from lichen.optim.output_layers import Output, input_embeddings, output_layers
+from lichen.optim.places import MATRICES, Place, is_a, layout, place
 
 # Layers whose rows are the queries of attention heads, and the keys and values of as many or fewer.
 ROWS_OF_HEADS = ("q_proj", "q_b_proj", "kv_b_proj")
@@ -21,11 +22,6 @@ ROWS_OF_SHARED_HEADS = ("k_proj", "v_proj")
 TABLES = re.compile(
     r"embed|latent|position|token|"
     r"(^|_)(ape|emb|pos|cls|quer(y|ies)|prompts?|prototypes?|code(book|vector)s?)(_|\.|$)"
-)
-
-# What parameters are called that multiply vectors, though no layer of PyTorch holds them.
-MATRICES = re.compile(
-    r"weight|proj|kernel|matrix|linear|lora|experts|gate|^w\d*(_|$)|_w\d*$|_fn$|^fn$|^original"
 )
 
 # Parameters of two dimensions that multiply entry by entry: decay rates, skips, scales.
@@ -153,50 +149,48 @@ def _table(
     return None
 
 
-def _head(module: nn.Module, shape: torch.Size, vocabulary: set[int], why: str) -> Inferred | None:
+def _head(module: nn.Module, shape: torch.Size, vocabulary: set[int], output: Output) -> Inferred | None:
     if isinstance(module, nn.Embedding):
         return None
     if isinstance(module, _ConvNd):
-        return Inferred(Role("head", layout="kernel"), why)
+        return Inferred(Role("head", layout="kernel"), *output)
     columns = shape[-1] in vocabulary and shape[-2] not in vocabulary
-    return Inferred(Role("head", layout="columns" if columns else _layout(module, "weight")), why)
+    return Inferred(Role("head", layout="columns" if columns else layout(module, "weight")), *output)
 
 
 def _matrix(path: str, modules: dict[str, nn.Module], leaf: str, shape: torch.Size) -> Inferred:
     module = modules[path]
     kind = type(module).__name__
-    owner, name = path, leaf
-    if leaf == "weight":
-        owner, _, name = path.rpartition(".")
+    here = place(modules, path, leaf, shape)
     if isinstance(module, _ConvNd):
-        return _convolution(module, modules[owner], name, shape)
+        return _convolution(module, here, shape)
     if 1 in shape[-2:]:
         return Inferred(Role("vector"), "one dimension")
     if leaf in EINSUM_INPUTS and is_a(module, *EINSUM_ATTENTION):
         return Inferred(Role("matrix", heads=shape[1], layout="kernel_columns"), "(inputs, heads, head_dim)")
     if leaf == EINSUM_OUTPUT and is_a(module, *EINSUM_ATTENTION):
         return Inferred(Role("matrix", layout="kernel"), "(outputs, heads, head_dim)")
-    layout = _layout(module, leaf)
-    outputs, inputs = shape[-2:] if layout == "rows" else (shape[-1], shape[-2])
-    if name == "gate_up_proj" and not getattr(module, "is_concatenated", True):
-        role = Role("matrix", (outputs // 2,) * 2, layout=layout, groups=outputs // 2)
+    lies = layout(module, leaf)
+    if here.name == "gate_up_proj" and not getattr(module, "is_concatenated", True):
+        role = Role("matrix", (here.outputs // 2,) * 2, layout=lies, groups=here.outputs // 2)
         return Inferred(role, "gate and up in turn")
-    if (parts := fused(modules[owner], name, outputs, inputs)) is not None:
-        role = Role("matrix", parts.splits, parts.heads, layout, parts.groups)
+    if rows := _independent_rows(module, leaf, here.outputs):
+        return Inferred(Role("matrix", rows, layout=lies), f"{kind}: {len(rows)} matrices")
+    if (parts := fused(here)) is not None:
+        role = Role("matrix", parts.splits, parts.heads, lies, parts.groups)
         return Inferred(role, parts.why or "one matrix?", parts.doubt)
-    heads = _heads(modules[owner], name, outputs)
+    heads = _heads(here)
     if heads > 1:
-        return Inferred(Role("matrix", heads=heads, layout=layout), f"{kind}: rows of {heads} heads")
-    if rows := _independent_rows(module, leaf, outputs):
-        return Inferred(Role("matrix", rows, layout=layout), f"{kind}: {len(rows)} matrices")
+        return Inferred(Role("matrix", heads=heads, layout=lies), f"{kind}: rows of {heads} heads")
     if MATRICES.search(leaf):
-        return Inferred(Role("matrix", layout=layout), kind)
+        return Inferred(Role("matrix", layout=lies), kind)
     doubt = "may be no matrix: neither its name nor its class says what it is"
-    return Inferred(Role("matrix", layout=layout), "two dimensions or more", doubt)
+    return Inferred(Role("matrix", layout=lies), "two dimensions or more", doubt)
 
 
-def _heads(attention: nn.Module, name: str, outputs: int) -> int:
+def _heads(projection: Place) -> int:
     """The number of heads among the rows of a projection; 1 where it cannot be told."""
+    attention, name, outputs = projection.owner, projection.name, projection.outputs
     heads = None
     if name in ROWS_OF_SHARED_HEADS:
         heads = number(attention, SHARED_HEADS)
@@ -218,7 +212,7 @@ def _independent_rows(module: nn.Module, leaf: str, outputs: int) -> tuple[int, 
     return (outputs // parts,) * parts if parts > 1 and outputs % parts == 0 else ()
 
 
-def _convolution(module: _ConvNd, owner: nn.Module, name: str, shape: torch.Size) -> Inferred:
+def _convolution(module: _ConvNd, here: Place, shape: torch.Size) -> Inferred:
     """Groups of channels are independent; with one channel each, a kernel is a vector of filters.
 
     A transposed convolution has the kernel of the convolution that it transposes.
@@ -229,19 +223,8 @@ def _convolution(module: _ConvNd, owner: nn.Module, name: str, shape: torch.Size
         return Inferred(Role("vector"), f"{kind}: a filter for every channel")
     if groups > 1:
         return Inferred(Role("matrix", (channels,) * groups, layout="kernel"), f"{kind} of {groups} groups")
-    parts = None if module.transposed else fused(owner, name, shape[0], shape[1])
-    if parts is not None and parts.splits:
-        return Inferred(Role("matrix", parts.splits, layout="kernel", groups=parts.groups), parts.why)
-    return Inferred(Role("matrix", layout="kernel"), kind)
-
-
-def _layout(module: nn.Module, leaf: str) -> Layout:
-    """Where the outputs of a weight of two or more dimensions lie."""
-    if is_a(module, "Conv1D"):  # the linear layer of GPT-2 in transformers
-        return "columns"
-    up, down = module._parameters.get("gate_up_proj"), module._parameters.get("down_proj")
-    if leaf in ("gate_up_proj", "down_proj") and up is not None and down is not None:
-        # Fused experts: `down_proj` maps the intermediate size I back to the hidden size H, so
-        # (H, I) beside (2 I, H) has its outputs in rows and (I, H) beside (H, 2 I) in columns.
-        return "rows" if up.shape[-1] == down.shape[-2] else "columns"
-    return "rows"
+    parts = None if module.transposed else fused(here)
+    if parts is None:
+        return Inferred(Role("matrix", layout="kernel"), kind)
+    role = Role("matrix", parts.splits, layout="kernel", groups=parts.groups)
+    return Inferred(role, parts.why or "one matrix?", parts.doubt)

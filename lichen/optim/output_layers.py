@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+
+from lichen.optim.places import sizes_of_norms
 
 # Names of output layers, wherever they are.
 OUTPUT = re.compile(
@@ -20,34 +23,46 @@ OUTSIDE_BLOCKS = re.compile(
 LINEAR_OUTSIDE_BLOCKS = re.compile(r"(\w+_)?pred(iction)?|output_(layer|projection)|final_layer")
 LINEAR_OF_THE_MODEL = re.compile(r"output|proj_out|fc|fc_out|readout")
 
+# Names of output layers of a model that has two of them: an actor and its critic.
+ACTOR_CRITIC = re.compile(r"(policy|actor|action|pi|critic|value|advantage|vf)(_(net|stream|layer))?")
 
-def output_layers(model: nn.Module, vocabulary: set[int]) -> dict[nn.Module, str]:
-    """Output layer -> why it is one.
+
+class Output(NamedTuple):
+    """Why a layer is an output layer, and what is not sure of it, in words that follow its name."""
+
+    why: str
+    doubt: str = ""
+
+
+def output_layers(model: nn.Module, vocabulary: set[int]) -> dict[nn.Module, Output]:
+    """The output layers and why they are.
 
     They are what the models of `transformers` in it say and what names say, unless it ends in a hidden state;
     else linear layers outside of the repeated blocks with as many rows as the vocabulary has tokens
-    (`vocabulary`: the sizes known); else the linear layer that comes last.
+    (`vocabulary`: the sizes known); else the linear layer that comes last, which is a guess.
     """
-    found: dict[nn.Module, str] = {}
+    found: dict[nn.Module, Output] = {}
     for module in model.modules():
         layer = _asked(module, "get_output_embeddings")
         if layer is not None:
-            found |= dict.fromkeys(layer.modules(), "get_output_embeddings()")
-    hidden = _hidden_sizes(model)
+            found |= dict.fromkeys(layer.modules(), Output("get_output_embeddings()"))
+    hidden = sizes_of_norms(model)
+    actor_critic = [child for name, child in model.named_children() if ACTOR_CRITIC.fullmatch(name)]
     parts = list(_walk(model, in_block=False))
     for name, module, in_block in parts:
         known = OUTPUT.fullmatch(name) is not None
-        if known or (not in_block and _is_outside_blocks(name, module, model)):
+        outside = not in_block and _is_outside_blocks(name, module, model)
+        if known or outside or (len(actor_critic) > 1 and module in actor_critic):
             for layer in _ends(module):
                 if (known and layer is module) or not _is_hidden(layer, hidden):
-                    found.setdefault(layer, f"named {name}")
+                    found.setdefault(layer, Output(f"named {name}"))
     if not found:
         linear = [module for _, module, in_block in parts if isinstance(module, nn.Linear) and not in_block]
         words = [layer for layer in linear if layer.in_features < layer.out_features in vocabulary]
         if len(words) == 1:  # more of them are layers of one size in blocks that are in no ModuleList
-            found[words[0]] = "a row for every token"
+            found[words[0]] = Output("a row for every token")
     if not found and (last := _last_linear(model)) is not None:
-        found[last] = "the last linear layer"
+        found[last] = Output("the last linear layer", _doubt_of_last(model, last, hidden))
     return found
 
 
@@ -59,12 +74,6 @@ def _is_outside_blocks(name: str, module: nn.Module, model: nn.Module) -> bool:
     if any(module is child for child in model.children()):
         patterns.append(LINEAR_OF_THE_MODEL)
     return any(pattern.fullmatch(name) for pattern in patterns)
-
-
-def _hidden_sizes(model: nn.Module) -> set[int]:
-    """Sizes of the vectors that norms see."""
-    norms = (module for module in model.modules() if "norm" in type(module).__name__.lower())
-    return {parameter.numel() for norm in norms for parameter in norm.parameters(recurse=False)}
 
 
 def _is_hidden(layer: nn.Module, hidden: set[int]) -> bool:
@@ -100,20 +109,43 @@ def _ends(module: nn.Module) -> list[nn.Module]:
     """The layers that an output goes through last: of several heads each, of one head its last layer."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         return [layer for child in module.children() for layer in _ends(child)]
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | _ConvNd)]
+    named = [(name, each) for name, each in module.named_modules() if isinstance(each, nn.Linear | _ConvNd)]
+    layers = [layer for name, layer in named if "lora_" not in name]
     return [layers[-1] if layers else module]
 
 
-def _last_linear(model: nn.Module) -> nn.Module | None:
+def _last_linear(model: nn.Module) -> nn.Linear | None:
     """The model's last child with parameters if it is a linear layer, or a sequence that ends in one.
 
     What merely wraps another module is passed through. A layer that is all of the model is none.
     """
     module, alone = model, True
     while not isinstance(module, nn.Linear):
-        children = [child for child in module.children() if next(child.parameters(), None) is not None]
+        children = [child for _, child in _children_with_parameters(module)]
         if not children or (len(children) > 1 and not isinstance(children[-1], nn.Linear | nn.Sequential)):
             return None
         alone = alone and len(list(module.children())) == 1
         module = children[-1]
     return None if alone else module
+
+
+def _doubt_of_last(model: nn.Module, last: nn.Linear, hidden: set[int]) -> str:
+    """What speaks against a layer that was only taken for the output layer because it comes last."""
+    guess = "is taken for the output layer because it comes last, but "
+    if last.in_features == last.out_features:
+        return guess + "has as many outputs as inputs"
+    taken = {layer.in_features for layer in model.modules() if isinstance(layer, nn.Linear)}
+    module = model
+    while not isinstance(module, nn.Linear | nn.Sequential):
+        *others, (_, module) = _children_with_parameters(module)
+        for name, other in others:
+            for end in _ends(other):
+                if not isinstance(end, nn.Linear) or _is_hidden(end, hidden):
+                    continue
+                if end.in_features == last.in_features and end.out_features not in taken:
+                    return guess + f"{name} ends at as many inputs"
+    return ""
+
+
+def _children_with_parameters(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]

@@ -17,27 +17,27 @@ from lichen.nn.roles import Kind
 from lichen.optim.recipes import OptimizerRecipe
 
 # Settings that tell the groups of torch.optim.Muon from others, and those of Adam and AdamW.
-MUON = {"momentum", "nesterov", "ns_coefficients", "ns_steps", "adjust_lr_fn"}
-ADAMW = {"betas", "eps", "weight_decay", "amsgrad"}
+MUON = {"lr", "momentum", "nesterov", "ns_coefficients", "ns_steps", "adjust_lr_fn"}
+ADAMW = {"lr", "betas", "eps", "weight_decay", "amsgrad"}
 
 
 class SavedParameter(NamedTuple):
     """State of one parameter (empty: it had no gradient yet), and its group as this optimizer has groups.
 
-    rule: the settings that another optimizer saved it with; empty for Muon's own.
+    rule: the settings that another optimizer saved it with; None for Muon's own.
     """
 
     name: str
     state: dict[str, Tensor]
     settings: dict[str, Any]
-    rule: dict[str, Any]
+    rule: dict[str, Any] | None
 
     def convert(self, recipe: OptimizerRecipe, kind: Kind) -> dict[str, Tensor]:
         """The state as Muon keeps it for a parameter of this kind.
 
         Raises LichenError if another optimizer saved it by a rule that is not the recipe's.
         """
-        if not self.rule:
+        if self.rule is None:
             return self.state
         if self.rule.keys() >= MUON:
             origin, algorithm, differing = "torch.optim.Muon", "muon", _muon_differences(self.rule, recipe)
@@ -46,7 +46,7 @@ class SavedParameter(NamedTuple):
         else:
             raise LichenError(
                 f"optimizer state: {self.name} was saved by {_origin(self.rule)}, whose state does not "
-                "mean what Muon's does; start anew, at a low learning rate"
+                "mean what Muon's does, whose groups have a peak_lr; start anew, at a low learning rate"
             )
         if (here := recipe.algorithm(kind)) != algorithm:
             raise LichenError(
@@ -89,15 +89,18 @@ def saved_parameters(state_dicts: Iterable[dict[str, Any]]) -> dict[str, SavedPa
     return found
 
 
-def _settings(group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a group here takes over of a saved one, and all of its settings if another optimizer's."""
+def _settings(group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What a group here takes over of a saved one, and all of its settings if another optimizer's.
+
+    Only Muon's own groups have a `peak_lr`. Momenta of others have the same name and another meaning.
+    """
     settings = {key: value for key, value in group.items() if key not in ("params", "param_names")}
     if "peak_lr" in settings:
-        return settings, {}
+        return settings, None
     foreign = set().union(*_keys_of_torch().values()) - {"lr", "weight_decay"}
     own = {key: value for key, value in settings.items() if key not in foreign}
-    own["peak_lr"] = settings.get("initial_lr", settings["lr"])  # the name that it once had here
-    return own, settings if settings.keys() & foreign else {}
+    own["peak_lr"] = settings.get("initial_lr", settings.get("lr"))  # a scheduler's name for it
+    return own, settings
 
 
 def _muon_differences(rule: dict[str, Any], recipe: OptimizerRecipe) -> list[str]:
@@ -148,4 +151,4 @@ def _origin(settings: dict[str, Any]) -> str:
     fitting = {name: len(keys) for name, keys in _keys_of_torch().items() if keys <= settings.keys()}
     if fitting:
         return max(fitting, key=fitting.__getitem__)
-    return f"an optimizer with the settings {', '.join(sorted(settings))}"
+    return f"an optimizer with the settings {', '.join(sorted(settings)) or '(none)'}"

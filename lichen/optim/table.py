@@ -19,11 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from lichen.errors import LichenError
 from lichen.nn.roles import Kind, Layout, Role
 from lichen.optim.infer import Inferred, infer_roles
+from lichen.optim.places import WRAPPERS
 from lichen.optim.recipes import OptimizerRecipe
 from lichen.optim.shards import holds_whole_matrices, local
-
-# What modules that wrap another one add to the names of its parameters.
-WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,7 +287,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def plain_name(name: str) -> str:
     """The name without the marks of wrappers inside the model."""
     for mark in WRAPPERS:
-        name = name.replace(mark, "")
+        name = name.replace(f"{mark}.", "")
     return name
 
 
@@ -322,7 +320,10 @@ def _roles(model: nn.Module, names: Iterable[list[str]]) -> tuple[Mapping[str, I
 
 def _patterns(names: Iterable[str]) -> str:
     """The names, those that differ in a number only as one pattern."""
-    return ", ".join(dict.fromkeys(re.sub(r"(?<![^.])\d+(?=\.)", "*", name) for name in names))
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"(?<![^.])\d+(?=\.)", "*", name), []).append(name)
+    return ", ".join(pattern if len(named) > 1 else named[0] for pattern, named in alike.items())
 
 
 def _listed(names: Iterable[str]) -> str:

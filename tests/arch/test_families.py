@@ -524,6 +524,13 @@ def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, content: di
     path.write_text(json.dumps(content))
     with pytest.raises(SpecError, match=f"{words}.* and no model's config.json"):
         load_spec(path)
+    (tmp_path / "model.safetensors").write_bytes(b"\xff\0")
+    with pytest.raises(SpecError, match=r"; name a config\.json, or the folder with one$"):
+        load_spec(tmp_path / "model.safetensors")
+    with pytest.raises(
+        SpecError, match=rf"without a config\.json, but with {words.removeprefix('this is ')}"
+    ):
+        load_spec(tmp_path)
 
 
 @pytest.mark.parametrize(

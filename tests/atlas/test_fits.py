@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lichen.arch.families import load_spec
 from lichen.arch.spec import ModelSpec
@@ -28,6 +30,9 @@ def test_a_machine_is_so_many_devices() -> None:
     ("text", "words"),
     [
         ("h201:8", "no device 'h201'; did you mean h200"),
+        ("rtx4090x3", "no device 'rtx4090x3'; 3 of rtx4090 are written rtx4090:3"),
+        ("8xh200", "no device '8xh200'; 8 of h200 are written h200:8"),
+        ("8 * H200", "no device '8\\*h200'; 8 of h200 are written h200:8"),
         ("teapot", "no device 'teapot'; known are a100-80g"),
         ("h200:0", "after the colon comes how many"),
         ("h200:-1", "after the colon comes how many"),
@@ -114,19 +119,24 @@ def test_what_the_weights_leave() -> None:
     assert fits(KIMI, machine, None, 4096).left < 0
 
 
+TWO_OF_LLAMA = (2, "bf16", 65536, 1)
+
+
 @pytest.mark.parametrize(
-    ("spec", "machine", "quant", "context", "found"),
+    ("spec", "machine", "quant", "context", "batch", "found"),
     [
-        (QWEN, "rtx4090", None, 65536, [(1, "q4", 65536), (3, "bf16", 65536)]),
-        (QWEN, "rtx4090", "q4", 262144, [(1, "q4", 65536), (2, "q4", 262144)]),
-        (QWEN, "rtx4090", "q6", 262144, [(1, "q4", 65536), (2, "q6", 262144)]),
-        (QWEN, "mac-64g", None, 65536, [(1, "fp8", 65536), (2, "bf16", 65536)]),
-        (KIMI, "rtx4090", None, 4096, [(28, "int4", 4096)]),
-        (LLAMA, "rtx4090", "bf16", 65536, [(1, "fp8", 65536), (1, "bf16", 32768), (2, "bf16", 65536)]),
+        (QWEN, "rtx4090", None, 65536, 1, [(1, "q4", 65536, 1), (3, "bf16", 65536, 1)]),
+        (QWEN, "rtx4090", "q4", 262144, 1, [(1, "q4", 65536, 1), (2, "q4", 262144, 1)]),
+        (QWEN, "rtx4090", "q6", 262144, 1, [(1, "q4", 65536, 1), (2, "q6", 262144, 1)]),
+        (QWEN, "mac-64g", None, 65536, 1, [(1, "fp8", 65536, 1), (2, "bf16", 65536, 1)]),
+        (QWEN, "rtx4090", "q4", 32768, 9, [(1, "q4", 8192, 9), (1, "q4", 32768, 2), (2, "q4", 32768, 9)]),
+        (QWEN, "rtx4090", "fp8", 65536, 9, [(1, "q4", 8192, 9), (1, "q4", 65536, 1), (4, "fp8", 65536, 9)]),
+        (KIMI, "rtx4090", None, 4096, 1, [(28, "int4", 4096, 1), (26, "fp4", 4096, 1)]),
+        (LLAMA, "rtx4090", "bf16", 65536, 1, [(1, "fp8", 65536, 1), (1, "bf16", 32768, 1), TWO_OF_LLAMA]),
     ],
 )
-def test_what_would_fit_does_and_a_little_more_does_not(spec, machine, quant, context, found) -> None:
-    ways = alternatives(spec, parse(machine), quant, context)
+def test_what_would_fit_does_and_a_little_more_does_not(spec, machine, quant, context, batch, found) -> None:
+    ways = alternatives(spec, parse(machine), quant, context, batch)
     stored = fits(spec, parse(machine), quant, context).quant
     assert ways == [Alternative(*way) for way in found]
     sizes = {}
@@ -134,11 +144,34 @@ def test_what_would_fit_does_and_a_little_more_does_not(spec, machine, quant, co
         with contextlib.suppress(LichenError):  # the storage of routed experts
             sizes[name] = fits(spec, parse(machine), name, 1024).weight_bytes
     for way in ways:
-        assert fits(spec, parse(f"{machine}:{way.count}"), way.quant, way.context).fits
+        assert fits(spec, parse(f"{machine}:{way.count}"), way.quant, way.context, way.batch).fits
         if way.count > 1:
-            assert not fits(spec, parse(f"{machine}:{way.count - 1}"), way.quant, way.context).fits
+            fewer = parse(f"{machine}:{way.count - 1}")
+            assert not fits(spec, fewer, way.quant, way.context, way.batch).fits
         if way.context < context:
-            assert not fits(spec, parse(machine), way.quant, 2 * way.context).fits
+            assert not fits(spec, parse(machine), way.quant, 2 * way.context, way.batch).fits
+        if way.batch < batch:
+            assert not fits(spec, parse(machine), way.quant, way.context, way.batch + 1).fits
         finer = [name for name, size in sizes.items() if sizes[way.quant] < size <= sizes[stored]]
         if way.quant != stored:
-            assert not any(fits(spec, parse(machine), name, way.context).fits for name in finer)
+            others = finer if way.count == 1 else sizes
+            count = max(1, way.count - 1)
+            given = parse(f"{machine}:{count}")
+            assert not any(fits(spec, given, name, way.context, way.batch).fits for name in others)
+
+
+@given(
+    st.sampled_from([QWEN, KIMI, LLAMA]),
+    st.sampled_from(["rtx4090", "h200:2", "mac-64g"]),
+    st.sampled_from([None, "fp32", "q4"]),
+    st.integers(1, 131072),
+    st.sampled_from([1, 7, 10**4, 10**12]),
+)
+def test_every_no_has_a_yes(spec, machine, quant, context, batch) -> None:
+    asked = parse(machine)
+    if not fits(spec, asked, quant, context, batch).fits:
+        ways = alternatives(spec, asked, quant, context, batch)
+        assert ways
+        for way in ways:
+            given = parse(f"{asked.device_name}:{way.count}")
+            assert fits(spec, given, way.quant, way.context, way.batch).fits

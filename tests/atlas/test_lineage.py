@@ -11,12 +11,13 @@ from xml.etree import ElementTree
 import pytest
 
 from lichen.arch.published import named_models
-from lichen.atlas.lineage import graph as lineage
+from lichen.atlas.catalogue import model as catalogue
 from lichen.atlas.lineage.formats import to_graphml, to_json, to_mermaid
 from lichen.atlas.lineage.graph import GRADES, load
 from lichen.errors import LichenError
 
-GRAPH = load()
+TODAY = catalogue.load()
+GRAPH = load(TODAY)
 IN_CONFIG = [(edge, field, value) for edge in GRAPH.edges for field, value in (edge.config or {}).items()]
 
 
@@ -76,14 +77,14 @@ def test_muon_is_keller_jordans_and_kimi_k2_uses_it() -> None:
 
 
 def test_on_the_articles_day_later_things_are_not_there() -> None:
-    then = load(date(2026, 4, 30))
+    then = load(TODAY.on(date(2026, 4, 30)))
     assert "kimi-k3" not in then.nodes
     assert "deepseek-v4-pro" in then.nodes
     assert all(edge.date <= date(2026, 4, 30) for edge in then.edges)
     with pytest.raises(LichenError, match="kimi-k3 came out on 2026-07-16, which is after 2026-04-30"):
         then.get("kimi-k3")
     with pytest.raises(LichenError, match="mla came out on 2024-05-07, which is after 2024-01-01"):
-        load(date(2024, 1, 1)).around("mla")
+        load(TODAY.on(date(2024, 1, 1))).around("mla")
 
 
 def test_around_one_node() -> None:
@@ -142,8 +143,8 @@ models:
 def test_a_file_of_ones_own(tmp_path) -> None:
     path = tmp_path / "lineage.yaml"
     path.write_text(FILE)
-    assert load(path=path).uses("mine") == {"one"}
-    assert load(date(2026, 1, 15), path).nodes.keys() == {"one"}
+    assert load(TODAY, path).uses("mine") == {"one"}
+    assert load(TODAY.on(date(2026, 1, 15)), path).nodes.keys() == {"one"}
 
 
 @pytest.mark.parametrize(
@@ -165,11 +166,11 @@ def test_a_mistake_is_named_with_its_line(tmp_path, old: str, new: str, words: s
     path = tmp_path / "lineage.yaml"
     path.write_text(FILE.replace(old, new))
     with pytest.raises(LichenError, match=words):
-        lineage.load(path=path)
+        load(TODAY, path)
 
 
 def test_a_model_that_nobody_describes(tmp_path) -> None:
     path = tmp_path / "lineage.yaml"
     path.write_text(FILE[: FILE.index("    node:")] + FILE[FILE.index("    uses:") :])
     with pytest.raises(LichenError, match=r"lineage.yaml:7: models.mine: 'mine' is not in the catalogue"):
-        load(path=path)
+        load(TODAY, path)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import transformers
 
+from lichen.atlas.catalogue import model as catalogue
 from lichen.atlas.lineage.graph import load
 
 MODELS = Path(transformers.__file__).parent / "models"
 IMPORT = re.compile(r"^from \.\.(\w+)\.\w+ import (\([^)]*\)|[^\n]*)$", re.MULTILINE)
-ITS_VERSION = transformers.__version__ == load().reuse.library.removeprefix("transformers ")
+GRAPH = load(catalogue.load())
+ITS_VERSION = transformers.__version__ == GRAPH.reuse.library.removeprefix("transformers ")
 
 
 def imports() -> dict[str, dict[str, str]]:
@@ -26,7 +28,7 @@ def imports() -> dict[str, dict[str, str]]:
 
 
 IMPORTS = imports()
-EDGES = [edge for edge in load().edges if edge.code is not None]
+EDGES = [edge for edge in GRAPH.edges if edge.code is not None]
 
 
 @pytest.mark.parametrize("edge", EDGES, ids=lambda edge: f"{edge.ancestor}-{edge.descendant}")
@@ -38,14 +40,14 @@ def test_the_modular_file_imports_it(edge) -> None:
 
 
 @pytest.mark.skipif(not ITS_VERSION, reason="counted in another version of transformers")
-@pytest.mark.parametrize("family", load().reuse.families)
+@pytest.mark.parametrize("family", GRAPH.reuse.families)
 def test_families_that_build_on_a_root(family: str) -> None:
     direct = {name for name, taken in IMPORTS.items() if family in taken}
     reached, waiting = set(), {family}
     while waiting:
         waiting = {name for name, taken in IMPORTS.items() if waiting & taken.keys()} - reached
         reached |= waiting
-    counted = load().reuse.families[family]
+    counted = GRAPH.reuse.families[family]
     assert (len(direct), len(reached - {family})) == (counted.direct, counted.all)
 
 

@@ -257,7 +257,8 @@ def test_the_table_can_be_taken_along_as_a_file(browser, tmp_path):
 )
 def test_lineage_shows_the_edges_that_were_chosen(browser, fragment, keeps):
     at(browser, fragment)
-    expected = [(edge.ancestor, edge.descendant) for edge in lineage.load(DAY).edges if keeps(edge)]
+    edges = lineage.load(catalogue.load(as_of=DAY)).edges
+    expected = [(edge.ancestor, edge.descendant) for edge in edges if keeps(edge)]
     shown = browser.evaluate(
         "[...document.querySelectorAll('.edge')].map((e) => [e.dataset.ancestor, e.dataset.descendant])"
     )
@@ -276,7 +277,8 @@ def test_a_node_tells_its_edges_and_their_sources(browser):
 
 @in_a_browser
 def test_risk_is_that_of_the_command_line(browser):
-    found = risk.measure(lineage.load(DAY), catalogue.load(as_of=DAY), DAY)
+    known = catalogue.load(as_of=DAY)
+    found = risk.measure(lineage.load(known), known, DAY)
     shares = browser.evaluate(
         "[...document.querySelectorAll('#risk table')[0].tBodies[0].rows].map((r) => r.cells[2].innerText)"
     )

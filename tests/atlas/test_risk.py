@@ -13,7 +13,8 @@ from lichen.atlas.lineage.graph import Edge, Graph, Node, Reuse, load
 from lichen.atlas.lineage.risk import herfindahl, jaccard, measure
 
 DAY = date(2026, 6, 30)
-EMPTY = replace(catalogue.load(), models={})
+TODAY = catalogue.load()
+EMPTY = replace(TODAY, models={})
 
 
 def node(name: str, lab: str, country: str, released: date = date(2026, 1, 1), kind: str = "model") -> Node:
@@ -97,8 +98,8 @@ def test_nothing_is_nothing() -> None:
 
 
 def test_the_real_graph_rests_on_deepseek() -> None:
-    today, real = catalogue.load(), load()
-    found = measure(real, today, today.as_of)
+    real = load(TODAY)
+    found = measure(real, TODAY, TODAY.as_of)
     assert found.roots[0].name == "deepseek-v2"
     assert found.roots[0].share > 0.5 > found.roots[-1].share
     assert all(root.stated <= root.share for root in found.roots)
@@ -112,7 +113,7 @@ def test_the_real_graph_rests_on_deepseek() -> None:
     recent = [
         real.uses(name)
         for name, each in real.models.items()
-        if each.open_weights and real.uses(name) and 0 <= (today.as_of - each.date).days < 365
+        if each.open_weights and real.uses(name) and 0 <= (TODAY.as_of - each.date).days < 365
     ]
     pairs = [len(one & other) / len(one | other) for one, other in combinations(recent, 2)]
     assert found.similarity[-1].overall == pytest.approx(sum(pairs) / len(pairs))
@@ -120,8 +121,8 @@ def test_the_real_graph_rests_on_deepseek() -> None:
 
 def test_obligations_are_the_catalogues() -> None:
     day = date(2026, 4, 30)
-    then = catalogue.load(as_of=day)
-    found = measure(load(day), then, day).obligations
+    then = TODAY.on(day)
+    found = measure(load(then), then, day).obligations
     assert "kimi-k3" not in found
     assert any(each.monthly_users_above == 700_000_000 for each in found["llama-4-maverick"])
     assert any(each.monthly_users_above == 100_000_000 for each in found["kimi-k2.6"])

@@ -59,7 +59,7 @@ def test_the_rules_are_printed_as_they_are_and_can_be_changed(run, refusal, tmp_
             ["--for", "cost", "--license", "MTI"],
             "no model has the license 'MTI'; there are Apache-2.0, closed,",
         ),
-        (["--for", "cost", "--budget", "0.01"], "'budget of $0.01 a month' took the last"),
+        (["--for", "cost", "--budget", "0.0012"], "'budget of $0.0012 a month' took the last"),
         (["--for", "cost", "--context", "0"], "--context 0: input should be greater than 0"),
         (["--for", "cost", "--context", "20000000"], "'context of 20,000,000 tokens' took the last"),
         (["--for", "cost", "--requests", "-1"], "--requests -1.0: input should be greater than 0"),

@@ -174,6 +174,33 @@ def test_a_broken_file_of_the_users_own_stops_nobody_who_asks_about_others(run, 
         assert "broken.yaml" in refusal("atlas", "check", folder / "broken.yaml")
 
 
+@pytest.mark.parametrize("command", ["claims", "atlas build --out {}/atlas.html", "lineage --risk"])
+def test_what_is_left_out_is_told_once_by_what_asks_about_several_days(run, tmp_path, command):
+    folder = tmp_path / "config" / "lichen" / "atlas"
+    folder.mkdir(parents=True)
+    (folder / "broken.yaml").touch()
+    with pytest.warns(UserWarning, match="left out") as told:
+        assert run(*command.format(tmp_path).split()).status == 0
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Path.touch, os.mkfifo, lambda path: path.symlink_to(path.name), lambda path: path.symlink_to("gone/x")],
+    ids=["a file", "a FIFO", "a loop", "a link to nowhere"],
+)
+def test_what_is_in_the_place_of_the_users_folder_is_named(run, refusal, tmp_path, make):
+    (tmp_path / "mine.yaml").write_text(FILE)
+    folder = tmp_path / "config" / "lichen" / "atlas"
+    folder.parent.mkdir(parents=True)
+    make(folder)
+    with pytest.warns(UserWarning, match=f"left out: {folder} is no folder that can be read"):
+        assert run("atlas", "show", "kimi-k2.6").status == 0
+    with pytest.warns(UserWarning, match="left out"):
+        told = refusal("atlas", "add", tmp_path / "mine.yaml")
+    assert f"{folder} is for the folder of your own models" in told
+
+
 # ------------------------------------------------------------------------------------------------ price
 
 

@@ -17,6 +17,7 @@ def corpus(tmp_path: Path) -> Path:
             f"Document {number} says that document {number + 1} follows.\n" * 5
         )
     (folder / "picture.png").write_bytes(b"\x89PNG\r\n")
+    (folder / "table.txt").write_text("id,words\n" + "1,some words\n" * 9)
     return folder
 
 
@@ -27,6 +28,8 @@ def test_prepare_and_inspect(run, corpus: Path, tmp_path: Path) -> None:
     counts = json.loads((out / "manifest.json").read_text())["splits"]
     assert f"train: {counts['train']['documents']} documents" in done.out
     assert f"left out: 1 not UTF-8 (for example {corpus}/picture.png)" in done.out
+    alike = f"1 file looks like CSV and was read as one text (for example {corpus}/table.txt); called .csv"
+    assert f"as text: {alike}" in done.out
     again = run("data", "prepare", corpus, "--out", out, "--vocab-size", 300, "--validation-fraction", 0.2)
     assert again.out == done.out
     shown = run("data", "inspect", out)
@@ -66,7 +69,12 @@ def test_refusals_are_one_sentence(refusal, corpus: Path, tmp_path: Path) -> Non
     assert "not UTF-8: 1" in refusal("data", "prepare", corpus / "picture.png", "--out", out)
     assert "no tokenizer at" in refusal("data", "prepare", corpus, "--out", out, "--tokenizer", tmp_path)
     assert "holds no prepared data" in refusal("data", "prepare", corpus, "--out", corpus)
-    assert "holds no prepared data" in refusal("data", "inspect", corpus)
+    for taken in (corpus, corpus / "0.txt"):
+        assert "make it with `lichen data prepare --out FOLDER`" in refusal("data", "inspect", taken)
+    assert f"`lichen data prepare --out {out / 'x'}`" in refusal("data", "inspect", out / "x")
+    (corpus / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\xff")
+    told = refusal("data", "prepare", corpus, "--out", out, "--tokenizer", corpus / "tokenizer.model")
+    assert "a tokenizer.json is needed" in told
 
 
 def test_damage_is_one_sentence(run, refusal, corpus: Path, tmp_path: Path) -> None:

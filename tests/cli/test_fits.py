@@ -55,12 +55,26 @@ def test_tables_of_n_grams_are_beside_the_weights(run) -> None:
 
 def test_a_no_comes_with_what_would_be_a_yes(run) -> None:
     arguments = ("fits", "qwen3.6-27b", "--gpu", "rtx4090", "--gpu", "h200", "--context", "64Ki")
-    assert "What would fit there:\n- rtx4090: weights as q4, or 3 of them\n\n" in run(*arguments).out
+    said = run(*arguments).out.partition("What would fit there:\n")[2].splitlines()
+    assert said[:2] == [
+        "- rtx4090: weights as q4, or 3 of them",
+        "    lichen fits qwen3.6-27b --gpu rtx4090 --quant q4 --context 65536",
+    ]
     no, yes = json.loads(run(*arguments, "--json").out)["machines"]
-    assert no["would_fit"][0] == {"count": 1, "quant": "q4", "context": 65536}
+    assert [(way["count"], way["quant"]) for way in no["would_fit"]] == [(1, "q4"), (3, "bf16")]
     assert yes["would_fit"] == []
     out = run("fits", "qwen3.6-27b", "--gpu", "rtx4090", "--context", "256Ki").out
     assert "- rtx4090: weights as q4 and 65,536 tokens, or 4 of them\n" in out
+
+
+def test_the_commands_that_follow_a_no_are_answered_with_yes(run) -> None:
+    batch = ("--context", "32Ki", "--batch", "100", "--as-of", "2026-10-01", "--json")
+    machines = json.loads(run("fits", "kimi-k2.6", *batch).out)["machines"]
+    commands = [way["command"] for machine in machines for way in machine["would_fit"]]
+    assert len(commands) > 10
+    for command in commands:
+        (machine,) = json.loads(run(*command.split()[1:], "--json").out)["machines"]
+        assert machine["fits"]
 
 
 @pytest.mark.parametrize(

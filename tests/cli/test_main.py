@@ -81,6 +81,17 @@ def test_a_verb_without_its_argument_works_or_shows_an_example(command, run, mon
         assert f"lichen {' '.join(command)} " in done.err or "recipes/demo.toml" in done.err
 
 
+@pytest.mark.parametrize("group", [(), ("atlas",), ("data",)])
+def test_a_group_alone_shows_an_example(group, run):
+    shown = " ".join(run(*group).out.split())
+    assert any(f"As in: {example}" in shown for example in cli.EXAMPLES)
+
+
+def test_an_argument_too_many_is_shown_an_example(run):
+    assert "(agent), as in: lichen advise --for agent; `lichen advise --help`" in run("advise", "agent").err
+    assert "(x); `lichen atlas list --help` shows" in run("atlas", "list", "x").err
+
+
 def test_the_examples_work(tmp_path):
     """Those that need no trained model, in an empty folder, but for the file that the guide shows."""
     guide = (ROOT / "docs" / "atlas.md").read_text()

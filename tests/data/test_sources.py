@@ -21,7 +21,14 @@ from hypothesis import strategies as st
 from pyarrow import orc
 
 from lichen.data.formats import MAX_DOCUMENT_BYTES, Unreadable, require_reader
-from lichen.data.sources import Record, documents, find_files, read_records, standard_library
+from lichen.data.sources import (
+    Record,
+    documents,
+    find_files,
+    looks_like_csv,
+    read_records,
+    standard_library,
+)
 from lichen.errors import LichenError
 
 
@@ -122,17 +129,26 @@ def test_plain_and_compressed_text_read_alike(tmp_path: Path) -> None:
         assert read(path) == ([text], [])
 
 
-@pytest.mark.parametrize("end", [-1, -5, 200, 3])
+@pytest.mark.parametrize("end", [-1, -5, 9000, 200, 3])
 def test_a_truncated_compressed_file_gives_what_can_be_read_and_says_so(tmp_path: Path, end: int) -> None:
-    lines = b"".join(
-        json.dumps({"text": f"line {os.urandom(40).hex()}"}).encode() + b"\n" for _ in range(400)
-    )
+    """The records before the one that is cut; of bzip2 and zstandard those of whole blocks."""
+    texts = [f"line {os.urandom(40).hex()}" for _ in range(400)]
+    kinds = {
+        "jsonl": "".join(json.dumps({"text": text}) + "\n" for text in texts),
+        "json": json.dumps([{"text": text} for text in texts]),
+        "csv": "id,text\n" + "".join(f"{at},{text}\n" for at, text in enumerate(texts)),
+    }
     for suffix, pack in PACKED.items():
-        path = tmp_path / f"a.jsonl{suffix}"
-        path.write_bytes(pack(lines)[:end])
-        found, reasons = read(path)
-        assert len(found) < 401
-        assert reasons[-1] == "truncated" or (end == 3 and "as its name says" in reasons[-1])
+        for name, content in kinds.items():
+            path = tmp_path / f"a.{name}{suffix}"
+            path.write_bytes(pack(content.encode())[:end])
+            found, reasons = read(path)
+            assert found == texts[: len(found)]
+            (reason,) = reasons
+            if not (end == 3 and "as its name says" in reason):
+                assert reason == ("end of a truncated file" if found else "truncated")
+            if pack is gzip.compress:
+                assert len(found) >= {-1: 399, -5: 399, 9000: 100}.get(end, 0)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +287,7 @@ KINDS = {
     "table.csv": csv_of(","),
     "table.CSV": csv_of(";"),
     "table.tsv": csv_of("\t"),
+    "table.tab": csv_of("\t"),
     "table": parquet_of(RECORDS),
     "file.arrow": arrow_of(pa.ipc.new_file),
     "stream.arrow": arrow_of(pa.ipc.new_stream),
@@ -341,6 +358,23 @@ def test_names_are_claims_and_prose_stays_prose(
 
 
 QUOTE = "not CSV (a quote that nothing closes, or not at its end)"
+
+
+def test_what_looks_like_csv_is_pointed_out(tmp_path: Path) -> None:
+    table = "id\ttext\n" + "".join(f"{at}\tone, {at}\n" for at in range(20_000))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(table.encode()))
+    (tmp_path / "a").write_bytes(csv_of(";"))
+    (tmp_path / "a.csv").write_bytes(csv_of(","))
+    (tmp_path / "poem.txt").write_text("Roses are red,\nviolets are blue,\nand so on.\n")
+    (tmp_path / "notes.md").write_text("| a | b |\n|---|---|\n| 1 | 2 |\n")
+    (tmp_path / "empty.txt").write_text("")
+    assert {path.name for path in tmp_path.iterdir() if looks_like_csv(path)} == {"a.txt.gz", "a"}
+    assert not any(map(looks_like_csv, standard_library()))
+
+
+def test_the_only_column_of_tsv_may_hold_commas(tmp_path: Path) -> None:
+    (tmp_path / "a.tab").write_text("text\none, two\n\tand a tab\n")
+    assert read(tmp_path / "a.tab") == (["one, two"], [RAGGED])
 
 
 def test_a_stray_quote_swallows_no_rows(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.models.clvp.modeling_clvp import ClvpEncoderMLP
+from transformers.models.focalnet.modeling_focalnet import FocalNetModulation
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5_OmniAdaLayerNormZero
 
 from lichen.nn.roles import Role
 from lichen.optim import Muon, ParameterTable, parameter_table, recipes
@@ -217,6 +220,40 @@ def test_projections_of_three_dimensions() -> None:
     torch.testing.assert_close(x[0] @ positions[0].mT, torch.einsum("td,dnh->tnh", x[0], weight).flatten(1))
 
 
+@torch.no_grad()
+def test_layers_that_no_name_tells() -> None:
+    """A gated unit by what takes its outputs, modulations by their classes: any factor silences, as above.
+
+    What is no factor, Qwen's shifts, scales and gates, is what the layer returns.
+    """
+    torch.manual_seed(0)
+    focal = FocalNetModulation(transformers.FocalNetConfig(), 0, 8)
+    clvp = transformers.ClvpEncoderConfig(hidden_size=8, intermediate_size=12)
+    layers = (
+        (focal, "projection_in.weight", torch.randn(2, 4, 4, 8)),
+        (ClvpEncoderMLP(clvp), "fc1.proj.weight", torch.randn(3, 8)),
+    )
+    for layer, suffix, x in layers:
+        parts = parts_of(nn.ModuleDict({"layer": layer, "head": nn.Linear(8, 5)}), suffix)
+        assert len(parts) == (3 if layer is focal else 2)
+        for name, parameter in layer.named_parameters():
+            if "bias" in name:
+                parameter.zero_()
+        assert layer(x).count_nonzero() == x.numel()
+        for part in parts:
+            kept = part.clone()
+            part.zero_()
+            assert layer(x).count_nonzero() == 0
+            part.copy_(kept)
+    norm, condition = Qwen2_5_OmniAdaLayerNormZero(8), torch.randn(3, 8)
+    norm.linear.bias.zero_()
+    parts = parts_of(nn.ModuleDict({"norm1": norm, "head": nn.Linear(8, 5)}), "norm1.linear.weight")
+    _, *returned = norm(torch.randn(3, 2, 8), condition)
+    torch.testing.assert_close(
+        [nn.functional.silu(condition) @ part[0].mT for part in parts[2:]], returned, rtol=1e-6, atol=1e-6
+    )
+
+
 class GroupedQueries:
     n_head, n_query_groups, head_size = 4, 2, 8
 
@@ -291,6 +328,97 @@ def test_gate_and_up_by_what_the_next_layer_takes() -> None:
     assert [part.shape for part in parts_of(model, "gated.fc1.weight")] == [(1, 24, 16)] * 2
 
 
+class Of(nn.Module):
+    """Layers and bare parameters by name."""
+
+    def __init__(self, **parts: nn.Module | tuple[int, ...]) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part if isinstance(part, nn.Module) else nn.Parameter(torch.zeros(part)))
+
+
+class GEGLU(Of):
+    """The name of diffusers and others."""
+
+
+class Attending(Of):
+    num_heads = 4
+
+
+def adapted(inputs: int, outputs: int) -> nn.Module:
+    """A layer as PEFT's LoRA wraps it, rank 4."""
+    factors = nn.Linear(inputs, 4, bias=False), nn.Linear(4, outputs, bias=False)
+    lora: dict[str, nn.Module] = {
+        f"lora_{letter}": nn.ModuleDict({"default": factor})
+        for letter, factor in zip("AB", factors, strict=True)
+    }
+    return Of(base_layer=nn.Linear(inputs, outputs), **lora)
+
+
+FORWARD: list[nn.Module] = [GEGLU(proj=nn.Linear(64, 512)), nn.Dropout(), nn.Linear(256, 64)]
+UNIT = nn.Sequential(nn.Linear(64, 192), nn.GLU(), nn.Linear(96, 5))
+THIRDS, HALVES = [(1, 64, 64)] * 3, [(1, 96, 64)] * 2
+PLACES: list[tuple[nn.Module, dict[str, list[tuple[int, ...]]]]] = [
+    (Of(net=nn.Sequential(*FORWARD)), {"net.0.proj.weight": [(1, 256, 64)] * 2}),
+    (Of(net=nn.ModuleList(FORWARD)), {"net.0.proj.weight": [(1, 256, 64)] * 2}),
+    (Of(unit=UNIT), {"unit.0.weight": HALVES}),
+    (Of(w1=(8, 64, 192), w2=(8, 96, 64)), {"w1": [(8, 96, 64)] * 2, "w2": [(8, 64, 96)]}),
+    (Of(w1=(8, 192, 64), w2=(8, 64, 96)), {"w1": [(8, 96, 64)] * 2, "w2": [(8, 64, 96)]}),
+    (Of(fc1_weight=(192, 64), fc2_weight=(64, 96)), {"fc1_weight": HALVES}),
+    (
+        Attending(qkv=Of(linear=nn.Linear(64, 192), lora_A=(4, 64), lora_B=(192, 4))),
+        {"qkv.linear.weight": THIRDS, "qkv.lora_A": [(1, 4, 64)], "qkv.lora_B": [(1, 64, 4)] * 3},
+    ),
+    (Attending(to_qkv=nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 192))), {"to_qkv.1.weight": THIRDS}),
+    (
+        Attending(qkv_proj=adapted(64, 192)),
+        {
+            "qkv_proj.base_layer.weight": THIRDS,
+            "qkv_proj.lora_A.default.weight": [(1, 4, 64)],
+            "qkv_proj.lora_B.default.weight": [(1, 64, 4)] * 3,
+        },
+    ),
+    (Of(gate_up_proj=adapted(64, 192)), {"gate_up_proj.lora_B.default.weight": [(1, 96, 4)] * 2}),
+    (Of(fc1=adapted(64, 192), fc2=adapted(96, 64)), {"fc1.lora_B.default.weight": [(1, 96, 4)] * 2}),
+    (
+        Of(norm=nn.LayerNorm(64), adaLN_modulation=nn.Sequential(nn.SiLU(), nn.Linear(64, 384))),
+        {"adaLN_modulation.1.weight": [(1, 64, 64)] * 6},
+    ),
+]
+
+
+@pytest.mark.parametrize(("layer", "expected"), PLACES)
+def test_behind_wrappers_in_sequences_and_of_bare_parameters(
+    layer: nn.Module, expected: dict[str, list[tuple[int, ...]]]
+) -> None:
+    """The layer is known by the name outside of what wraps it, or by what takes its outputs."""
+    model = nn.ModuleDict({"layer": layer, "head": nn.Linear(64, 9)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = {row.name.removeprefix("layer."): row for row in parameter_table(model)}
+    for name, shapes in expected.items():
+        parts = rows[name].batches(rows[name].parameter.detach(), per_head=False)
+        assert [part.shape for part in parts] == shapes, name
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "words"),
+    [
+        (Of(net=nn.Sequential(nn.Linear(64, 512), nn.Tanh(), nn.Linear(256, 9))), "net.0.weight", "2 times"),
+        (Of(w_in=(8, 64, 192), w_back=(8, 96, 64)), "w_in", "2 times as many rows as w_back"),
+        (Of(mix=adapted(64, 192), back=nn.Linear(96, 64)), "mix.base_layer.weight", "2 times"),
+        (Of(mix=nn.Conv1d(64, 192, 1), back=nn.Conv1d(64, 64, 1)), "mix.weight", "3 times"),
+        (Of(mix=nn.Conv1d(64, 192, 1), shortcut=nn.Conv1d(64, 64, 1)), "", ""),
+        (Of(fused_qkv_a_proj=nn.Linear(64, 80)), "fused_qkv_a_proj.weight", "the name of several matrices"),
+        (Of(adaLN_modulation=nn.Sequential(nn.Linear(48, 384))), "adaLN_modulation.0.weight", "each shift"),
+    ],
+)
+def test_what_may_be_several_matrices_is_a_doubt(layer: nn.Module, name: str, words: str) -> None:
+    doubts = parameter_table(nn.ModuleDict({"layer": layer, "head": nn.Linear(64, 9)})).doubts
+    assert len(doubts) == bool(name)
+    assert all(doubt.startswith(f"layer.{name}") and words in doubt for doubt in doubts)
+
+
 class Unknown(nn.Module):
     """Layers of nobody we know, with fused projections and one that only has the name."""
 
@@ -313,8 +441,8 @@ def test_what_nobody_here_knows_is_a_doubt() -> None:
         "*.table_of_rules may be no matrix: neither its name nor its class says what it is",
         "*.query_key_value.weight, *.gate_and_up.weight has the name of several matrices in one, whose order "
         "in Unknown is not known",
-        "*.mix.weight has 2 times as many rows as out of Unknown has inputs: it may be several matrices, in "
-        "an order that is not known",
+        "*.mix.weight has 2 times as many rows as out, which follows, has inputs: it may be several "
+        "matrices, in an order that is not known",
     )
     with pytest.warns(UserWarning, match="an override can decide it") as caught:
         table = parameter_table(model)

@@ -130,6 +130,38 @@ def test_a_model_without_an_output_layer_is_a_doubt() -> None:
         parameter_table(model, [("transformer.wte.weight", Role("embedding"))])
 
 
+def outputs(**layers: nn.Module) -> nn.Module:
+    return nn.ModuleDict({"body": nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64))} | layers)
+
+
+@pytest.mark.parametrize(
+    ("model", "heads", "doubt"),
+    [
+        (outputs(policy=nn.Linear(64, 6), value=nn.Linear(64, 3)), {"policy", "value"}, ""),
+        (outputs(critic=nn.Sequential(nn.Linear(64, 3)), actor=nn.Linear(64, 6)), {"critic.0", "actor"}, ""),
+        (outputs(mean=nn.Linear(64, 6), spread=nn.Linear(64, 3)), {"spread"}, "but mean ends at as many"),
+        (outputs(mean=nn.Linear(64, 6), squeeze=nn.Linear(6, 3)), {"squeeze"}, ""),
+        (outputs(last=nn.Linear(64, 64)), {"last"}, "but has as many outputs as inputs"),
+    ],
+)
+def test_a_last_layer_is_a_guess(model: nn.Module, heads: set[str], doubt: str) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        table = parameter_table(model)
+    assert names(table, "head").keys() == {f"{head}.weight" for head in heads}
+    assert len(table.doubts) == bool(doubt)
+    assert all(f"because it comes last, {doubt}" in each for each in table.doubts)
+
+
+def test_an_output_layer_that_peft_wraps() -> None:
+    """Its factors are matrices."""
+    wrapped = nn.Module()
+    wrapped.base_layer = nn.Linear(16, 40)
+    wrapped.lora_A = nn.ModuleDict({"default": nn.Linear(16, 4)})
+    wrapped.lora_B = nn.ModuleDict({"default": nn.Linear(4, 40)})
+    model = nn.ModuleDict({"inner": nn.Linear(16, 16), "lm_head": wrapped})
+    assert set(names(parameter_table(model), "head")) == {"lm_head.base_layer.weight"}
+
+
 class Table(nn.Module):
     """An embedding that is not PyTorch's."""
 

@@ -133,16 +133,6 @@ def test_what_others_put_into_groups_is_kept() -> None:
     assert {(group["swa_lr"], group["weight_decay"]) for group in again.param_groups} == {(0.1, 0.3)}
 
 
-def test_state_that_called_the_peak_rate_initial_lr_still_loads() -> None:
-    optimizer = ours()
-    saved = optimizer.state_dict()
-    for group in saved["param_groups"]:
-        group["initial_lr"] = group.pop("peak_lr")
-        group["lr"] *= 0.25
-    optimizer.load_state_dict(saved)
-    assert [(g["lr"], g["peak_lr"]) for g in optimizer.param_groups] == [(7.5e-5, 3e-4), (3.75e-5, 1.5e-4)]
-
-
 # --------------------------------------------------------------------------- state of other optimizers
 
 
@@ -282,3 +272,25 @@ def test_an_optimizer_from_elsewhere_is_refused_by_its_settings() -> None:
     table = parameter_table(model, [("*", Role("vector"))])
     with pytest.raises(LichenError, match="an optimizer with the settings betas, cautious, lr, weight_decay"):
         Muon(table, recipes.moonlight).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("settings", [set(), {"lr"}, {"lr", "weight_decay", "mu"}, {"lr", "weight_decay"}])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_momentum_without_a_peak_rate_is_nobodys(settings: set[str], scheduled: bool) -> None:
+    """The names of Muon's own state are those of averages elsewhere, and `initial_lr` is any scheduler's."""
+    optimizer = ours()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    if scheduled:
+        lr_scheduler.LinearLR(optimizer)
+    saved = optimizer.state_dict()
+    ours().load_state_dict(saved)
+    kept = settings | {"params", "param_names", "initial_lr"}
+    for group in saved["param_groups"]:
+        group["mu"] = 0.95
+        for key in group.keys() - kept:
+            del group[key]
+    with pytest.raises(LichenError, match=r"was saved by an optimizer with .* whose state does not mean"):
+        ours().load_state_dict(saved)

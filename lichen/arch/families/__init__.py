@@ -10,6 +10,7 @@ chat.jinja    how they write a conversation
 
 import pkgutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib import import_module, resources
@@ -147,9 +148,9 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
     path = Path(name_or_path)
     try:
         if path.is_dir():
-            path = path / "config.json"
+            folder, path = path, path / "config.json"
             if not path.exists():
-                raise SpecError(f"{path.parent} is a folder without a config.json")
+                raise SpecError(f"{folder} is a folder without a config.json{_beside_config(folder)}")
         elif not path.exists() and not path.is_symlink():
             name, names = str(name_or_path), sorted({*named_models(), *others})
             known = f"models by name: {', '.join(names)}"
@@ -163,12 +164,23 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
         if path.name != PACKING and config.get("quantization_config") is None and packing.exists():
             config["quantization_config"] = packing_of(_read_object(packing))
     except LichenError as error:
-        raise SpecError(str(error)) from error
+        needed = "" if path.name == "config.json" else "; name a config.json, or the folder with one"
+        raise SpecError(f"{error}{needed}") from error
     try:
         return read_config(config)
     except SpecError as error:
         told = [str(error), sizes(config), None if _reader(config) else nearest(config)]
         raise SpecError(f"{path}: {'; '.join(filter(None, told))}") from error
+
+
+def _beside_config(folder: Path) -> str:
+    """What else in `folder` belongs to a model, to whoever misses its config.json."""
+    found = []
+    for path in sorted(folder.glob("*_config.json")):
+        with suppress(LichenError):
+            found.append(what_it_is(_read_object(path)))
+    there = " and ".join(filter(None, found))
+    return there and f", but with {there}: put the model's config.json beside it"
 
 
 def _read_object(path: Path) -> dict[str, Any]:

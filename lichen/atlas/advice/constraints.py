@@ -100,7 +100,7 @@ def cuts(
     if "price" in require:
         yield Cut("a price", lambda model: _dear(model, inf, wanted, at))
     if (budget := wanted.budget) is not None:
-        name = f"budget of ${budget:,.2f} a month"
+        name = f"budget of {words.usd(budget)} a month"
         yield Cut(
             name, lambda model: _dear(model, budget, wanted, at), lambda model: _month(model, wanted, at)
         )
@@ -251,7 +251,7 @@ def _month(model: Model, wanted: Constraints, at: datetime) -> tuple[float, str]
     if found is None:
         return None
     month = ceil(found.per_day * DAYS_A_MONTH * 100) / 100
-    return month, f"${month:,.2f} a month"
+    return month, f"{words.usd(month)} a month"
 
 
 def _dear(model: Model, budget: float, wanted: Constraints, at: datetime) -> str | None:
@@ -259,7 +259,7 @@ def _dear(model: Model, budget: float, wanted: Constraints, at: datetime) -> str
     if found is None:
         return "nobody lists a price"
     month = found.per_day * DAYS_A_MONTH
-    return None if month <= budget else f"${month:,.2f} at {found.provider}"
+    return None if month <= budget else f"{words.usd(month)} at {found.provider}"
 
 
 def _cheapest(model: Model, wanted: Constraints, at: datetime) -> WorkloadCost | None:

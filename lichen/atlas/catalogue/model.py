@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -173,12 +173,24 @@ FACT_FIELDS = tuple(name for name, field in Model.model_fields.items() if "Fact[
 @dataclass(frozen=True)
 class Catalogue:
     """The models that were out on the day `as_of`, by name; `later`: when the others came out; `broken`: what
-    is wrong with the user's own files that were left out, by the names of the files."""
+    is wrong with the user's own files that were left out, by the names of the files; `complete`: all models,
+    whatever the day, as their files describe them."""
 
     models: dict[str, Model]
     as_of: date
-    later: dict[str, date] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
+    later: dict[str, date]
+    broken: dict[str, str]
+    complete: dict[str, Model]
+
+    def on(self, day: date) -> Catalogue:
+        """What the same files say of another day."""
+        later = {
+            name: release
+            for name, model in self.complete.items()
+            if (release := known_value(model.release)) and release > day
+        }
+        models = {name: model.as_of(day) for name, model in self.complete.items() if name not in later}
+        return replace(self, models=models, as_of=day, later=later)
 
     def __contains__(self, name: str) -> bool:
         """Whether `name` is a model's, even one that `get` refuses."""
@@ -198,21 +210,19 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
     should be, with a warning, so that one of them stops nobody who asks about other models. Raises
     LichenError, with file and line, for such a file among `extra`, and for a name that two files claim.
     """
-    found = Catalogue({}, as_of or today())
+    complete: dict[str, Model] = {}
+    broken: dict[str, str] = {}
     files: dict[str, Path] = {}
 
     def take(path: Path, model: Model) -> None:
         if model.name in files:
             raise field_error(path, ["name"], f"{model.name!r} is already described by {files[model.name]}")
         files[model.name] = path
-        if (release := known_value(model.release)) and release > found.as_of:
-            found.later[model.name] = release
-        else:
-            found.models[model.name] = model.as_of(found.as_of)
+        complete[model.name] = model
 
     def leave_out(path: Path, problem: str) -> None:
-        found.broken[path.stem] = problem
-        warnings.warn(f"left out: {problem}", stacklevel=1)  # of one place, so that each is told once
+        broken[path.stem] = problem
+        warnings.warn(f"left out: {problem}", stacklevel=1)
 
     for path, model in _shipped():
         take(path, model)
@@ -223,7 +233,8 @@ def load(extra: Sequence[Path] = (), as_of: date | None = None) -> Catalogue:
             leave_out(path, str(error))
     for path in extra:
         take(path, read_model(path))
-    return replace(found, models=dict(sorted(found.models.items())))
+    day = as_of or today()
+    return Catalogue({}, day, {}, broken, dict(sorted(complete.items()))).on(day)
 
 
 @cache
@@ -272,13 +283,21 @@ def _with_config(model: Model, path: Path) -> Model:
 def add(path: Path) -> tuple[Model, Path]:
     """Check the model file `path` and copy it into `user_folder()`. Returns the model and the copy's path.
 
-    Raises LichenError as `read_model`, and for a name that the catalogue already has; a model of the
-    user's own is replaced.
+    Raises LichenError as `read_model`, for a name that the catalogue already has, and where there can be no
+    such folder; a model of the user's own is replaced.
     """
     model = read_model(path)
-    target = user_folder() / f"{model.name}.yaml"
+    folder = user_folder()
+    target = folder / f"{model.name}.yaml"
     if model.name in load().models and not target.exists():
         raise field_error(path, ["name"], f"{model.name!r} is already in the catalogue; choose another name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LichenError(
+            f"{folder} is for the folder of your own models, which cannot be made ({error.strerror}): move "
+            "away what is there"
+        ) from None
     if model.spec_name is None:
         write_text(target, path.read_text(encoding="utf-8"))
     else:  # a relative path would not survive the copy

@@ -15,10 +15,9 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from lichen.arch.published import named_models
-from lichen.atlas.catalogue import model as catalogue
 from lichen.atlas.catalogue.model import Catalogue, Model, Source
 from lichen.errors import did_you_mean
-from lichen.facts.record import Record, known, known_value, named, today
+from lichen.facts.record import Record, known, known_value, named
 from lichen.facts.yaml_file import field_error, parse, read_yaml
 
 SHIPPED = Path(__file__).parent / "lineage.yaml"
@@ -196,13 +195,12 @@ def _reached(name: str, steps: set[tuple[str, str]]) -> set[str]:
     return found - {name}
 
 
-def load(as_of: date | None = None, path: Path = SHIPPED) -> Graph:
-    """The graph of what was there on the day `as_of` (today).
+def load(models: Catalogue, path: Path = SHIPPED) -> Graph:
+    """The graph of what was there on the day of the catalogue `models`.
 
     Raises LichenError, with file and line, for a file that is not as it should be.
     """
-    day = as_of or today()
-    models = catalogue.load(as_of=day)
+    day = models.as_of
     content = parse(_File, read_yaml(path), path)
     _check_names(content, models, path)
     described = [

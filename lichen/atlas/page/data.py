@@ -24,7 +24,7 @@ from lichen.atlas.market.prices import default_provider, moment, table
 from lichen.atlas.market.workloads import REFERENCE, STANDARD
 from lichen.atlas.page.prices import offers
 from lichen.errors import LichenError
-from lichen.facts.record import known
+from lichen.facts.record import known, today
 from lichen.machine import devices, fits
 
 CONTEXTS = tuple(2**power for power in range(10, 21))  # tokens: 1K to 1M
@@ -36,7 +36,7 @@ def data(as_of: date) -> dict[str, Any]:
     catalogue = load(as_of=as_of)
     at = moment(as_of, None)
     name, newest = table()
-    graph = lineage.load(as_of)
+    graph = lineage.load(catalogue)
     risks = risk.measure(graph, catalogue, as_of)
     obligations = {of: [words.obligation(each) for each in asked] for of, asked in risks.obligations.items()}
     return {
@@ -137,9 +137,9 @@ def _advice(catalogue: Catalogue, at: datetime) -> list[dict[str, Any]]:
 
 def _claims(catalogue: Catalogue) -> dict[str, Any]:
     """The shipped article's claims, judged on its own day and on the catalogue's."""
-    article = claims.load(load())
+    article = claims.load(catalogue.on(today()))
     days = sorted({min(article.date, catalogue.as_of), catalogue.as_of})
-    then = [catalogue if day == catalogue.as_of else load(as_of=day) for day in days]
+    then = map(catalogue.on, days)
     checked = [claims.check(article, known, moment(known.as_of, None)) for known in then]
     return {
         "title": article.title,
