@@ -111,16 +111,13 @@ def prepare(
 
 @contextmanager
 def _to_itself(out: Path) -> Iterator[None]:
-    """Make `out`, keep other preparations out of it, and clear away half-written files of a killed one."""
+    """Make `out`, and keep other preparations out of it."""
     try:
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise LichenError(f"{out} is not a folder; choose another --out") from error
     with held(out, out, lambda: f"another `lichen data prepare` is writing {out}; wait for it to end"):
-        for pattern in (".*.npy.*", ".*.json.*", ".*.jsonl.*"):
-            for file in out.glob(pattern):
-                file.unlink()
         yield
 
 
