@@ -1,4 +1,7 @@
-"""The kernel's lock on an open file or folder, which ends with the process that has it, however that ends."""
+"""The kernel's locks on open files: they end with the process that holds them, however that ends."""
+
+import os
+from pathlib import Path
 
 try:
     import fcntl
@@ -7,8 +10,7 @@ except ModuleNotFoundError:  # on Windows
 
 
 def take(descriptor: int) -> bool | None:
-    """Whether the lock could be had at once; None where the file system or the system has no locks. It is
-    given back when the file is closed."""
+    """Whether the lock could be had at once; None where the system or the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -18,3 +20,13 @@ def take(descriptor: int) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a process holds `path`, a file or folder; None where the file system has no locks."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        taken = take(descriptor)
+        return None if taken is None else not taken
+    finally:
+        os.close(descriptor)

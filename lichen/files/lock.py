@@ -11,6 +11,7 @@ from pathlib import Path
 from lichen.errors import LichenError
 from lichen.files import flock
 from lichen.files.atomic import disk_errors
+from lichen.files.scan import require_file
 
 LOCK_FILE = "lock"
 """Says which process has worked in its folder last; only what holds it counts, and the kernel knows that."""
@@ -24,6 +25,8 @@ def locked(folder: Path, or_who: str = "") -> Iterator[int]:
     are `or_who` in the refusal.
     """
     path = folder / LOCK_FILE
+    if path.exists():
+        require_file(path)
 
     def refusal() -> str:
         who = path.read_text(errors="replace").strip() or "another process"
@@ -62,15 +65,5 @@ def held(folder: Path, path: Path, refusal: Callable[[], str], patience: float =
                 stacklevel=4,
             )
         yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def is_held(path: Path) -> bool | None:
-    """Whether a process holds `path`, a file or folder; None where the file system has no locks."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        taken = flock.take(descriptor)
-        return None if taken is None else not taken
     finally:
         os.close(descriptor)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sysconfig
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from rich.console import Console
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lichen.arch.families import text_splits
+from lichen.arch.families import load_spec, text_splits
 from lichen.data.prepare import prepare
-from lichen.errors import LichenError
+from lichen.errors import LichenError, SpecError
 from lichen.files.sealed import seal
 from lichen.serve.generate import generate
 from lichen.serve.open import check_whole, open_model
@@ -229,6 +230,41 @@ def test_of_an_export_only_the_readme_may_be_edited(exports, tmp_path):
         with pytest.raises(LichenError, match=f"not as it was exported: {file.name}"):
             check_whole(out, contents=False)
         file.write_bytes(wrote)
+
+
+def test_a_config_that_has_changed_is_not_counted(exports, runs, tmp_path, monkeypatch):
+    """Of a run, a checkpoint, an export, also by a short name; its own name is that of any file."""
+    folder = shutil.copytree(runs["llama"].folder, tmp_path / "run")
+    shutil.copytree(exports["llama"], tmp_path / "export")
+    model = folder / "checkpoints" / "step-00000002" / "model"
+    for whence, name in ((tmp_path, "run"), (tmp_path, "export"), (model.parent, "model"), (model, ".")):
+        monkeypatch.chdir(whence)
+        config = Path(name) / "config.json"
+        load_spec(name)
+        wrote = config.read_text()
+        config.write_text(wrote.replace('"hidden_size": 32', '"hidden_size": 64'))
+        assert load_spec(config).hidden_size == 64
+        with pytest.raises(SpecError, match=r"not as it was written: (model/)?config\.json does not have"):
+            load_spec(name)
+        config.write_text(wrote)
+
+
+@pytest.mark.parametrize(
+    ("files", "version", "refused"),
+    [
+        ([], 2, "does not list the files"),
+        ({}, 2, "does not list config.json"),
+        ({}, 1, "does not list config.json"),
+        (["tokenizer.json"], 1, None),
+    ],
+)
+def test_an_export_that_vouches_for_nothing_is_not_believed(exports, tmp_path, files, version, refused):
+    """Those of the first version listed names."""
+    out = shutil.copytree(exports["llama"], tmp_path / "out")
+    mark = json.loads((out / "lichen.json").read_text())
+    (out / "lichen.json").write_text(json.dumps(mark | {"files": files, "format_version": version}))
+    with pytest.raises(LichenError, match=refused) if refused else nullcontext():
+        check_whole(out)
 
 
 @pytest.mark.parametrize("name", ["README.md", "chat_template.jinja"])
@@ -463,7 +499,14 @@ def test_an_export_with_another_tokenizer_is_refused(run, exports, tmp_path):
     shutil.copyfile(exports["llama"] / "tokenizer.json", out / "tokenizer.json")
     for mark, told in (
         (None, "tokenizer.json has .* bytes"),
-        ({"files": ["tokenizer.json"], "tokenizer_hash": run.manifest.tokenizer_hash}, ".*not the tokenizer"),
+        (
+            {
+                "format_version": 1,
+                "files": ["tokenizer.json"],
+                "tokenizer_hash": run.manifest.tokenizer_hash,
+            },
+            ".*not the tokenizer",
+        ),
         ({"files": {}}, "lichen.json does not list config.json"),
         ({}, "lichen.json does not list the files"),
     ):
