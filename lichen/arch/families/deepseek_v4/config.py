@@ -97,7 +97,7 @@ def _read_hashed(fields: Fields, n_layers: int) -> int:
     """How many of the first layers route by token id."""
     kinds = fields.get("mlp_layer_types")
     if kinds is None:
-        return fields.integer("num_hash_layers", min(3, n_layers), least=0)
+        return fields.integer("num_hash_layers", min(3, n_layers), least=0, largest=n_layers)
     hashed = kinds.count(HASHED) if isinstance(kinds, list) else 0
     if kinds != [HASHED] * hashed + [LEARNED] * (n_layers - hashed):
         fields.refuse("mlp_layer_types", f"{n_layers} of {HASHED} and {LEARNED} in this order are supported")
