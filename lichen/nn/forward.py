@@ -33,6 +33,9 @@ class Pass:
 
     max_logits  the largest attention logit of each head over the list, (heads,) fp32; where nothing is kept
     routing     a router's spec, scores (N, E) fp32, differentiable, and chosen experts (N, k) int64
+
+    All other names are tensors that a module computes on its way and does not return, or not alone, for a
+    trace (`lichen.nn.trace`).
     """
 
     def __init__(
