@@ -137,19 +137,19 @@ def _serve(pipe: Connection, contender: Contender, threads: int) -> None:
     torch.set_num_threads(threads)
     start = time.perf_counter()
     step = contender.setup(*contender.arguments)
-    _forget_peak()
-    pipe.send((time.perf_counter() - start, _resident("VmRSS")))
+    forget_peak()
+    pipe.send((time.perf_counter() - start, resident("VmRSS")))
     try:
         while (turn := pipe.recv()) is not None:
             wall, cpu = time.perf_counter(), time.process_time()
             value = step(turn)
             pipe.send(Lap(time.perf_counter() - wall, time.process_time() - cpu, value))
-        pipe.send(_resident("VmHWM"))
+        pipe.send(resident("VmHWM"))
     except EOFError:  # the near end is gone
         return
 
 
-def _resident(field: str) -> int | None:
+def resident(field: str) -> int | None:
     """Bytes of this process's memory now (VmRSS) or at most so far (VmHWM); Linux only.
 
     `resource.getrusage` would not do: a child starts with its parent's peak.
@@ -161,7 +161,7 @@ def _resident(field: str) -> int | None:
     return int(kilobytes) * 1024
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Count VmHWM anew, from what is resident now."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():

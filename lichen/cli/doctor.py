@@ -59,6 +59,8 @@ def doctor(
             state = f"damaged: {each.problem}" if each.problem else "whole"
             say_whole(f"\n{each.path}: {each.what}, {state}")
             say_whole(*(f"  no hash vouches for {name}" for name in each.unchecked))
+            if each.doubt:
+                say_whole(f"  {each.doubt}")
     if as_json:
         print_json(content | {"checked": [asdict(each) for each in checked]})
     if damaged := [each for each in checked if each.problem]:

@@ -2,8 +2,7 @@
 
 import heapq
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +37,7 @@ from lichen.data.tokenizer import (
 )
 from lichen.data.tokenizer_limits import LARGEST_FILE
 from lichen.errors import LichenError
-from lichen.files.atomic import atomic_write, disk_errors, write_text
+from lichen.files.atomic import atomic_write, write_text
 from lichen.files.bounded import read_bytes
 from lichen.files.lock import held
 from lichen.files.sealed import sha256_of
@@ -94,7 +93,7 @@ def prepare(
     # A folder that is prepared into one of its own folders would otherwise grow with every run.
     found = find_files(sources)
     paths = {path: why for path, why in found.items() if not path.is_relative_to(out.absolute())}
-    with _to_itself(out):
+    with held(out, out, lambda: f"another `lichen data prepare` is writing {out}; wait for it to end"):
         corpus = begin(out, parameters, paths, workers, progress)
         if not (out / MANIFEST_FILE).exists():
             if not has_tokenizer(out):
@@ -107,21 +106,6 @@ def prepare(
         dataset = TokenDataset.open(out)
         dataset.verify(partial(progress, "checking"))
         return dataset.manifest
-
-
-@contextmanager
-def _to_itself(out: Path) -> Iterator[None]:
-    """Make `out`, keep other preparations out of it, and clear away half-written files of a killed one."""
-    try:
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise LichenError(f"{out} is not a folder; choose another --out") from error
-    with held(out, out, lambda: f"another `lichen data prepare` is writing {out}; wait for it to end"):
-        for pattern in (".*.npy.*", ".*.json.*", ".*.jsonl.*"):
-            for file in out.glob(pattern):
-                file.unlink()
-        yield
 
 
 def _given_vocab_size(path: Path, wanted: int | None, family: str) -> int:

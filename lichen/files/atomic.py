@@ -1,20 +1,23 @@
 """Writing files so that nothing a user made is ever lost or half-written.
 
-A file is written under a temporary name in the same folder, flushed to the disk, and renamed: a
-reader sees the old content or the new, never a part. A full disk leaves the old content in place. (Of a whole
-folder the same is true: `lichen.files.replace`.)
+A file is written under a hidden name in the same folder, flushed to the disk, and renamed: a
+reader sees the old content or the new, never a part. A full disk leaves the old content in place, and what a
+kill leaves under such a name is removed when the folder is next written to. (Of a whole folder the same is
+true: `lichen.files.replace`.)
 """
 
 import errno
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from lichen.errors import LichenError
-from lichen.files.scan import why_not_a_file
+from lichen.files.flock import take
+from lichen.files.scan import require_folder, why_not_a_file
 
 
 @contextmanager
@@ -30,6 +33,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EBUSY, errno.EXDEV):
             raise LichenError(f"cannot write {path}: {error.strerror}") from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR) and error.filename:
+            require_folder(Path(error.filename))
         raise
 
 
@@ -46,16 +51,17 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
             raise LichenError(f"cannot write {path}: it is {why}; name a file")
         path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        _sweep(path.parent)
+        name, handle = _begin(path)
         try:
             with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
+                os.chmod(name, 0o644)
+                os.replace(name, path)  # while the file is still held, see `_sweep`
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
             raise
         sync(path.parent)
 
@@ -66,6 +72,17 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+def hidden_name(path: Path, use: str) -> Path:
+    """A new hidden name beside `path`, for one of the uses in `hidden_names`."""
+    return path.with_name(f".{path.name}.{use}-{secrets.token_hex(4)}")
+
+
+def hidden_names(folder: Path, *uses: str, of: str | None = None) -> list[Path]:
+    """What has such a name in `folder`, beside any name or that of `of`; no person gives such names."""
+    pattern = re.compile(rf"\.{'.+' if of is None else re.escape(of)}\.({'|'.join(uses)})-[0-9a-f]{{8}}")
+    return [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
+
+
 def sync(path: Path) -> None:
     """Bring a file to the disk, or the names in a folder: only then do they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -73,3 +90,31 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------------ details
+
+
+def _begin(path: Path) -> tuple[Path, int]:
+    """A new hidden file beside `path`, and its descriptor, which holds it."""
+    while True:
+        name = hidden_name(path, "writing")
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        if take(handle) is not False and os.fstat(handle).st_nlink:
+            return name, handle
+        os.close(handle)  # somebody has swept it before it was held
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the hidden files that a kill has left in `folder`, which nobody holds."""
+    left: list[Path] = []
+    with suppress(OSError):  # a folder that may be written to and not be looked at
+        left = hidden_names(folder, "writing")
+    for path in left:
+        with suppress(OSError):  # it is gone by now, or another user's
+            handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if take(handle):
+                    path.unlink()
+            finally:
+                os.close(handle)

@@ -9,12 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lichen.errors import LichenError
+from lichen.files import flock
 from lichen.files.atomic import disk_errors
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
+from lichen.files.scan import require_file
 
 LOCK_FILE = "lock"
 """Says which process has worked in its folder last; only what holds it counts, and the kernel knows that."""
@@ -28,6 +25,8 @@ def locked(folder: Path, or_who: str = "") -> Iterator[int]:
     are `or_who` in the refusal.
     """
     path = folder / LOCK_FILE
+    if path.exists():
+        require_file(path)
 
     def refusal() -> str:
         who = path.read_text(errors="replace").strip() or "another process"
@@ -48,14 +47,14 @@ def held(folder: Path, path: Path, refusal: Callable[[], str], patience: float =
     Raises LichenError, with the words of `refusal`, while another process holds it for longer than `patience`
     seconds, and on Windows. Where the file system has no locks, as on some networks, it warns and goes on.
     """
-    if fcntl is None:
+    if flock.fcntl is None:
         raise LichenError("Lichen writes on Linux and macOS; on Windows, use it inside WSL")
     with disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         enough = time.monotonic() + patience
-        while (taken := _take(descriptor)) is False:
+        while (taken := flock.take(descriptor)) is False:
             if time.monotonic() >= enough:
                 raise LichenError(refusal())
             time.sleep(0.02)
@@ -68,25 +67,3 @@ def held(folder: Path, path: Path, refusal: Callable[[], str], patience: float =
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def is_held(path: Path) -> bool | None:
-    """Whether a process holds `path`, a file or folder; None where the file system has no locks."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        taken = _take(descriptor)
-        return None if taken is None else not taken
-    finally:
-        os.close(descriptor)
-
-
-def _take(descriptor: int) -> bool | None:
-    """Whether the lock could be had at once; None where the file system has no locks."""
-    assert fcntl is not None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True

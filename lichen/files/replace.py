@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import secrets
 import shutil
 import sys
 import warnings
@@ -13,8 +12,9 @@ from itertools import count
 from pathlib import Path
 
 from lichen.errors import LichenError
-from lichen.files.atomic import disk_errors, sync
-from lichen.files.lock import held, is_held
+from lichen.files.atomic import disk_errors, hidden_name, hidden_names, sync
+from lichen.files.flock import is_held
+from lichen.files.lock import held
 
 PATIENCE = 5.0  # seconds
 
@@ -50,7 +50,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 def remove_folder(path: Path) -> None:
     """Remove a folder so that no part of it is ever seen under its name. What somebody reads on a network
     disk stays, hidden, until `sweep`."""
-    hidden = path.with_name(f".{path.name}.removed-{secrets.token_hex(4)}")
+    hidden = hidden_name(path, "removed")
     os.rename(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
@@ -63,9 +63,8 @@ def first_free(folder: Path, prefix: str) -> Path:
 def sweep(folder: Path) -> None:
     """Remove what a kill has left of folders that were written or removed right below `folder`, in which
     nobody else is at work."""
-    for pattern in (".*.building*", ".*.removed-*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+    for path in hidden_names(folder, "building", "removed") if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def former_of(target: Path) -> Path:
@@ -83,10 +82,9 @@ def _begin(target: Path, stack: ExitStack) -> Path:
     def refusal() -> str:
         return f"another process is writing {target}; wait until it has ended, or stop it"
 
-    prefix, parent = f".{target.name}.building", target.parent
-    building = parent / f"{prefix}-{secrets.token_hex(4)}"
+    parent, building = target.parent, hidden_name(target, "building")
     with _alone_in(parent):
-        others = [path for path in parent.iterdir() if path.name.startswith(prefix)]
+        others = [path for path in hidden_names(parent, "building", of=target.name) if path.is_dir()]
         for other in [target, *others] if target.exists() else others:
             try:
                 at_work = is_held(other)

@@ -1,5 +1,6 @@
 """What is found in a folder, and what of it is a file to be opened."""
 
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,13 @@ def require_file(path: Path) -> None:
     """Raise LichenError for what is no regular file, OSError as `why_not_a_file`."""
     if why := why_not_a_file(path):
         raise LichenError(f"{path} is {why}; a regular file is needed")
+
+
+def require_folder(path: Path) -> None:
+    """Raise LichenError for what is in the way of a folder `path`."""
+    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not there.is_dir():
+        raise LichenError(f"{there} is {why_not_a_file(there) or 'a file'}; a folder is needed")
 
 
 def regular_files(folder: Path, pattern: str, skipped: Callable[[Path, str], None]) -> list[Path]:

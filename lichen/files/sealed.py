@@ -34,6 +34,23 @@ def find_damage(
     Without `contents` only sizes are compared. Raises LichenError for what may not be read: that is no
     damage.
     """
+    files = _listed(folder, needed, manifest)
+    if isinstance(files, str):
+        return files
+    for name, (size, digest) in files.items():
+        if reason := _find_damage(folder, name, size, digest if contents else None, manifest):
+            return reason
+    return None
+
+
+def find_damage_of(folder: Path, name: str, manifest: str = MANIFEST) -> str | None:
+    """The same of one file in `folder`, whose contents are compared; the others may be missing."""
+    files = _listed(folder, (name,), manifest)
+    return files if isinstance(files, str) else _find_damage(folder, name, *files[name], manifest)
+
+
+def _listed(folder: Path, needed: Collection[str], manifest: str) -> dict[str, tuple[int, str]] | str:
+    """Bytes and SHA-256 of every file by name, or why the manifest cannot be trusted."""
     if not (folder / manifest).exists():
         return f"{manifest} is missing"
     try:
@@ -47,10 +64,7 @@ def find_damage(
         return str(error)
     if missing := sorted(set(needed) - files.keys()):
         return f"{manifest} does not list {missing[0]}"
-    for name, (size, digest) in files.items():
-        if reason := _find_damage(folder, name, size, digest if contents else None, manifest):
-            return reason
-    return None
+    return files
 
 
 def _find_damage(folder: Path, name: str, size: int, digest: str | None, manifest: str) -> str | None:

@@ -226,10 +226,25 @@ class Contiguous:
         )
 
     def restore(self, slot: int, snapshot: Snapshot) -> None:
-        """Make the sequence in `slot`, of this storage or one with the same layout, what it was."""
+        """Make the sequence in `slot`, of this storage or another of the same model, what it was.
+
+        Raises LichenError for a snapshot of another model, or one that does not fit; then nothing has
+        changed.
+        """
+        if snapshot.length > self.capacity:
+            raise LichenError(
+                f"the snapshot has {snapshot.length} tokens, and the cache holds {self.capacity} per "
+                "sequence; make it larger"
+            )
+        parts = list(self._parts(slot, snapshot.length))
+        if [part.shape for part in parts] != [saved.shape for saved in snapshot.tensors]:
+            raise LichenError(
+                "the snapshot is of another model, which keeps other entries of a sequence; make it again "
+                "with this model"
+            )
         self.free(slot)
         self.lengths[slot] = snapshot.length
-        for part, saved in zip(self._parts(slot, snapshot.length), snapshot.tensors, strict=True):
+        for part, saved in zip(parts, snapshot.tensors, strict=True):
             part.copy_(saved)
 
     def free(self, slot: int) -> None:

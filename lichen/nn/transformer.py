@@ -56,21 +56,16 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_N: Tensor, at: Pass) -> Tensor:
         """tokens (N,) int64 -> hidden states after the final norm, (N, hidden_size)."""
-        return self.joined(self.carried(tokens_N, at))
-
-    def carried(self, tokens_N: Tensor, at: Pass) -> Tensor:
-        """What the residual carries after the last layer: (N, hidden_size), or several such streams."""
         at.tokens_N = tokens_N
         x = self.embed(tokens_N)
         if self.spec.residual is not None:
             x = x.unsqueeze(1).repeat(1, self.spec.residual.streams, 1)
         for layer in self.model.layers[: len(self.spec.layers)]:
             x = layer(x, at)
-        return x
-
-    def joined(self, carried: Tensor) -> Tensor:
-        """The hidden states after the final norm, (N, hidden_size)."""
-        return self.model.norm(carried if self.model.hc_head is None else self.model.hc_head(carried))
+        if self.model.hc_head is not None:
+            at.record("streams", self, x)
+            x = self.model.hc_head(x)
+        return self.model.norm(x)
 
     def embed(self, tokens: Tensor) -> Tensor:
         in_fp32 = len(tokens) <= FEW_IN_FP32.get(self.compute_dtype, 0) and few(tokens, torch.float32)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lichen.ops.sequences import BLOCK, Sequences
 
+SCORED = 1024  # entries that a block of queries scores at a time, which bounds what that takes of memory
 GATHERED = 4  # times as many entries as are chosen: from then on they are gathered
 
 
@@ -155,15 +156,18 @@ def choose_entries(q_NID: Tensor, weights_NI: Tensor, keys_MD: Tensor, topk: int
     chosen_Nk = torch.full((len(q_NID), topk), -1, device=q_NID.device)
     for block in reach.blocks:
         of, entries = block.queries, block.entries
-        if entries.start == entries.stop:
+        entry_M = torch.arange(entries.start, entries.stop, device=q_NID.device)
+        if not len(entry_M):
             continue
-        q = q_NID[of].float()
-        products = (q.flatten(0, 1) @ keys_MD[entries].float().t()).unflatten(0, q.shape[:2])
-        scores_QM = torch.bmm(weights_NI[of].float().unsqueeze(1), products.relu_()).squeeze(1)
-        entry_M = torch.arange(entries.start, entries.stop, device=q.device)
+        q_QID, weights_Q1I = q_NID[of].float(), weights_NI[of].float().unsqueeze(1)
+        scores_QM = weights_Q1I.new_empty(len(q_QID), len(entry_M))
+        for at in range(0, len(entry_M), SCORED):
+            keys = keys_MD[entries][at : at + SCORED].float()
+            products = (q_QID.flatten(0, 1) @ keys.t()).unflatten(0, q_QID.shape[:2]).relu_()
+            scores_QM[:, at : at + SCORED] = torch.bmm(weights_Q1I, products).squeeze(1)
         start, end = reach.start_N[of, None], reach.end_N[of, None]
         scores_QM.masked_fill_((entry_M < start) | (entry_M >= end), -torch.inf)
-        best = scores_QM.topk(min(topk, scores_QM.shape[1]), sorted=False)
+        best = scores_QM.topk(min(topk, len(entry_M)), sorted=False)
         chosen = (best.indices + entries.start).masked_fill_(best.values == -torch.inf, -1)
         chosen_Nk[of, : chosen.shape[1]] = chosen
     return chosen_Nk

@@ -21,11 +21,13 @@ from lichen.data.tokenizer import (
 from lichen.errors import LichenError, said_if_slow
 from lichen.files.bounded import read_json
 from lichen.files.replace import former_of
+from lichen.files.scan import require_file
 from lichen.files.sealed import find_damage
 from lichen.nn.transformer import Transformer
 from lichen.serve.formats import Weights, formats_for, load_in
 from lichen.weights.checkpoints import (
     Damage,
+    doubt_about,
     find_checkpoint_damage,
     is_checkpoint,
     newest_good,
@@ -86,6 +88,15 @@ def is_run(folder: Path) -> bool:
     return (folder / "recipe.toml").is_file() and (folder / "run.json").is_file()
 
 
+def has_diverged(run: Path) -> bool:
+    """Raises LichenError where what would tell it is no file."""
+    told = run / DIVERGENCE_FILE
+    if not told.exists():
+        return False
+    require_file(told)
+    return True
+
+
 def run_manifest(run: Path) -> Manifest:
     """The manifest of the data that a run began with. Raises LichenError where it is missing or damaged, or
     names another tokenizer than the run's."""
@@ -119,7 +130,8 @@ def check_whole(folder: Path, contents: bool = True) -> None:
     mark, checkpoint = folder / EXPORT_MARK, folder.resolve().parent
     if mark.exists():
         said = read_json(mark)
-        if isinstance(said.get("files"), list):  # of an earlier version, which vouched for the tokenizer only
+        lists_names = said.get("format_version") == 1 and isinstance(said.get("files"), list)
+        if lists_names:  # as the first version did, which vouched for the tokenizer only
             same = tokenizer_hash(folder) == said.get("tokenizer_hash")
             reason = None if same else f"{TOKENIZER_FILE} is not the tokenizer that was exported"
         else:
@@ -135,11 +147,12 @@ def check_whole(folder: Path, contents: bool = True) -> None:
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of `run` whose hashes hold; warns of newer ones that are damaged.
+    """The newest checkpoint of `run` whose hashes hold; warns of newer ones that are damaged, and of what
+    there is to doubt about it.
 
     Of a run that has diverged it is the last proved one.
     """
-    diverged = (run / DIVERGENCE_FILE).exists()
+    diverged = has_diverged(run)
     checkpoint, damaged = newest_good(run / "checkpoints", proved=diverged)
     for damage in damaged:
         warnings.warn(f"{damage}; it is skipped", stacklevel=2)
@@ -154,7 +167,13 @@ def newest_checkpoint(run: Path) -> Path:
         )
     if checkpoint is None:
         raise LichenError(f"the run {run} has no checkpoint yet; train it with: lichen train {run}")
+    _warn_of_doubt(checkpoint)
     return checkpoint
+
+
+def _warn_of_doubt(checkpoint: Path) -> None:
+    if doubtful := doubt_about(checkpoint):
+        warnings.warn(doubtful, stacklevel=3)
 
 
 def _model_folder(folder: Path) -> Path:
@@ -178,6 +197,7 @@ def _model_folder(folder: Path) -> Path:
     if is_checkpoint(folder):
         read_versioned(folder / "state.json")
         check_whole(folder / "model")
+        _warn_of_doubt(folder)
         return folder / "model"
     if not (folder / "config.json").is_file():
         raise LichenError(f"{folder} holds no model: it is not a run, and it has no config.json")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lichen.arch.flops import training_flops_per_token
+from lichen.serve.open import has_diverged
 from lichen.study.plan import Point
 from lichen.train.metrics import StepMetrics, read_metrics
 from lichen.train.run import Run
@@ -150,7 +151,7 @@ def _metrics(run: Run) -> list[StepMetrics]:
 
 
 def _state(run: Run, metrics: Sequence[StepMetrics]) -> State:
-    if run.divergence.exists():
+    if has_diverged(run.folder):
         return "diverged"
     last = run.recipe.train.steps
     done = list_checkpoints(run.checkpoints)

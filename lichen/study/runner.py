@@ -17,6 +17,7 @@ from pathlib import Path
 from lichen.errors import LichenError
 from lichen.files.atomic import disk_errors
 from lichen.files.lock import locked
+from lichen.serve.open import has_diverged
 from lichen.study.plan import Point, Study, point
 from lichen.study.results import best_labels, is_over, result
 from lichen.train.loop import stop_signals
@@ -108,7 +109,7 @@ def _start(run: Run, threads: int, lock: int) -> subprocess.Popen[bytes]:
 
 
 def _outcome(run: Run, status: int) -> str:
-    if run.divergence.exists():
+    if has_diverged(run.folder):
         return f"diverged at {run.divergence.read_text('utf-8').strip()}"
     if is_over(run):
         return "finished"

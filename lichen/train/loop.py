@@ -1,6 +1,5 @@
 """A run from where it stands to its end, or to the moment someone stops it."""
 
-import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,6 +11,7 @@ from rich.console import Console
 from lichen.errors import LichenError, NotFinite, is_out_of_memory, said_if_slow
 from lichen.files.atomic import write_text
 from lichen.files.lock import locked
+from lichen.serve.open import has_diverged
 from lichen.train import budget, state
 from lichen.train.evaluate import evaluate, samples
 from lichen.train.metrics import MetricsLog, StepMetrics
@@ -20,17 +20,25 @@ from lichen.train.report.write import write_report
 from lichen.train.resolve import optimizer_recipe
 from lichen.train.run import Run, open_run, set_aside
 from lichen.train.step import Trainer
-from lichen.weights.checkpoints import checkpoint_of, newest_good, prove, read_versioned, step_of
-
-ABSURD = 2.0
-"""Times the loss of a model that guesses, ln(vocab_size), that weights may have and still be proved."""
+from lichen.weights.checkpoints import (
+    checkpoint_of,
+    doubt,
+    doubt_about,
+    list_checkpoints,
+    newest_good,
+    prove,
+    read_versioned,
+    step_of,
+    way_back,
+)
 
 
 def train(run: Run, console: Console, back_to: int | None = None) -> signal.Signals | None:
     """Train `run` from its newest good checkpoint, or from the beginning, to its last step; then report.
 
     A run that has diverged goes on from the last checkpoint that is proved: the step after it had a loss that
-    is finite and not ABSURD, and a gradient that is finite and not zero. `back_to`: the step to go on from
+    is finite and not ABSURD, and a gradient that is finite and not zero. What there is to doubt about a
+    checkpoint is kept with it, and said of the last one at the end. `back_to`: the step to go on from
     instead, 0 for the beginning. What the run has of later steps than that is set aside.
 
     Returns the signal that stopped it early, with a checkpoint saved, or None at the end. Raises LichenError
@@ -42,7 +50,8 @@ def train(run: Run, console: Console, back_to: int | None = None) -> signal.Sign
             raise LichenError(f"another process has just changed {run.folder}; give the same command again")
         stopped_by = _take_steps(run, console, back_to)
         if stopped_by is None:
-            console.print(_report(run), markup=False, highlight=False, soft_wrap=True)
+            for said in filter(None, (_report(run), doubt_about(list_checkpoints(run.checkpoints)[-1]))):
+                console.print(said, markup=False, highlight=False, soft_wrap=True)
     return stopped_by
 
 
@@ -119,7 +128,7 @@ def _take_steps(run: Run, console: Console, back_to: int | None) -> signal.Signa
 
 def _first_checkpoint(run: Run, back_to: int | None, progress: Progress) -> Path | None:
     """The one to go on from, None for the beginning."""
-    diverged = run.divergence.exists()
+    diverged = has_diverged(run.folder)
     if back_to is not None:
         checkpoint = checkpoint_of(run.checkpoints, back_to) if back_to else None
     else:
@@ -135,6 +144,8 @@ def _first_checkpoint(run: Run, back_to: int | None, progress: Progress) -> Path
         progress.note(f"what the run had of later steps than {step} is now in {aside}")
     if checkpoint is not None:
         progress.note(f"continuing from {checkpoint}")
+        if (doubtful := doubt_about(checkpoint)) and step < run.recipe.train.steps:
+            progress.note(doubtful)
     return checkpoint
 
 
@@ -150,15 +161,14 @@ def _compare_metrics(checkpoint: Path, log: MetricsLog, progress: Progress) -> N
 
 
 def _judge(checkpoint: Path, metrics: StepMetrics, run: Run, progress: Progress) -> None:
-    """Prove `checkpoint` by the step that its weights have led to, or say why that proves nothing."""
-    guessing = math.log(run.spec.vocab_size)
-    if metrics.cross_entropy <= ABSURD * guessing and metrics.grad_norm > 0:
+    """Prove `checkpoint` by the step that its weights have led to, or note what that tells against it."""
+    if (why := state.unsound(metrics, run.spec)) is None:
         prove(checkpoint)
-    else:
-        progress.note(
-            f"{checkpoint.name} is not proved: its weights give a loss of {metrics.cross_entropy:.4g}, where "
-            f"guessing gives {guessing:.3g}, and a gradient of norm {metrics.grad_norm:.3g}. {_way_back(run)}"
-        )
+        return
+    news = doubt_about(checkpoint) is None
+    doubt(checkpoint, f"its weights give {why}")
+    if news and (doubtful := doubt_about(checkpoint)):
+        progress.note(doubtful)
 
 
 def _with_what_is_due(metrics: StepMetrics, trainer: Trainer) -> StepMetrics:
@@ -195,7 +205,8 @@ def _failures_explained(run: Run, step: int, checkpoint: Path | None) -> Iterato
         yield
     except NotFinite as error:
         write_text(run.divergence, f"step {step}: {error}\n")
-        raise LichenError(f"step {step}: {error}. {_way_back(run)}") from error
+        back = way_back(run.folder, optimizer_recipe(run.recipe).lr)
+        raise LichenError(f"step {step}: {error}. {back}") from error
     except LichenError as error:
         raise LichenError(f"{error}; {good}") from error
     except Exception as error:
@@ -212,14 +223,3 @@ def _failures_explained(run: Run, step: int, checkpoint: Path | None) -> Iterato
                 else "It cannot be lower: start a new run of a smaller model or with a smaller train.seq_len"
             )
         ) from error
-
-
-def _way_back(run: Run) -> str:
-    """How to go on once the weights are spoilt."""
-    proved, _ = newest_good(run.checkpoints, proved=True)
-    whence = f"The last proved checkpoint is {proved}" if proved else "No checkpoint is proved yet"
-    return (
-        f"{whence}: go on from {'there' if proved else 'the beginning'} with a lower learning rate: "
-        f"lichen train {run.folder} --from {step_of(proved) if proved else 0} "
-        f"optimizer.lr={optimizer_recipe(run.recipe).lr / 10:g}"
-    )

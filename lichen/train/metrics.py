@@ -100,6 +100,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, after_step: int) -> None:
         self.path = folder / "metrics.jsonl"
+        self.latest: StepMetrics | None = None  # of the lines that were appended
         self._lines, self._hash = 0, hashlib.sha256()
         if self.path.exists():
             kept = [line for line in read_metrics(self.path) if line.step <= after_step]
@@ -120,6 +121,7 @@ class MetricsLog:
         with disk_errors(self.path):
             self._file.write(_line(metrics))
             self._file.flush()
+            self.latest = metrics
             self._count(metrics)
             values = [
                 Summary.Value(tag=name, simple_value=value)

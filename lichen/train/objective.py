@@ -120,16 +120,17 @@ class NextToken:
     def loss(self, model: Transformer, inputs: Inputs) -> LossOutput:
         """All that remains to be computed, on the device and without waiting for it."""
         observed = [name for name in ("routing", "max_logits") if getattr(self, name)]
+        if self._depths(model):
+            observed.append("streams")
         at = Pass(inputs.sequences, observe=observed)
-        carried = model.carried(inputs.tokens_DN[0], at)
-        hidden_NH = model.joined(carried)
+        hidden_NH = model(inputs.tokens_DN[0], at)
         cross_entropy = (
             linear_cross_entropy(hidden_NH, model.head_weight, inputs.targets_DN[0]) / inputs.divisor
         )
         loss = cross_entropy
         mtp = None
         if self._depths(model):
-            state = hidden_NH if model.spec.residual is None else carried
+            (state,) = at.records["streams"].values() or (hidden_NH,)
             mtp = _multi_token(model, state, inputs, at) / inputs.divisor
             loss = loss + self.mtp_weight * mtp
 

@@ -39,7 +39,7 @@ from lichen.files.sealed import find_damage, own_hash, vouched, write_with_own_h
 from lichen.machine.precision import default_device, matmul_dtype
 from lichen.machine.rates import machine
 from lichen.ops.native import has_kernels
-from lichen.serve.open import DATA_FILE, DIVERGENCE_FILE, is_run, run_manifest
+from lichen.serve.open import DATA_FILE, DIVERGENCE_FILE, has_diverged, is_run, run_manifest
 from lichen.train.metrics import read_metrics
 from lichen.train.recipe import (
     Recipe,
@@ -136,7 +136,8 @@ def start_run(recipe: Recipe, folder: Path) -> Run:
         # The recipe goes first and comes last: a folder is a whole run or none.
         with disk_errors(folder):
             (folder / "recipe.toml").unlink(missing_ok=True)
-            run.divergence.unlink(missing_ok=True)
+            if has_diverged(folder):
+                run.divergence.unlink()
         write_with_own_hash(folder / "run.json", facts)
         for name, content in contents.items():
             with atomic_write(folder / name) as file:
@@ -155,7 +156,8 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     if not is_run(folder):
         raise LichenError(f"{folder} is not a run; it has no recipe.toml and run.json")
     facts = _read_facts(folder)
-    if "files" in facts and (reason := find_damage(folder, (), "run.json")):
+    began_with = ("config.json", DATA_FILE, TOKENIZER_FILE)
+    if "files" in facts and (reason := find_damage(folder, began_with, "run.json")):
         raise LichenError(
             f"{folder} is not as the run began: {reason}. Bring the file back from a copy, or begin a new "
             f"run: lichen train {folder / 'recipe.toml'} --out ANOTHER"
@@ -201,10 +203,15 @@ def _is_ours(folder: Path) -> bool:
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     facts = {"fitted": {}} | read_versioned(folder / "run.json")  # which earlier versions did not keep
-    if facts.pop("sha256", None) not in (None, own_hash(facts)):
+    digest = facts.pop("sha256", None)
+    is_earlier = digest is None and not facts.keys() & {
+        "files",
+        "recipe",
+    }  # which came together with the hash
+    if digest != own_hash(facts) and not is_earlier:
         raise LichenError(
-            f"{folder / 'run.json'} is damaged: it does not have the hash that it names; bring it back from "
-            "a copy"
+            f"{folder / 'run.json'} is damaged: its hash is missing or that of something else; bring it "
+            "back from a copy"
         )
     return facts
 

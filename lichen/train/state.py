@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +23,12 @@ from lichen.weights.folder import Outgoing, write_file
 from lichen.weights.load import load_weights
 
 if TYPE_CHECKING:
-    from lichen.train.metrics import MetricsLog
+    from lichen.arch.spec import ModelSpec
+    from lichen.train.metrics import MetricsLog, StepMetrics
     from lichen.train.step import Trainer
+
+ABSURD = 2.0
+"""Times the loss of a model that guesses, ln(vocab_size), that sound weights may have."""
 
 
 def save(trainer: Trainer, log: MetricsLog) -> Path:
@@ -42,6 +47,7 @@ def save(trainer: Trainer, log: MetricsLog) -> Path:
         state = {
             "format_version": FORMAT_VERSION,
             "step": trainer.step,
+            "lr": trainer.rule.lr,
             "tokenizer_hash": run.manifest.tokenizer_hash,
             "loader": trainer.loader.state(),
             "rng": rng_state(),
@@ -49,7 +55,8 @@ def save(trainer: Trainer, log: MetricsLog) -> Path:
         }
         write_text(folder / "state.json", json.dumps(state) + "\n")
 
-    return save_checkpoint(run.checkpoints, trainer.step, run.recipe.checkpoint.keep, write)
+    doubted = None if log.latest is None else _doubt_from_the_start(log.latest, run.spec)
+    return save_checkpoint(run.checkpoints, trainer.step, run.recipe.checkpoint.keep, write, doubted)
 
 
 def restore(trainer: Trainer, checkpoint: Path) -> None:
@@ -64,6 +71,34 @@ def restore(trainer: Trainer, checkpoint: Path) -> None:
     trainer.loader.restore(state["loader"])
     restore_rng(state["rng"])
     trainer.step = state["step"]
+
+
+# ------------------------------------------------------------------------------ whether weights are sound
+
+
+def unsound(metrics: StepMetrics, spec: ModelSpec) -> str | None:
+    """What the step of `metrics` tells against the weights that it began with; None if they are sound: their
+    loss is not ABSURD, and their gradient not zero."""
+    guessing = math.log(spec.vocab_size)
+    if metrics.cross_entropy <= ABSURD * guessing and metrics.grad_norm > 0:
+        return None
+    return (
+        f"a loss of {metrics.cross_entropy:.4g}, where guessing gives {guessing:.3g}, and a gradient of norm "
+        f"{metrics.grad_norm:.3g}"
+    )
+
+
+def _doubt_from_the_start(metrics: StepMetrics, spec: ModelSpec) -> str | None:
+    """Why the weights that the step of `metrics` led to seem not to be sound. Only a further step can prove
+    them, and the last one of a run has none."""
+    guessing = math.log(spec.vocab_size)
+    if metrics.validation_loss is not None and metrics.validation_loss > ABSURD * guessing:
+        return (
+            f"its weights give a validation loss of {metrics.validation_loss:.4g}, where guessing gives "
+            f"{guessing:.3g}"
+        )
+    why = unsound(metrics, spec)
+    return why and f"the step that led to it had {why}"
 
 
 # ------------------------------------------------------------------------------ random number generators

@@ -12,18 +12,20 @@ from lichen.files.bounded import read_json
 from lichen.files.sealed import MANIFEST
 from lichen.serve.open import EXPORT_MARK, check_whole
 from lichen.train.run import open_run
-from lichen.weights.checkpoints import find_checkpoint_damage, is_checkpoint, list_checkpoints
+from lichen.weights.checkpoints import doubt_about, find_checkpoint_damage, is_checkpoint, list_checkpoints
 from lichen.weights.folder import read_headers
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A folder, what it is, what is wrong with it (None: nothing), and its files that no hash vouches for."""
+    """A folder, what it is, what is wrong with it (None: nothing), its files that no hash vouches for, and of
+    a checkpoint what there is to doubt about its weights."""
 
     path: Path
     what: str
     problem: str | None
     unchecked: tuple[str, ...]
+    doubt: str | None = None
 
 
 def check_folder(folder: Path) -> Iterator[Checked]:
@@ -75,7 +77,9 @@ def _checkpoint(checkpoint: Path) -> Iterator[Checked]:
             raise LichenError(reason)
 
     others = _others(checkpoint, _listed(checkpoint, MANIFEST))
-    yield Checked(checkpoint, "a checkpoint", _problem(check), others)
+    problem = _problem(check)
+    doubt = None if problem else doubt_about(checkpoint)
+    yield Checked(checkpoint, "a checkpoint", problem, others, doubt)
 
 
 def _data(data: Path) -> Iterator[Checked]:

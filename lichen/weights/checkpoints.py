@@ -6,6 +6,7 @@
         state.json              step, data position, random number generators, tokenizer hash
         manifest.json           SHA-256 and size of every other file; written last
         proved                  there once a further step has shown the weights to be sound (`prove`)
+        doubted                 why they seem not to be (`doubt`)
 
 A kill or a full disk at any moment leaves the earlier ones as they were. Whoever reads one checks its hashes
 first.
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from lichen.errors import LichenError
-from lichen.files.atomic import disk_errors
-from lichen.files.bounded import read_json
+from lichen.files.atomic import disk_errors, write_text
+from lichen.files.bounded import read_json, read_text
 from lichen.files.replace import first_free, remove_folder, sweep, whole_folder
 from lichen.files.sealed import find_damage, seal
 
@@ -27,7 +28,7 @@ FORMAT_VERSION = 1
 """Of run folders and their checkpoints; raised when an older Lichen could misread a newer run."""
 
 _NAME = re.compile(r"step-(\d{8,})")
-_PROVED = "proved"
+_PROVED, _DOUBTED = "proved", "doubted"
 _NEEDED = ("state.json", "optimizer.safetensors", "model/config.json")
 
 
@@ -83,6 +84,36 @@ def prove(path: Path) -> None:
     """
     with disk_errors(path):
         (path / _PROVED).touch()
+        (path / _DOUBTED).unlink(missing_ok=True)
+
+
+def doubt(path: Path, why: str) -> None:
+    """Note `why` the weights in the checkpoint `path` seem not to be sound."""
+    write_text(path / _DOUBTED, f"{why}\n")
+
+
+def doubt_about(path: Path) -> str | None:
+    """The sentence that tells why the weights in `path`, a whole checkpoint, seem not to be sound, and the
+    way back; None where nothing speaks against them."""
+    if not (path / _DOUBTED).exists():
+        return None
+    why = read_text(path / _DOUBTED).strip()
+    lr = read_json(path / "state.json").get("lr", 0.0)  # which earlier versions did not keep
+    return f"checkpoint {path} is doubted: {why}. {way_back(path.parent.parent, lr)}"
+
+
+def way_back(run: Path, lr: float) -> str:
+    """How to go on once a peak learning rate of `lr` has spoilt the weights of the run in a folder."""
+    proved, _ = newest_good(run / "checkpoints", proved=True)
+    if proved is None:
+        step, former, whence = 0, lr, "No checkpoint is proved yet: go on from the beginning"
+    else:
+        step, former = step_of(proved), read_json(proved / "state.json").get("lr", lr)
+        whence = f"The last proved checkpoint is {proved}: go on from there"
+    how, value = "a lower learning rate", "..."
+    if former < lr:
+        how, value = "the learning rate that it had", f"{former:g}"
+    return f"{whence} with {how}: lichen train {run} --from {step} optimizer.lr={value}"
 
 
 def _is_proved(path: Path) -> bool:
@@ -93,8 +124,11 @@ def _is_proved(path: Path) -> bool:
         return False
 
 
-def save_checkpoint(folder: Path, step: int, keep: int, write: Callable[[Path], None]) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, keep: int, write: Callable[[Path], None], doubted: str | None = None
+) -> Path:
     """Save a checkpoint of `step` below `folder`; `write` puts the content into the folder it is given.
+    `doubted`: what there is to `doubt` about it from the beginning.
 
     The oldest ones beyond `keep` are removed once the new one is durable, all but the last proved one. A
     folder that already has the new one's name can only be a damaged one that a resume has skipped; it is set
@@ -107,6 +141,8 @@ def save_checkpoint(folder: Path, step: int, keep: int, write: Callable[[Path], 
     with whole_folder(target) as building:
         write(building)
         seal(building)
+        if doubted:
+            doubt(building, doubted)
     until = [path for path in list_checkpoints(folder) if step_of(path) <= step]
     last_proved = next(filter(_is_proved, reversed(until)), None)
     for old in until[:-keep]:

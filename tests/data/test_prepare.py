@@ -360,7 +360,7 @@ def test_a_folder_of_something_else_is_refused(corpus: Path, tmp_path: Path) -> 
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(LichenError, match="not empty and holds no prepared data"):
         prepare([str(corpus)], tmp_path, vocab_size=300)
-    with pytest.raises(LichenError, match="is not a folder"):
+    with pytest.raises(LichenError, match=r"thesis\.txt is a file; a folder is needed"):
         prepare([str(corpus)], tmp_path / "thesis.txt", vocab_size=300)
     with pytest.raises(LichenError, match="holds no prepared data"):
         TokenDataset.open(tmp_path)

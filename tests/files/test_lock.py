@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lichen.errors import LichenError
-from lichen.files import lock
+from lichen.files import flock
 from lichen.files.lock import locked
 
 _HOLD = """
@@ -73,7 +73,7 @@ def test_without_locks_in_the_file_system_it_warns_and_goes_on(
 
 
 def test_a_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(flock, "fcntl", None)
     with pytest.raises(LichenError, match="inside WSL"), locked(tmp_path / "new"):
         pass
     assert not (tmp_path / "new").exists()

@@ -78,18 +78,21 @@ def test_what_a_kill_between_the_renames_left_is_put_back(tmp_path: Path) -> Non
 
 def test_what_a_kill_left_is_removed_but_not_the_work_of_another(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    (tmp_path / ".out.building-dead").mkdir()
-    (tmp_path / ".out.building-dead" / "file").write_text("part")
+    (tmp_path / ".out.building-deadbeef").mkdir()
+    (tmp_path / ".out.building-deadbeef" / "file").write_text("part")
+    mine = {tmp_path / ".out.building-notes", tmp_path / ".out.building-12345678", tmp_path / ".out.building"}
+    for path in mine:
+        path.write_text("years of work") if path.name.endswith("8") else path.mkdir()
     with whole_folder(target) as building:
-        assert [path.name for path in tmp_path.iterdir()] == [building.name]
+        assert set(tmp_path.iterdir()) == {building, *mine}
         with pytest.raises(LichenError, match=f"another process is writing {target}; wait"):
             write(target, "second")
         (building / "file").write_text("first")
     assert (target / "file").read_text() == "first"
-    (tmp_path / ".out.removed-dead").mkdir()
+    (tmp_path / ".out.removed-deadbeef").mkdir()
     sweep(tmp_path)
     remove_folder(target)
-    assert not list(tmp_path.iterdir())
+    assert set(tmp_path.iterdir()) == mine
 
 
 _WRITE = """

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sysconfig
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from rich.console import Console
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lichen.arch.families import text_splits
+from lichen.arch.families import load_spec, text_splits
 from lichen.data.prepare import prepare
-from lichen.errors import LichenError
+from lichen.errors import LichenError, SpecError
 from lichen.files.sealed import seal
 from lichen.serve.generate import generate
 from lichen.serve.open import check_whole, open_model
@@ -46,6 +47,7 @@ topk_group = 1
 n_shared_experts = 1
 moe_intermediate_size = 16
 first_k_dense_replace = 1
+intermediate_size = 48
 norm_topk_prob = true
 routed_scaling_factor = 2.0
 num_nextn_predict_layers = {mtp}
@@ -55,20 +57,49 @@ model_type = "llama"
 num_hidden_layers = 2
 num_attention_heads = 4
 num_key_value_heads = 2
+intermediate_size = 48
 tie_word_embeddings = true
 """
+COMPRESSED = """
+model_type = "deepseek_v4"
+num_hidden_layers = 3
+layer_types = ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"]
+compress_rates = {{ compressed_sparse_attention = 4, heavily_compressed_attention = 8 }}
+sliding_window = 16
+num_attention_heads = 2
+head_dim = 16
+qk_rope_head_dim = 8
+q_lora_rank = 16
+o_groups = 2
+o_lora_rank = 8
+index_n_heads = 16
+index_head_dim = 8
+index_topk = 4
+n_routed_experts = 4
+num_experts_per_tok = 2
+n_shared_experts = 1
+moe_intermediate_size = 16
+num_hash_layers = 1
+scoring_func = "sqrtsoftplus"
+norm_topk_prob = true
+routed_scaling_factor = 1.5
+swiglu_limit = 10.0
+hc_mult = 2
+num_nextn_predict_layers = 1
+"""
 MODELS = {
+    "deepseek_v4": COMPRESSED.format(),
     "kimi_k2": EXPERTS.format(family="kimi_k2", groups=1, mtp=0),
     "deepseek_v3": EXPERTS.format(family="deepseek_v3", groups=2, mtp=1),
     "llama": DENSE,
     "qwen3": DENSE.replace("llama", "qwen3") + "head_dim = 16\n",
 }
+TOKENS = {"deepseek_v4": "deepseek_v3"}
 RECIPE = """
 [model.config]
 {model}
 vocab_size = 512
 hidden_size = 32
-intermediate_size = 48
 max_position_embeddings = 256
 rope_theta = 10000.0
 initializer_range = 0.2
@@ -96,7 +127,7 @@ def runs(tmp_path_factory) -> dict[str, Run]:
     runs = {}
     for family, model in MODELS.items():
         data = folder / f"data-{family}"
-        prepare(modules, data, vocab_size=500, family=family, validation_fraction=0)
+        prepare(modules, data, vocab_size=500, family=TOKENS.get(family, family), validation_fraction=0)
         recipe = folder / f"{family}.toml"
         recipe.write_text(RECIPE.format(model=model, data=data))
         run = start_run(read_recipe(recipe), folder / family)
@@ -229,6 +260,41 @@ def test_of_an_export_only_the_readme_may_be_edited(exports, tmp_path):
         with pytest.raises(LichenError, match=f"not as it was exported: {file.name}"):
             check_whole(out, contents=False)
         file.write_bytes(wrote)
+
+
+def test_a_config_that_has_changed_is_not_counted(exports, runs, tmp_path, monkeypatch):
+    """Of a run, a checkpoint, an export, also by a short name; its own name is that of any file."""
+    folder = shutil.copytree(runs["llama"].folder, tmp_path / "run")
+    shutil.copytree(exports["llama"], tmp_path / "export")
+    model = folder / "checkpoints" / "step-00000002" / "model"
+    for whence, name in ((tmp_path, "run"), (tmp_path, "export"), (model.parent, "model"), (model, ".")):
+        monkeypatch.chdir(whence)
+        config = Path(name) / "config.json"
+        load_spec(name)
+        wrote = config.read_text()
+        config.write_text(wrote.replace('"hidden_size": 32', '"hidden_size": 64'))
+        assert load_spec(config).hidden_size == 64
+        with pytest.raises(SpecError, match=r"not as it was written: (model/)?config\.json does not have"):
+            load_spec(name)
+        config.write_text(wrote)
+
+
+@pytest.mark.parametrize(
+    ("files", "version", "refused"),
+    [
+        ([], 2, "does not list the files"),
+        ({}, 2, "does not list config.json"),
+        ({}, 1, "does not list config.json"),
+        (["tokenizer.json"], 1, None),
+    ],
+)
+def test_an_export_that_vouches_for_nothing_is_not_believed(exports, tmp_path, files, version, refused):
+    """Those of the first version listed names."""
+    out = shutil.copytree(exports["llama"], tmp_path / "out")
+    mark = json.loads((out / "lichen.json").read_text())
+    (out / "lichen.json").write_text(json.dumps(mark | {"files": files, "format_version": version}))
+    with pytest.raises(LichenError, match=refused) if refused else nullcontext():
+        check_whole(out)
 
 
 @pytest.mark.parametrize("name", ["README.md", "chat_template.jinja"])
@@ -463,7 +529,14 @@ def test_an_export_with_another_tokenizer_is_refused(run, exports, tmp_path):
     shutil.copyfile(exports["llama"] / "tokenizer.json", out / "tokenizer.json")
     for mark, told in (
         (None, "tokenizer.json has .* bytes"),
-        ({"files": ["tokenizer.json"], "tokenizer_hash": run.manifest.tokenizer_hash}, ".*not the tokenizer"),
+        (
+            {
+                "format_version": 1,
+                "files": ["tokenizer.json"],
+                "tokenizer_hash": run.manifest.tokenizer_hash,
+            },
+            ".*not the tokenizer",
+        ),
         ({"files": {}}, "lichen.json does not list config.json"),
         ({}, "lichen.json does not list the files"),
     ):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from lichen.errors import LichenError
-from lichen.serve.open import newest_checkpoint
+from lichen.serve.open import newest_checkpoint, open_model
+from lichen.train.export import export_run
 from lichen.train.loop import train
 from lichen.train.metrics import TIMINGS, read_metrics
 from lichen.train.run import Run, open_run, start_run
 from lichen.train.step import Trainer
+from lichen.train.whole import check_folder
 from lichen.weights.checkpoints import list_checkpoints, newest_good, step_of
 from tests.conftest import without_slow_work
 
@@ -252,6 +255,10 @@ def test_a_report_that_cannot_be_drawn_does_not_spoil_the_run(run: Run, console:
     assert (run.folder / "report.html").is_file()
 
 
+def back(run: Run, step: int, lr: str) -> str:
+    return f"lichen train {run.folder} --from {step} optimizer.lr={lr}"
+
+
 @pytest.mark.parametrize("lr", [10, 1e5, 1e38])
 def test_an_update_that_ruins_the_weights_costs_the_steps_since_the_last_proved_checkpoint(
     make_recipe, tmp_path: Path, console: Console, monkeypatch, lr: float
@@ -269,7 +276,7 @@ def test_an_update_that_ruins_the_weights_costs_the_steps_since_the_last_proved_
         train(open_run(run.folder, [f"optimizer.lr={lr}", "train.steps=50"]), console)
     proved = run.checkpoints / "step-00000003"
     assert f"The last proved checkpoint is {proved}: go on from there" in str(stop.value)
-    assert f"--from 3 optimizer.lr={lr / 10:g}" in str(stop.value)
+    assert str(stop.value).endswith(f"with the learning rate that it had: {back(run, 3, '0.01')}")
     assert newest_checkpoint(run.folder) == proved  # what is sampled and exported
     ruined = [path.name for path in list_checkpoints(run.checkpoints) if path != proved]
     for path in list_checkpoints(run.checkpoints):
@@ -288,12 +295,52 @@ def test_a_run_that_is_ruined_from_the_start_begins_again(make_recipe, tmp_path:
     calm = start_run(make_recipe("checkpoint.every=1"), tmp_path / "calm")
     train(calm, console)
     run = start_run(make_recipe("checkpoint.every=1", "optimizer.lr=1e38"), tmp_path / "run")
-    with pytest.raises(LichenError, match=r"No checkpoint is proved yet: go on from the beginning"):
+    with pytest.raises(LichenError, match=r"No checkpoint is proved yet: go on from the beginning") as stop:
         train(run, console)
+    assert str(stop.value).endswith(f"with a lower learning rate: {back(run, 0, '...')}")
     with pytest.raises(LichenError, match="diverged before a checkpoint was proved"):
         newest_checkpoint(run.folder)
     train(open_run(run.folder, ["optimizer.lr=0.01"]), console)
     assert_same_outcome(run, calm)
+
+
+@pytest.mark.parametrize("every", [1, 0])
+def test_weights_that_have_forgotten_all_are_doubted_by_whoever_uses_them(
+    make_recipe, tmp_path: Path, console: Console, every: int
+):
+    """The run ends with a finite loss, that of guessing, and a gradient of zero."""
+    flat = ("schedule.kind=constant", "schedule.decay_steps=0", "eval.every=0", "sample.every=0")
+    run = start_run(make_recipe("train.steps=4", f"checkpoint.every={every}", *flat), tmp_path / "run")
+    train(run, console)
+    assert "is doubted" not in console.export_text()
+    assert [each.doubt for each in check_folder(run.folder)] == [None] * (2 + every)
+
+    train(open_run(run.folder, ["optimizer.lr=1e5", "train.steps=6"]), console)
+    last, proved = run.checkpoints / "step-00000006", run.checkpoints / "step-00000004"
+    said = console.export_text().splitlines()
+    doubt = said[-1]
+    assert re.match(
+        rf"checkpoint {last} is doubted: .* guessing gives 5.99, and a gradient of norm 0\. ", doubt
+    )
+    assert f". The last proved checkpoint is {proved}: go on from there with the learning" in doubt
+    assert doubt.endswith(back(run, 4, "0.01"))
+    assert sum("is doubted" in line for line in said) == 1 + every  # when it is seen, and at the end
+    (checked,) = (each for each in check_folder(run.folder) if each.path == last)
+    assert (checked.problem, checked.doubt) == (None, doubt)
+    for use in (newest_checkpoint, lambda folder: export_run(folder, tmp_path / "out")):
+        with pytest.warns(UserWarning, match=re.escape(doubt)):
+            use(run.folder)
+    with pytest.warns(UserWarning, match=re.escape(doubt)):
+        open_model(last, torch.device("cpu"))
+
+    train(open_run(run.folder, ["optimizer.lr=0.02", "train.steps=8"]), console)
+    said = console.export_text().splitlines()
+    assert [line for line in said if "is doubted" in line] == [doubt, said[-1]]
+    assert said[-1].startswith(f"checkpoint {run.checkpoints / 'step-00000008'} is doubted")
+    train(open_run(run.folder, ["optimizer.lr=0.01"]), console, back_to=4)
+    assert "is doubted" not in console.export_text()
+    with pytest.warns(UserWarning, match=re.escape(back(run, 7 if every else 4, "0.01"))):
+        open_model(run.folder / "set-aside-1" / "step-00000008", torch.device("cpu"))
 
 
 def test_going_back_sets_aside_what_came_later(make_recipe, tmp_path: Path, console: Console):
@@ -343,6 +390,25 @@ def test_what_is_no_number_after_a_step_is_not_saved(run: Run, console: Console,
     assert newest_good(run.checkpoints) == (run.checkpoints / "step-00000002", [])
     assert run.divergence.read_text().startswith(f"step {number}: ")
     assert train(run, console) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("lock", os.mkfifo, "a FIFO; a regular file is needed"),
+        ("lock", os.mkdir, "a folder; a regular file is needed"),
+        ("diverged.txt", os.mkdir, "a folder; a regular file is needed"),
+        ("metrics.jsonl", os.mkfifo, "a FIFO; a regular file is needed"),
+        ("tensorboard", os.mkfifo, "a FIFO; a folder is needed"),
+        ("checkpoints", Path.touch, "a file; a folder is needed"),
+    ],
+)
+def test_what_is_of_another_kind_than_it_should_be_is_named(run: Run, console: Console, name, make, words):
+    odd = run.folder / name
+    odd.unlink(missing_ok=True)
+    make(odd)
+    with pytest.raises(LichenError, match=f"{odd} is {words}"):
+        train(run, console)
 
 
 def test_metrics_that_were_cut_are_noticed(run: Run, console: Console, monkeypatch):

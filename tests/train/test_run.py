@@ -10,7 +10,9 @@ import pytest
 
 from lichen.data.prepare import prepare
 from lichen.errors import LichenError
+from lichen.files.bounded import write_json
 from lichen.files.lock import locked
+from lichen.files.sealed import own_hash
 from lichen.train.metrics import MetricsLog, StepMetrics
 from lichen.train.recipe import Recipe, read_recipe
 from lichen.train.run import Run, is_run, open_run, start_run
@@ -183,6 +185,17 @@ def test_a_damaged_file_of_the_run_is_named(make_recipe, tmp_path: Path, name: s
     run = start_run(make_recipe(), tmp_path / "run")
     damage(run.folder / name)
     with pytest.raises(LichenError, match=name):
+        open_run(run.folder)
+
+
+@pytest.mark.parametrize("vouches", [True, False])
+def test_a_run_that_vouches_for_nothing_is_not_believed(make_recipe, tmp_path: Path, vouches: bool):
+    run = start_run(make_recipe(), tmp_path / "run")
+    facts = run.facts | {"files": {}}
+    write_json(run.folder / "run.json", facts | ({"sha256": own_hash(facts)} if vouches else {}))
+    _flip_a_digit(run.folder / "config.json")
+    told = "run.json does not list config.json" if vouches else "run.json is damaged: its hash is missing"
+    with pytest.raises(LichenError, match=told):
         open_run(run.folder)
 
 

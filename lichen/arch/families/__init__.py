@@ -25,7 +25,8 @@ from lichen.arch.families.tokens import SpecialTokens
 from lichen.arch.published import named_models
 from lichen.arch.spec import ModelSpec
 from lichen.errors import LichenError, SpecError, did_you_mean
-from lichen.files.bounded import as_object, parse_json, read_bytes
+from lichen.files.bounded import as_object, parse_json, read_bytes, read_json
+from lichen.files.sealed import MANIFEST, find_damage_of
 
 LARGEST_CONFIG = 16 * 2**20
 
@@ -141,7 +142,8 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
 
     The name of a shipped model wins over a file of that name; "./NAME" or a Path always means the file.
     `others`: names that the caller knows, to offer the nearest of to somebody who mistypes one.
-    Raises SpecError for an unknown name, a file that is not a config, or a config that cannot be expressed.
+    Raises SpecError for an unknown name, a file that is not a config, one that cannot be expressed, or a
+    folder that Lichen wrote and whose config.json has changed since.
     """
     if isinstance(name_or_path, str) and name_or_path in named_models():
         return _shipped(name_or_path)
@@ -151,6 +153,7 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
             folder, path = path, path / "config.json"
             if not path.exists():
                 raise SpecError(f"{folder} is a folder without a config.json{_beside_config(folder)}")
+            _require_as_written(path)
         elif not path.exists() and not path.is_symlink():
             name, names = str(name_or_path), sorted({*named_models(), *others})
             known = f"models by name: {', '.join(names)}"
@@ -171,6 +174,31 @@ def load_spec(name_or_path: str | Path, others: Iterable[str] = ()) -> ModelSpec
     except SpecError as error:
         told = [str(error), sizes(config), None if _reader(config) else nearest(config)]
         raise SpecError(f"{path}: {'; '.join(filter(None, told))}") from error
+
+
+def _require_as_written(config: Path) -> None:
+    """Compare it with what an export, a run or a checkpoint, whose model/ it is in, vouches for."""
+    folder = config.absolute().parent
+    seals = [(folder, "lichen.json", "config.json")]
+    if (folder / "recipe.toml").exists():
+        seals.append((folder, "run.json", "config.json"))
+    if (folder.parent / "state.json").exists():
+        seals.append((folder.parent, MANIFEST, f"{folder.name}/config.json"))
+    for root, seal, name in seals:
+        if not (root / seal).exists():
+            continue
+        try:
+            said = read_json(root / seal)
+            if said.get("format_version") == 1 and not isinstance(said.get("files"), dict):
+                continue  # of an earlier version, which did not vouch for it
+            reason = find_damage_of(root, name, seal)
+        except LichenError as error:
+            raise SpecError(str(error)) from error
+        if reason:
+            raise SpecError(
+                f"{config.parent} is not as it was written: {reason}. Bring the file back from a copy; or, "
+                f"to count what it says now, name {config} itself"
+            )
 
 
 def _beside_config(folder: Path) -> str:

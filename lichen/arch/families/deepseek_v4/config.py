@@ -193,8 +193,8 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     for name in ("layers", "mtp", "residual"):
         if getattr(again, name) != getattr(spec, name):
             raise SpecError(
-                f"{spec.family}: layers differ in their kind of entries and in their routing alone; this model's "
-                f"config would be read with other {name}"
+                f"{spec.family}: layers differ in their kind of entries and their routing alone; the config "
+                f"of this model would be read with other {name}"
             )
     return config
 
