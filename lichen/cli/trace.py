@@ -63,18 +63,20 @@ def trace(
     opened = open_model(model, default_device(), weights)
     ids = _tokens(opened, prompt, tokens, there)
     tensors = traced(opened.model, ids)
-    differences = None if there is None else compare(tensors, there)
+    differences = [] if there is None else compare(tensors, there)
+    first = next((each for each in differences if each.exceeds(bound)), None)
     if out is not None:
         write_trace(out, tensors, ids, {"model": str(model), "weights": weights})
     if as_json:
         rows = {name: asdict(statistics(tensor)) for name, tensor in tensors.items()}
         content: dict[str, Any] = {"model": str(model), "weights": weights, "tokens": ids, "tensors": rows}
-        if there is not None and differences is not None:
+        if there is not None:
             content["bound"] = bound
+            content["first_that_differs"] = first and first.name
             content["differences"] = [asdict(each) for each in differences]
             content["only_there"] = sorted(there.tensors.keys() - tensors.keys())
         print_json(content)
-    elif there is not None and differences is not None:
+    elif there is not None:
         _print_differences(differences, bound)
         common = len(differences)
         say(
@@ -85,9 +87,10 @@ def trace(
         _print_statistics(tensors)
     if out is not None and not as_json:
         say(f"{out}: {len(tensors)} tensors of {len(ids)} tokens")
-    if first := next((each for each in differences or () if each.exceeds(bound)), None):
-        how = first.problem or f"by {first.difference:.2g} of its largest number, where {bound:g} is allowed"
-        raise LichenError(f"the first tensor of {model} that is not as in {against} is {first.name}: {how}")
+    if first is not None:
+        raise LichenError(
+            f"the first tensor of {model} that is not as in {against} is {first.name}: {first.words()}"
+        )
 
 
 def _tokens(opened: Opened, prompt: str | None, tokens: str | None, there: Stored | None) -> list[int]:

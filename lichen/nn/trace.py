@@ -20,7 +20,7 @@ from lichen.ops.sequences import Sequences
 
 
 class _Traced(Pass):
-    """Asks for all that modules record, but for what they would have to compute in another way."""
+    """Asks for all that modules record, but for the largest logits: attention would take another way."""
 
     def __init__(self, sequences: Sequences, names: dict[nn.Module, str]) -> None:
         super().__init__(sequences)
@@ -31,7 +31,7 @@ class _Traced(Pass):
         return name != "max_logits"
 
     def record(self, name: str, module: nn.Module, value: Any) -> None:
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and module in self.names:
             self.tensors[f"{self.names[module]}.{name}"] = value.to("cpu", copy=True)
 
     def returned(self, module: nn.Module, _: Any, value: Any) -> None:
@@ -45,6 +45,7 @@ def trace(model: Transformer, tokens: Sequence[int]) -> dict[str, Tensor]:
     order in which it is finished: on the CPU, in the dtypes of the pass. The first dimension is N, or the
     number of entries that stand for blocks of tokens."""
     device = next(model.parameters()).device
+    # Without the model itself, which says what its last modules have said.
     names = {module: name for name, module in model.named_modules() if name}
     at = _Traced(Sequences([len(tokens)], device=device), names)
     hooks = [module.register_forward_hook(at.returned) for module in names]

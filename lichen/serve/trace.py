@@ -136,6 +136,13 @@ class Difference:
     cosine: float | None
     problem: str | None = None
 
+    def words(self) -> str:
+        if self.problem or self.difference is None:
+            return str(self.problem)
+        if self.cosine is None:
+            return f"{self.difference:.2%} of the tokens chose others"
+        return f"the difference is {self.difference:.2g} of its largest number"
+
     def exceeds(self, bound: float) -> bool:
         return self.difference is None or self.difference > bound
 
