@@ -6,8 +6,10 @@ load torch.
 
 import errno
 import os
+import signal
 import sys
 import warnings
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -116,6 +118,14 @@ def main() -> None:
     # process slows training a hundredfold (docs/log.md). Torch reads this when it is imported, later.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     warnings.formatwarning = lambda message, *_: f"warning: {one_line(str(message))}\n"
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         status = app(prog_name="lichen", standalone_mode=False) or 0
         print(end="", flush=True)  # nothing where the shell closed stdout
@@ -131,11 +141,13 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("LICHEN_DEBUG"):
             raise
+        status = 1
         if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output has left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        elif interrupts and not isinstance(error, LichenError):  # a library in C has made that of Ctrl-C
+            status = 130
         else:
             print(f"error: {one_line(explain(error))}", file=sys.stderr)
-        status = 1
     if status == 130:
         print("interrupted", file=sys.stderr)
     sys.exit(status)

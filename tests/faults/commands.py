@@ -17,7 +17,7 @@ jobs = 1
 
 [[arm]]
 name = "adamw"
-set = { "optimizer.recipe" = "adamw", "train.steps" = 2 }
+set = { "optimizer.recipe" = "adamw", "train.steps" = 4 }
 """
 
 MODEL = """
@@ -64,7 +64,7 @@ def make_template(lichen: Lichen, template: Path) -> None:
 def run_digest(run: Path) -> Digest | None:
     """The weights at the end, and every loss on the way."""
     found = digest_of(run, "checkpoints/step-00000006/**/*.safetensors")
-    if found is None:
+    if found is None or not (run / "metrics.jsonl").is_file():
         return None
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return found | {"losses": str([json.loads(line)["loss"] for line in lines])}
@@ -73,7 +73,7 @@ def run_digest(run: Path) -> Digest | None:
 def study_digest(study: Path) -> Digest | None:
     if not (study / "results.csv").exists():
         return None
-    losses = [digest_of(run, "checkpoints/step-00000002/**/*.safetensors") for run in sorted(study.iterdir())]
+    losses = [digest_of(run, "checkpoints/step-00000004/**/*.safetensors") for run in sorted(study.iterdir())]
     return {"weights": str(losses)}
 
 
@@ -111,7 +111,17 @@ COMMANDS = [
         True,
         20,
     ),
-    Command("train again", ["train", "run"], ("data", "half -> run"), "run", run_digest, RUN, True, 14),
+    Command("train again", ["train", "run"], ("data", "half -> run"), "run", run_digest, RUN, True, 7),
+    Command(
+        "train from",
+        ["train", "run", "--from", "2"],
+        ("data", "half -> run"),
+        "run",
+        run_digest,
+        RUN,
+        True,
+        7,
+    ),
     Command(
         "export",
         ["export", "run", "out"],
