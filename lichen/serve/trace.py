@@ -92,7 +92,8 @@ def check_replaceable(out: Path) -> None:
 
 @dataclass(frozen=True)
 class Stored:
-    """What was computed before, or elsewhere: `tensors` by name, and of which `tokens`, where it says so."""
+    """What was computed before, or elsewhere, at `path`: `tensors` by name, and of which `tokens`, where it
+    says so."""
 
     path: Path
     tensors: Mapping[str, StoredTensor]
@@ -104,11 +105,8 @@ def open_trace(path: Path) -> Stored:
 
     Raises LichenError for what cannot be read or is not as it was written.
     """
-    file = path
-    if path.is_dir():
-        if reason := find_damage(path, (TENSORS,), SUMMARY):
-            raise LichenError(f"{path} is no whole trace: {reason}; write it again with --out")
-        file = path / TENSORS
+    _check_whole(path)
+    file = path / TENSORS if path.is_dir() else path
     try:
         require_file(file)
     except FileNotFoundError:
@@ -116,10 +114,15 @@ def open_trace(path: Path) -> Stored:
     tensors = headers_of(file)
     tokens = tensors.pop(TOKENS, None)
     if tokens is None:
-        return Stored(file, tensors, None)
+        return Stored(path, tensors, None)
     if tokens.dtype not in ("I64", "I32"):
         raise LichenError(f"{file}: {TOKENS} is stored as {tokens.dtype}; they are numbers in int64")
-    return Stored(file, tensors, tuple(read_tensor(tokens).flatten().tolist()))
+    return Stored(path, tensors, tuple(read_tensor(tokens).flatten().tolist()))
+
+
+def _check_whole(path: Path) -> None:
+    if path.is_dir() and (reason := find_damage(path, (TENSORS,), SUMMARY)):
+        raise LichenError(f"{path} is no whole trace: {reason}; write it again with --out")
 
 
 # --------------------------------------------------------------------------------------------- side by side
@@ -151,7 +154,7 @@ def compare(tensors: Mapping[str, Tensor], there: Stored) -> list[Difference]:
     """Of every tensor that has a name in common with one `there`, in the order of `tensors`.
 
     Dimensions of size 1, such as those of a batch, make no difference. Raises LichenError where no name is
-    common to both.
+    common to both, and as `open_trace`.
     """
     common = [name for name in tensors if name in there.tensors]
     if not common:
@@ -160,7 +163,9 @@ def compare(tensors: Mapping[str, Tensor], there: Stored) -> list[Difference]:
             f"{there.path} has no tensor by a name that is traced: {theirs}, where the first here is "
             f"{next(iter(tensors))}; name tensors by the modules that return them"
         )
-    return [_difference(name, tensors[name], there.tensors[name]) for name in common]
+    differences = [_difference(name, tensors[name], there.tensors[name]) for name in common]
+    _check_whole(there.path)  # which may have changed while the model computed
+    return differences
 
 
 def _difference(name: str, ours: Tensor, stored: StoredTensor) -> Difference:
