@@ -30,6 +30,7 @@ from lichen.cli.output import one_line
 from lichen.cli.price import price
 from lichen.cli.sample import sample
 from lichen.cli.study import study
+from lichen.cli.trace import trace
 from lichen.cli.train import train
 from lichen.errors import LichenError, is_out_of_memory
 
@@ -52,6 +53,7 @@ EXAMPLES = (
     "lichen study recipes/studies/optimizers.toml",
     "lichen export runs/demo models/demo",
     "lichen sample models/demo 'def read_lines(path'",
+    "lichen trace models/demo --out traces/demo",
 )
 
 app = typer.Typer(
@@ -84,7 +86,22 @@ def example_of(command: str) -> str:
     return next((example for example in EXAMPLES if example.startswith(f"{command} ")), "")
 
 
-VERBS = account, compare, price, fits, cost, lineage, advise, claims, train, study, export, sample, doctor
+VERBS = (
+    account,
+    compare,
+    price,
+    fits,
+    cost,
+    lineage,
+    advise,
+    claims,
+    train,
+    study,
+    export,
+    sample,
+    trace,
+    doctor,
+)
 for verb in VERBS:
     app.command()(verb)
 for group in (atlas, data):

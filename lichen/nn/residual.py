@@ -65,7 +65,12 @@ class HyperConnected(nn.Module):
         write_NS = 2 * torch.sigmoid(write * s_write + b_write)
         mixing_NSS = (mixing * s_mixing + b_mixing).unflatten(1, (streams, streams))
         mix_NSS = sinkhorn(mixing_NSS, spec.sinkhorn_iters, spec.eps)
-        return mix(x_NSH, sub_layer(norm(join(x_NSH, read_NS)), at), write_NS, mix_NSS)
+        joined_NH = join(x_NSH, read_NS)
+        at.record("read", self, read_NS)
+        at.record("write", self, write_NS)
+        at.record("mix", self, mix_NSS)
+        at.record("joined", self, joined_NH)
+        return mix(x_NSH, sub_layer(norm(joined_NH), at), write_NS, mix_NSS)
 
     @torch.no_grad()
     def initialize(self) -> None:

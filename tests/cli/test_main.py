@@ -103,7 +103,7 @@ def test_the_examples_work(tmp_path):
         assert lichen == "lichen"
         if arguments[0] in ("train", "study"):
             assert (ROOT / arguments[1]).is_file()
-        elif arguments[0] not in ("export", "sample"):
+        elif arguments[0] not in ("export", "sample", "trace"):
             done = lichen_command(*arguments, cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)})
             assert (done.returncode, done.stderr) == (0, ""), example
 

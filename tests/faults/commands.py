@@ -55,8 +55,9 @@ def make_template(lichen: Lichen, template: Path) -> None:
         assert done.status == 0, done.said
     copy_of(template / "run", template / "half", [path.name for path in (template / "run").iterdir()])
     shutil.rmtree(template / "half" / "checkpoints" / "step-00000006")
-    for run, out in (("half", "former"), ("run", "export")):
-        done = lichen.run(template, ["export", run, out])
+    made = (["export", "half", "former"], ["export", "run", "export"], TRACE)
+    for arguments in made:
+        done = lichen.run(template, arguments)
         assert done.status == 0, done.said
 
 
@@ -84,6 +85,8 @@ def data_digest(data: Path) -> Digest | None:
 
 PREPARE = ["data", "prepare", "sources", "--out", "data", "--vocab-size", "400", "--family", "kimi_k2"]
 PREPARE += ["--validation-fraction", "0.4"]
+
+TRACE = ["trace", "export", "--out", "trace"]
 
 RUN = ("doctor", "run")
 
@@ -134,6 +137,14 @@ COMMANDS = [
         "out",
         lambda out: digest_of(out, "*.safetensors", "*.json", "*.jinja", "*.md"),
         kills=20,
+    ),
+    Command(
+        "trace again",
+        [*TRACE, "--prompt", "def "],
+        ("export", "trace"),
+        "trace",
+        lambda trace: digest_of(trace, "*.safetensors", "*.json"),
+        kills=5,
     ),
     Command(
         "study",

@@ -30,6 +30,7 @@ READERS: dict[str, tuple[list[str], tuple[str, ...], str, str]] = {
         "export",
         "",
     ),
+    "trace": (["trace", "export", "--against", "trace"], ("export", "trace"), "trace", ""),
     "doctor data": (["doctor", "data"], ("data",), "data", ""),
     "doctor run": (["doctor", "run"], ("run",), "run", ""),
     "doctor export": (["doctor", "export"], ("export",), "export", ""),
