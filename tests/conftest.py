@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,22 +97,15 @@ def graphs(as_accelerator: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
 
 
-@contextmanager
-def disk_of(size: str, folder: Path) -> Iterator[None]:
-    """While active, `folder` is a disk of this size; the test is skipped where it cannot be made."""
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """256 KiB; the test is skipped where it cannot be made."""
     mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True, check=False
     )
     if mount.returncode:
         pytest.skip(f"mounting a small disk needs root: {mount.stderr.decode().strip()}")
     try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """256 KiB."""
-    with disk_of("256k", tmp_path):
         yield tmp_path
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -53,12 +53,14 @@ class Weight:
     """`count` tensors of one shape, of which a token meets `active`; `part` is their row in the account.
 
     A matrix is (rows, columns); a vector (width,); the taps of a convolution (channels, 1, kernel).
+    `least_bytes`: in how many a number stays where checkpoints pack other weights.
     """
 
     part: Row
     shape: tuple[int, ...]
     count: int = 1
     active: int = 1
+    least_bytes: int = 1
 
     @property
     def is_matrix(self) -> bool:
@@ -73,9 +75,12 @@ class Weight:
         return self.active * prod(self.shape)
 
 
-def tensors(part: Row, *shapes: int | tuple[int, ...]) -> list[Weight]:
+def tensors(part: Row, *shapes: int | tuple[int, ...], least_bytes: int = 1) -> list[Weight]:
     """One of each shape; a number is the width of a vector."""
-    return [Weight(part, (shape,) if isinstance(shape, int) else shape) for shape in shapes]
+    return [
+        Weight(part, (shape,) if isinstance(shape, int) else shape, least_bytes=least_bytes)
+        for shape in shapes
+    ]
 
 
 def swiglu(part: Row, hidden_size: int, width: int, count: int = 1, active: int = 1) -> list[Weight]:

@@ -23,7 +23,9 @@ from lichen.errors import SpecError
 Layout = Literal["fp32", "bf16", "fp8", "int4", "fp4", "mxfp4"]
 DTYPES: tuple[Layout, ...] = get_args(Layout)
 EXPERTS_ONLY = ("int4", "fp4", "mxfp4")
-FP8_ROWS = ("attention", "indexer", "dense_feed_forward", "routed_experts", "shared_experts")
+FP8_SCALE = {"fp8": 4, "fp4": 1}  # bytes, in the layouts that have FP8
+_OF_V3 = ("attention", "indexer", "dense_feed_forward", "routed_experts", "shared_experts")
+FP8_ROWS = {"fp8": _OF_V3, "fp4": (*_OF_V3, "mtp_projection")}
 
 
 @cache
@@ -105,8 +107,9 @@ def weight_bytes(found: Iterable[Weight], dtype: str) -> int:
     fp32, bf16: all weights. fp8: DeepSeek-V3's, the matrices of attention and feed-forward (experts
     included) in FP8 with one fp32 scale per block of 128 x 128, the rest bf16. The others are for routed
     experts, SpecError without them: int4, Kimi K2.6's, 4 bits with one bf16 scale per group of 32 along a
-    row, the rest bf16; fp4, DeepSeek-V4's, E2M1 with one byte of scale per 32, the rest as fp8; mxfp4,
-    Kimi K3's, the same with the rest bf16.
+    row, the rest bf16; fp4, DeepSeek-V4's, E2M1 with one byte of scale per 32, the rest as fp8 but with one
+    byte of scale, and the projections of MTP layers too; mxfp4, Kimi K3's, experts as in fp4, the rest bf16.
+    In all of these what a part says to stay wider (`Weight.least_bytes`) does.
     """
     found = list(found)
     if dtype in EXPERTS_ONLY and not has_experts(found):
@@ -127,9 +130,10 @@ def _bytes_of_one(weight: Weight, dtype: str) -> int:
             return rows * (ceil(columns / 2) + ceil(columns / 32))
         if weight.part == "routed_experts" and dtype == "int4":
             return rows * (4 * ceil(columns / 8) + 2 * ceil(columns / 32))  # eight to an int32
-        if weight.part in FP8_ROWS and dtype in ("fp8", "fp4"):
-            return rows * columns + 4 * ceil(rows / 128) * ceil(columns / 128)
-    return prod(weight.shape) * (4 if dtype == "fp32" else 2)
+        if weight.part in FP8_ROWS.get(dtype, ()) and weight.least_bytes == 1:
+            return rows * columns + FP8_SCALE[dtype] * ceil(rows / 128) * ceil(columns / 128)
+    plain = {"fp32": 4, "bf16": 2}
+    return prod(weight.shape) * plain.get(dtype, max(2, weight.least_bytes))
 
 
 def released_dtype(spec: ModelSpec) -> Layout | None:

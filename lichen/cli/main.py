@@ -6,8 +6,10 @@ load torch.
 
 import errno
 import os
+import signal
 import sys
 import warnings
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -28,6 +30,7 @@ from lichen.cli.output import one_line
 from lichen.cli.price import price
 from lichen.cli.sample import sample
 from lichen.cli.study import study
+from lichen.cli.trace import trace
 from lichen.cli.train import train
 from lichen.errors import LichenError, is_out_of_memory
 
@@ -50,6 +53,7 @@ EXAMPLES = (
     "lichen study recipes/studies/optimizers.toml",
     "lichen export runs/demo models/demo",
     "lichen sample models/demo 'def read_lines(path'",
+    "lichen trace models/demo --out traces/demo",
 )
 
 app = typer.Typer(
@@ -82,7 +86,22 @@ def example_of(command: str) -> str:
     return next((example for example in EXAMPLES if example.startswith(f"{command} ")), "")
 
 
-VERBS = account, compare, price, fits, cost, lineage, advise, claims, train, study, export, sample, doctor
+VERBS = (
+    account,
+    compare,
+    price,
+    fits,
+    cost,
+    lineage,
+    advise,
+    claims,
+    train,
+    study,
+    export,
+    sample,
+    trace,
+    doctor,
+)
 for verb in VERBS:
     app.command()(verb)
 for group in (atlas, data):
@@ -99,6 +118,14 @@ def main() -> None:
     # process slows training a hundredfold (docs/log.md). Torch reads this when it is imported, later.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     warnings.formatwarning = lambda message, *_: f"warning: {one_line(str(message))}\n"
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         status = app(prog_name="lichen", standalone_mode=False) or 0
         print(end="", flush=True)  # nothing where the shell closed stdout
@@ -114,11 +141,13 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("LICHEN_DEBUG"):
             raise
+        status = 1
         if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output has left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        elif interrupts and not isinstance(error, LichenError):  # a library in C has made that of Ctrl-C
+            status = 130
         else:
             print(f"error: {one_line(explain(error))}", file=sys.stderr)
-        status = 1
     if status == 130:
         print("interrupted", file=sys.stderr)
     sys.exit(status)

@@ -7,10 +7,14 @@ or too large is for those to say who use it.
 """
 
 import re
+import sys
 from decimal import Decimal
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
+
+from lichen.errors import LichenError
 
 SpecName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model of the atlas, a config.json, or a folder with one.")
@@ -20,6 +24,13 @@ CatalogueNames = Annotated[
 ]
 AsOf = Annotated[
     str | None, typer.Option("--as-of", metavar="DATE", help="What was known then. [default: today]")
+]
+Folder = Annotated[
+    Path, typer.Argument(metavar="RUN|DIR", help="A run, or a folder in the Hugging Face layout.")
+]
+WeightFormat = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"],
+    typer.Option(help="How to keep the weights; auto is the fastest that loses nothing that shows."),
 ]
 
 POWERS = {"K": 1, "M": 2, "G": 3, "B": 3, "T": 4}
@@ -58,6 +69,16 @@ def dollars(text: str) -> float:
     if value is None:
         raise typer.BadParameter(f"{text!r} is not an amount of US dollars, in which prices are: write 500")
     return float(value)
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt itself, or standard input for "-"; what is not UTF-8 is refused."""
+    if prompt == "-" and sys.stdin is None:
+        raise LichenError("standard input is closed, so there is no prompt to read; give it as an argument")
+    try:
+        return sys.stdin.buffer.read().decode() if prompt == "-" else prompt.encode().decode()
+    except UnicodeError as error:
+        raise LichenError(f"the prompt is not UTF-8 text ({error}); convert it first") from error
 
 
 def _scaled(text: str | float, unit: str) -> Decimal | None:

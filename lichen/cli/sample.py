@@ -1,20 +1,16 @@
 """`lichen sample`: continue a text, as it is drawn."""
 
 import sys
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from lichen.cli import options
 from lichen.cli.output import visible
-from lichen.errors import LichenError
 
 
 def sample(
-    model: Annotated[
-        Path, typer.Argument(metavar="RUN|DIR", help="A run, or a folder in the Hugging Face layout.")
-    ],
+    model: options.Folder,
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
     max_tokens: Annotated[
         int, typer.Option(parser=options.count, help="Longest continuation, in tokens.")
@@ -28,10 +24,7 @@ def sample(
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be given several times.")
     ] = None,
-    weights: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16", "int8", "int4"],
-        typer.Option(help="How to keep the weights; auto is the fastest that loses nothing that shows."),
-    ] = "auto",
+    weights: options.WeightFormat = "auto",
 ) -> None:
     """Continue PROMPT with a trained model, and print the text as it comes.
 
@@ -44,7 +37,7 @@ def sample(
     from lichen.serve.sampling import SamplingParams
 
     params = SamplingParams(temperature, top_p, top_k, seed, max_tokens, tuple(stop or ()))
-    text = _read_prompt(prompt)
+    text = options.read_prompt(prompt)
     trained = open_model(model, default_device(), weights)
     tokens = generate(trained.model, trained.tokenizer.encode(text).ids, params, eos_ids=trained.eos_ids)
     on_terminal = sys.stdout.isatty()  # a file gets the text as it is
@@ -53,13 +46,3 @@ def sample(
     for piece in stream_text(tokens, trained.tokenizer, params.stop):
         print(visible(piece) if on_terminal else piece, end="", flush=True)
     print()
-
-
-def _read_prompt(prompt: str) -> str:
-    """The prompt itself, or standard input for "-"; what is not UTF-8 is refused."""
-    if prompt == "-" and sys.stdin is None:
-        raise LichenError("standard input is closed, so there is no prompt to read; give it as an argument")
-    try:
-        return sys.stdin.buffer.read().decode() if prompt == "-" else prompt.encode().decode()
-    except UnicodeError as error:
-        raise LichenError(f"the prompt is not UTF-8 text ({error}); convert it first") from error

@@ -68,7 +68,9 @@ class Compressor(nn.Module):
         if self.overlaps:
             values_MmC = overlapping(values_MmC, first_M, None, absent=0.0)
             gates_MmC = overlapping(gates_MmC, first_M, None, absent=-torch.inf)
-        return self._made(values_MmC, gates_MmC, at.sequences.positions_N[tokens_Mm[:, 0]])
+        entries_MW = self._made(values_MmC, gates_MmC, at.sequences.positions_N[tokens_Mm[:, 0]])
+        at.record("entries", self, entries_MW)
+        return entries_MW
 
     def more_entries(self, x_NH: Tensor, kept: int, state: Tensor) -> Tensor:
         """Those that new tokens of one sequence complete, after `kept` others: (M, width).
@@ -176,7 +178,9 @@ class CompressedAttention(nn.Module):
             out_NHD = self._of_sequences(x_NH, latent_NL, q_NHD, key_ND, states, at)
         out_NHD = turned(out_NHD, turn.conj_physical(), spec.rope)
         grouped_NGX = out_NHD.flatten(1).unflatten(1, (spec.o_groups, -1))
-        return self.o_b_proj(self._by_group(grouped_NGX).flatten(1))
+        out_NGR = self._by_group(grouped_NGX)
+        at.record("o_a_proj", self, out_NGR)
+        return self.o_b_proj(out_NGR.flatten(1))
 
     def _of_list(self, x_NH: Tensor, latent_NL: Tensor, q_NHD: Tensor, key_ND: Tensor, at: Pass) -> Tensor:
         """Attention in a list that is all there is."""
@@ -189,6 +193,7 @@ class CompressedAttention(nn.Module):
                     q_NID, weights_NI = indexer.queries(x_NH, latent_NL, at)
                     keys_MD = indexer.entries(x_NH, at)
                     chosen_Nk = choose_entries(q_NID, weights_NI, keys_MD, indexer.topk, reach)
+                at.record("chosen", indexer, chosen_Nk)
         return compressed_attention(q_NHD, key_ND, entries_MD, chosen_Nk, self.sinks, reach, self.scale)
 
     def _of_sequences(

@@ -34,6 +34,9 @@ class Pass:
     max_logits  the largest attention logit of each head over the list, (heads,) fp32; where nothing is kept
     streams     what the residual carries after the last layer, (N, streams, hidden_size), where it is several
     routing     a router's spec, scores (N, E) fp32, differentiable, and chosen experts (N, k) int64
+
+    All other names are tensors that a module computes on its way and does not return, or not alone, for a
+    trace (`lichen.nn.trace`).
     """
 
     def __init__(

@@ -21,6 +21,11 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden_size, width))
         self.roles = {"gate_up_proj": Role("matrix", splits=(width, width)), "down_proj": Role("matrix")}
+        self.limit = spec.activation.limit
+
+    def forward(self, x_NH: Tensor, experts_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
+        """x (N, hidden_size), and the experts of each token with their weights, as a router gives them."""
+        return routed_experts(x_NH, experts_Nk, weights_Nk, self.gate_up_proj, self.down_proj, self.limit)
 
 
 class MoELayer(nn.Module):
@@ -30,15 +35,11 @@ class MoELayer(nn.Module):
         super().__init__()
         router = spec.router
         self.gate = Hashed(router, hidden_size, vocab_size) if router.hashed else TopK(router, hidden_size)
-        self.limit = spec.activation.limit
         self.experts = Experts(spec, hidden_size)
-        shared = spec.n_shared_experts * spec.moe_intermediate_size
-        self.shared_experts = MLP(hidden_size, shared, limit=self.limit) if shared else None
+        shared, limit = spec.n_shared_experts * spec.moe_intermediate_size, spec.activation.limit
+        self.shared_experts = MLP(hidden_size, shared, limit=limit) if shared else None
 
     def forward(self, x_NH: Tensor, at: Pass) -> Tensor:
         experts_Nk, weights_Nk = self.gate(x_NH, at)
-        experts = self.experts
-        y_NH = routed_experts(
-            x_NH, experts_Nk, weights_Nk, experts.gate_up_proj, experts.down_proj, self.limit
-        )
+        y_NH = self.experts(x_NH, experts_Nk, weights_Nk)
         return y_NH if self.shared_experts is None else add(y_NH, self.shared_experts(x_NH, at))

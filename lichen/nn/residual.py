@@ -57,8 +57,14 @@ class HyperConnected(nn.Module):
         self.scale = nn.Parameter(torch.empty(3))
 
     def forward(self, x_NSH: Tensor, norm: nn.Module, sub_layer: nn.Module, at: Pass) -> Tensor:
-        read_NH, write_NS, mix_NSS = read(x_NSH, self.fn, self.base, self.scale, self.spec, self.eps)
-        return mix(x_NSH, sub_layer(norm(read_NH), at), write_NS, mix_NSS)
+        joined_NH, read_NS, write_NS, mix_NSS = read(
+            x_NSH, self.fn, self.base, self.scale, self.spec, self.eps
+        )
+        at.record("read", self, read_NS)
+        at.record("write", self, write_NS)
+        at.record("mix", self, mix_NSS)
+        at.record("joined", self, joined_NH)
+        return mix(x_NSH, sub_layer(norm(joined_NH), at), write_NS, mix_NSS)
 
     @torch.no_grad()
     def initialize(self) -> None:

@@ -45,10 +45,12 @@ class Gate(nn.Module):
         if self.spec.norm_topk_prob:
             weights_Nk = weights_Nk / (weights_Nk.sum(-1, keepdim=True) + 1e-20)
         at.record("routing", self, (self.spec, scores_NE, experts_Nk))
+        at.record("experts", self, experts_Nk)
         return experts_Nk, weights_Nk * self.spec.routed_scaling_factor
 
-    def scores(self, x_NH: Tensor) -> Tensor:
+    def scores(self, x_NH: Tensor, at: Pass) -> Tensor:
         logits_NE = F.linear(x_NH.float(), self.weight.float())
+        at.record("logits", self, logits_NE)
         match self.spec.scoring_func:
             case "sigmoid":
                 return logits_NE.sigmoid()
@@ -69,7 +71,7 @@ class Hashed(Gate):
         self.register_buffer("tid2eid", table)
 
     def forward(self, x_NH: Tensor, at: Pass) -> tuple[Tensor, Tensor]:
-        return self.weighed(self.scores(x_NH), self.tid2eid[at.tokens_N], at)
+        return self.weighed(self.scores(x_NH, at), self.tid2eid[at.tokens_N], at)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
@@ -95,7 +97,7 @@ class TopK(Gate):
         """The chosen experts (N, k) int64 and their weights (N, k) fp32."""
         if few(x_NH) and not at.observes("routing"):
             return choose_experts(linear(x_NH, self.weight), self.e_score_correction_bias, self.spec)
-        scores_NE = self.scores(x_NH)
+        scores_NE = self.scores(x_NH, at)
         return self.weighed(scores_NE, self.choose(scores_NE.detach()), at)
 
     def choose(self, scores_NE: Tensor) -> Tensor:

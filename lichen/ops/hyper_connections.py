@@ -20,7 +20,7 @@ from torch import Tensor
 from lichen.arch.parts.hyper_connections import HyperConnections
 from lichen.ops.native import FORMATS, Kernel, trains
 
-_streams_read = Kernel("streams_read", "14q2d")
+_streams_read = Kernel("streams_read", "15q2d")
 _streams_read_backward = Kernel("streams_read_backward", "17qd")
 _streams_mix = Kernel("streams_mix", "9q")
 _streams_mix_backward = Kernel("streams_mix_backward", "13q")
@@ -96,22 +96,24 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_NSH: Tensor, fn: Tensor, base: Tensor, scale: Tensor, part: HyperConnections, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         tokens, streams, width = x_NSH.shape
         joined_NH = x_NSH.new_empty(tokens, width)
-        write_NS, mix_NSS = fn.new_empty(tokens, streams), fn.new_empty(tokens, streams, streams)
+        read_NS, write_NS = fn.new_empty(tokens, streams), fn.new_empty(tokens, streams)
+        mix_NSS = fn.new_empty(tokens, streams, streams)
         u_NO, r_N = fn.new_empty(tokens, len(fn)), fn.new_empty(tokens)
         _streams_read(
-            *(FORMATS[x_NSH.dtype], x_NSH, fn, base, scale, joined_NH, write_NS, mix_NSS, u_NO, r_N),
+            *(FORMATS[x_NSH.dtype], x_NSH, fn, base, scale, joined_NH, read_NS, write_NS, mix_NSS, u_NO, r_N),
             *(tokens, streams, width, part.sinkhorn_iters, part.eps, eps),
         )
         ctx.save_for_backward(x_NSH, fn, base, scale, u_NO, r_N)
         ctx.part = part
-        return joined_NH, write_NS, mix_NSS
+        ctx.mark_non_differentiable(read_NS)
+        return joined_NH, read_NS, write_NS, mix_NSS
 
     @staticmethod
     def backward(
-        ctx: Any, grad_joined: Tensor, grad_write: Tensor, grad_mix: Tensor
+        ctx: Any, grad_joined: Tensor, _: Tensor, grad_write: Tensor, grad_mix: Tensor
     ) -> tuple[Tensor | None, ...]:
         x_NSH, fn, base, scale, u_NO, r_N = ctx.saved_tensors
         part: HyperConnections = ctx.part
@@ -152,21 +154,23 @@ def _sizes(streams: int) -> list[int]:
 
 def read(
     x_NSH: Tensor, fn: Tensor, base: Tensor, scale: Tensor, part: HyperConnections, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What a sub-layer reads of the streams, sum_i A_i X_i (N, H) in x's dtype, and C (N, S) and B (N, S, S)
-    fp32, all as `lichen.nn.residual` defines them. fn (outputs, S H), base (outputs,), scale (3,): fp32. eps:
-    of the norm."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a sub-layer reads of the streams, sum_i A_i X_i (N, H) in x's dtype, and A, C (N, S) and B
+    (N, S, S) fp32, all as `lichen.nn.residual` defines them; A to be looked at, not to be differentiated.
+
+    fn (outputs, S H), base (outputs,), scale (3,): fp32. eps: of the norm.
+    """
     if trains(x_NSH):
-        joined_NH, write_NS, mix_NSS = _Read.apply(
+        joined_NH, read_NS, write_NS, mix_NSS = _Read.apply(
             *(x_NSH.contiguous(), fn.float().contiguous(), base.float(), scale.float(), part, eps)
         )
-        return joined_NH, write_NS, mix_NSS
+        return joined_NH, read_NS, write_NS, mix_NSS
     sizes = _sizes(part.streams)
-    scale_O = scale.repeat_interleave(torch.tensor(sizes, device=scale.device), output_size=sum(sizes))
+    scale_O = torch.cat([each.expand(size) for each, size in zip(scale, sizes, strict=True)])
     read_NS, write_NS, mix_NO = (stream_logits(x_NSH, fn, eps) * scale_O + base).split(sizes, 1)
     read_NS, write_NS = torch.sigmoid(read_NS) + part.eps, 2 * torch.sigmoid(write_NS)
     mix_NSS = sinkhorn(mix_NO.unflatten(1, (part.streams, -1)), part.sinkhorn_iters, part.eps)
-    return join(x_NSH, read_NS), write_NS, mix_NSS
+    return join(x_NSH, read_NS), read_NS, write_NS, mix_NSS
 
 
 def mix(x_NSH: Tensor, y_NH: Tensor, write_NS: Tensor, mix_NSS: Tensor) -> Tensor:

@@ -66,6 +66,10 @@ def _run(run: Path) -> Iterator[Checked]:
     checkpoints = list_checkpoints(run / "checkpoints")
     apart = [path.relative_to(run).as_posix() for path in checkpoints]
     known = {"recipe.toml", *_listed(run, "run.json")}
+    if not checkpoints and not (run / "recipe.toml").exists():  # which comes last (`start_run`)
+        what = "a run that was stopped before it began, and that its command begins anew"
+        yield Checked(run, what, None, _others(run, known))
+        return
     yield Checked(run, "a run", _problem(lambda: open_run(run)), _others(run, known, apart))
     for checkpoint in checkpoints:
         yield from _checkpoint(checkpoint)

@@ -59,21 +59,28 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """
     stored: dict[str, StoredTensor] = {}
     for file, listed in _weight_files(folder).items():
-        with open_tensors(file) as tensors:
-            keys = tensors.keys()
-            if absent := sorted(listed.difference(keys)):
+        held = headers_of(file)
+        if absent := sorted(listed.difference(held)):
+            raise LichenError(
+                f"{folder / INDEX_FILE} places {absent[0]} in {file.name}, which does not hold it"
+            )
+        for key, found in held.items():
+            if not _is_same(stored.setdefault(key, found), found):
                 raise LichenError(
-                    f"{folder / INDEX_FILE} places {absent[0]} in {file.name}, which does not hold it"
+                    f"{key} is stored twice, and not the same: in {stored[key].file} and in {file}; copy "
+                    "or download them again"
                 )
-            for key in keys:
-                entry = tensors.get_slice(key)
-                found = StoredTensor(file, key, entry.get_dtype(), tuple(entry.get_shape()))
-                if not _is_same(stored.setdefault(key, found), found):
-                    raise LichenError(
-                        f"{key} is stored twice, and not the same: in {stored[key].file} and in {file}; copy "
-                        "or download them again"
-                    )
     return stored
+
+
+def headers_of(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor in one file, by name. Raises LichenError as `open_tensors`."""
+    with open_tensors(file) as tensors:
+        entries = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 - no mapping
+        return {
+            key: StoredTensor(file, key, entry.get_dtype(), tuple(entry.get_shape()))
+            for key, entry in entries.items()
+        }
 
 
 def read_tensor(stored: StoredTensor) -> Tensor:
@@ -200,11 +207,12 @@ def _split(tensors: Mapping[str, Outgoing], max_shard_bytes: int) -> list[dict[s
     return shards
 
 
-def write_file(file: Path, tensors: Mapping[str, Outgoing]) -> None:
+def write_file(file: Path, tensors: Mapping[str, Outgoing], finite: bool = True) -> None:
     """Write one safetensors file, casting and copying piece by piece; whole or not at all.
 
     Wider dtypes come first, so that every tensor starts at a multiple of its item size. Raises NotFinite for
-    a tensor that has NaN or infinity in it, or would have as the dtype that it is written in.
+    a tensor that has NaN or infinity in it, or would have as the dtype that it is written in, where all have
+    to be `finite`.
     """
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -224,7 +232,7 @@ def write_file(file: Path, tensors: Mapping[str, Outgoing]) -> None:
         for name, entry in ordered:
             for piece in entry.tensor.detach().reshape(-1).split(PIECE):
                 cast = piece.to("cpu", entry.dtype)
-                if not _is_finite(cast):
+                if finite and not _is_finite(cast):
                     raise NotFinite(f"{name} has numbers in it that are not finite (NaN or infinity)")
                 out.write(cast.view(torch.uint8).numpy())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lichen.files.bounded import read_json
-from lichen.weights import fp8
+from lichen.weights import fp4, fp8
 from lichen.weights.folder import StoredTensor
 
 _UNPACKED_BY = {
@@ -49,7 +49,7 @@ _TITLES = {"gptq": "GPTQ", "awq": "AWQ", "mxfp4": "MXFP4", "modelopt": "ModelOpt
 
 def foreign_format(folder: Path, stored: Mapping[str, StoredTensor]) -> str | None:
     """What to say of a folder whose weights, `stored`, are packed in a format that Lichen does not read; None
-    where they are plain, or FP8 blocks."""
+    where they are plain, FP8 blocks or FP4."""
     packed = next((name for name in stored if name.endswith(_ENDINGS)), None)
     if packed is None:
         return None
@@ -62,8 +62,8 @@ def foreign_format(folder: Path, stored: Mapping[str, StoredTensor]) -> str | No
         remedy += f", or unpack it with transformers: {_UNPACKED_BY[method]}"
     return (
         f"{stored[packed].file}: {packed} and others are packed as {_title(method, said)}, which Lichen does "
-        f"not read; it reads fp32, fp16, bf16, and FP8 with a scale per block of {fp8.BLOCK} x {fp8.BLOCK}. "
-        f"{remedy[0].upper()}{remedy[1:]}"
+        f"not read; it reads fp32, fp16, bf16, FP8 with a scale per {fp8.SHARE} and FP4 with one "
+        f"per {fp4.SHARE}. {remedy[0].upper()}{remedy[1:]}"
     )
 
 

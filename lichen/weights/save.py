@@ -24,11 +24,11 @@ def save_weights(
     Memory beyond the model: a few MB. Raises LichenError when the folder already holds weights, cannot be
     written, or the disk is full.
     """
-    tensors = checkpoint_tensors(model)
+    tensors, names = checkpoint_tensors(model), tensor_names(model.spec.family)
     for copy, original in shared_copies(model.spec).items():
-        if copy != HEAD:
+        if copy != HEAD and names.writes_copies:
             tensors[copy] = tensors[original]
-    names, roles = tensor_names(model.spec.family), model.parameter_roles()
+    roles = model.parameter_roles()
 
     def stored_as(name: str, tensor: Tensor) -> torch.dtype:
         if not tensor.is_floating_point():

@@ -237,6 +237,16 @@ def test_deepseek_v3_in_fp8_has_the_size_of_its_published_files() -> None:
     assert ours == pytest.approx(688_586_727_753, rel=2e-5)
 
 
+def test_deepseek_v4_flash_in_fp4_has_the_size_of_its_published_files() -> None:
+    """159,609,485,896 bytes of tensors on Hugging Face, revision 60d8d70, to the last one.
+
+    The table of a hashed layer (int64) and the selection bias of the others (fp32) are buffers.
+    """
+    spec = load_spec("deepseek-v4-flash")
+    ours = weight_bytes(weights(spec), "fp4") + weight_bytes(mtp_weights(spec), "fp4")
+    assert ours + 3 * 8 * 6 * spec.vocab_size + 41 * 4 * 256 == 159_609_485_896
+
+
 def test_kimi_k2_6_in_int4_has_the_size_of_its_published_files() -> None:
     """594 GB on Hugging Face; the vision tower, 0.4 B parameters in bf16, is not counted here."""
     assert weight_bytes(weights(load_spec("kimi-k2.6")), "int4") == pytest.approx(594e9, rel=2e-3)

@@ -157,11 +157,23 @@ def test_storage_and_code_are_named_and_left_out() -> None:
     assert "quantization_config" not in written
     assert "auto_map" not in written
 
+    config["quantization_config"] = blocks | {"weight_block_size": [1, 32]}
+    assert "cannot be loaded" in read_config(config).not_carried[0]
     config["quantization_config"] = {"quant_method": "compressed-tensors"}
     assert (
         '"compressed-tensors": weights packed like this cannot be loaded'
         in read_config(config).not_carried[0]
     )
+
+
+def test_experts_in_fp4_are_named_and_an_export_has_none() -> None:
+    """What is written is not packed, and must not say that it is."""
+    config = config_of("deepseek-v4-flash")
+    assert config["expert_dtype"] == "fp4"
+    assert "expert_dtype" not in write_config(read_config(config))
+    blocks = {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
+    (note,) = read_config(config | {"quantization_config": blocks}).not_carried
+    assert note == "FP8 storage in blocks of [128, 128], experts in FP4: weights are dequantised"
 
 
 @pytest.mark.parametrize(

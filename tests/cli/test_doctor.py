@@ -81,6 +81,16 @@ def test_what_is_damaged_is_named_with_status_1(run, model, damage, words) -> No
     assert json.loads(run("doctor", model, "--json").out)["checked"][0]["problem"]
 
 
+def test_a_run_that_was_stopped_before_it_began_has_lost_nothing(run, tmp_path) -> None:
+    """What has checkpoints and no recipe has."""
+    (tmp_path / "run.json").write_text("{}")
+    done = run("doctor", tmp_path)
+    assert done.status == 0, done.err
+    assert "stopped before it began, and that its command begins anew, whole" in done.out
+    (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)
+    assert run("doctor", tmp_path).status == 1
+
+
 def test_a_folder_without_anything_and_none_at_all(run, refusal, tmp_path) -> None:
     assert "there is no folder" in refusal("doctor", tmp_path / "none")
     (tmp_path / "empty").mkdir()

@@ -103,7 +103,7 @@ def test_the_examples_work(tmp_path):
         assert lichen == "lichen"
         if arguments[0] in ("train", "study"):
             assert (ROOT / arguments[1]).is_file()
-        elif arguments[0] not in ("export", "sample"):
+        elif arguments[0] not in ("export", "sample", "trace"):
             done = lichen_command(*arguments, cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)})
             assert (done.returncode, done.stderr) == (0, ""), example
 
@@ -157,10 +157,13 @@ def test_debugging_keeps_the_traceback(monkeypatch):
         cli.main()
 
 
-def test_ctrl_c_ends_with_a_word_and_status_130():
+@pytest.mark.parametrize("then", ["", " + [0][1]"], ids=["Python's", "made an error of its own by a library"])
+def test_ctrl_c_ends_with_a_word_and_status_130(then: str):
     code = (
-        "import os, signal\nfrom lichen.cli import main as cli\n"
-        "@cli.app.command()\ndef wait() -> None:\n    os.kill(os.getpid(), signal.SIGINT)\ncli.main()"
+        "import os, signal\nfrom contextlib import suppress\nfrom lichen.cli import main as cli\n"
+        "@cli.app.command()\ndef wait() -> None:\n"
+        f"    with suppress({then and 'KeyboardInterrupt'}):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    0{then}\ncli.main()"
     )
     done = subprocess.run([sys.executable, "-c", code, "wait"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -339,7 +339,7 @@ FIRST_LINE = b'{"text":5}\n\nprint("and then code")\n'
         ("prose.parquet", b"Some prose", ([], ["damaged or unreadable (not parquet, as its name says)"])),
         ("prose.arrow", b"Some prose", ([], ["damaged or unreadable (not arrow, as its name says)"])),
         ("prose.txt.gz", b"Some prose", ([], ["damaged or unreadable (not gzip, as its name says)"])),
-        ("parquet.gz", gzip.compress(b"PAR1"), ([], ["parquet within gzip; unpack it"])),
+        ("parquet.gz", gzip.compress(b"PAR1", mtime=0), ([], ["parquet within gzip; unpack it"])),
         ("code.js", b'{\n  let x = {"a": 1};\n}\n', (['{\n  let x = {"a": 1};\n}\n'], [])),
         ("list.py", b"[1, 2]\n", (["[1, 2]\n"], [])),
         ("first.py", FIRST_LINE, ([FIRST_LINE.decode()], [])),

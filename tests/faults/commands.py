@@ -17,7 +17,7 @@ jobs = 1
 
 [[arm]]
 name = "adamw"
-set = { "optimizer.recipe" = "adamw", "train.steps" = 2 }
+set = { "optimizer.recipe" = "adamw", "train.steps" = 4 }
 """
 
 MODEL = """
@@ -55,15 +55,16 @@ def make_template(lichen: Lichen, template: Path) -> None:
         assert done.status == 0, done.said
     copy_of(template / "run", template / "half", [path.name for path in (template / "run").iterdir()])
     shutil.rmtree(template / "half" / "checkpoints" / "step-00000006")
-    for run, out in (("half", "former"), ("run", "export")):
-        done = lichen.run(template, ["export", run, out])
+    made = (["export", "half", "former"], ["export", "run", "export"], TRACE)
+    for arguments in made:
+        done = lichen.run(template, arguments)
         assert done.status == 0, done.said
 
 
 def run_digest(run: Path) -> Digest | None:
     """The weights at the end, and every loss on the way."""
     found = digest_of(run, "checkpoints/step-00000006/**/*.safetensors")
-    if found is None:
+    if found is None or not (run / "metrics.jsonl").is_file():
         return None
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return found | {"losses": str([json.loads(line)["loss"] for line in lines])}
@@ -72,7 +73,7 @@ def run_digest(run: Path) -> Digest | None:
 def study_digest(study: Path) -> Digest | None:
     if not (study / "results.csv").exists():
         return None
-    losses = [digest_of(run, "checkpoints/step-00000002/**/*.safetensors") for run in sorted(study.iterdir())]
+    losses = [digest_of(run, "checkpoints/step-00000004/**/*.safetensors") for run in sorted(study.iterdir())]
     return {"weights": str(losses)}
 
 
@@ -84,6 +85,8 @@ def data_digest(data: Path) -> Digest | None:
 
 PREPARE = ["data", "prepare", "sources", "--out", "data", "--vocab-size", "400", "--family", "kimi_k2"]
 PREPARE += ["--validation-fraction", "0.4"]
+
+TRACE = ["trace", "export", "--out", "trace"]
 
 RUN = ("doctor", "run")
 
@@ -108,7 +111,17 @@ COMMANDS = [
         True,
         20,
     ),
-    Command("train again", ["train", "run"], ("data", "half -> run"), "run", run_digest, RUN, True, 14),
+    Command("train again", ["train", "run"], ("data", "half -> run"), "run", run_digest, RUN, True, 7),
+    Command(
+        "train from",
+        ["train", "run", "--from", "2"],
+        ("data", "half -> run"),
+        "run",
+        run_digest,
+        RUN,
+        True,
+        7,
+    ),
     Command(
         "export",
         ["export", "run", "out"],
@@ -124,6 +137,14 @@ COMMANDS = [
         "out",
         lambda out: digest_of(out, "*.safetensors", "*.json", "*.jinja", "*.md"),
         kills=20,
+    ),
+    Command(
+        "trace again",
+        [*TRACE, "--prompt", "def "],
+        ("export", "trace"),
+        "trace",
+        lambda trace: digest_of(trace, "*.safetensors", "*.json"),
+        kills=5,
     ),
     Command(
         "study",

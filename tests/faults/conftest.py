@@ -18,8 +18,8 @@ DAMAGES = 500 if LONG else 50
 
 
 @pytest.fixture(scope="session")
-def lichen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lichen]:
-    lichen = Lichen(tmp_path_factory.mktemp("said"))
+def lichen() -> Iterator[Lichen]:
+    lichen = Lichen()
     yield lichen
     lichen.close()
 

@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 LONGEST = 60.0
 """Seconds after which a command hangs. None of them takes as many, on a busy machine too."""
 
 Digest = dict[str, str]
+Fault = Literal["kill", "full", "stop", "step"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ class Done:
     """None where it hung, below 0 for the signal that ended it."""
     said: str
     seconds: float
-    changes: int | None
-    """To the file system; None where it did not come to its end."""
+    changes: int
+    """To the file system."""
+    opened: int
+    """Files of its world."""
 
     @property
     def refused(self) -> bool:
@@ -65,7 +68,7 @@ class Done:
     def require_words(self) -> None:
         """No traceback, no defect, no signal, nothing that takes over a terminal."""
         assert self.status is not None, f"hung: {self.said}"
-        assert self.status in (0, 1, 2, 130), self.said
+        assert self.status in (0, 1, 2, 130), f"{self.status}: {self.said}"
         for never in ("Traceback", "a defect in Lichen", "\x1b", "panicked"):
             assert never not in self.said, self.said
         if self.status in (1, 2):
@@ -76,9 +79,7 @@ class Done:
 class Lichen:
     """Runs commands from one process that has imported everything."""
 
-    def __init__(self, said: Path) -> None:
-        """`said`: a folder for what the commands print."""
-        self._said = said
+    def __init__(self) -> None:
         self._zygote = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("zygote.py")],
             stdin=subprocess.PIPE,
@@ -92,20 +93,23 @@ class Lichen:
         self._zygote.stdin.close()
         self._zygote.wait()
 
-    def start(self, world: Path, arguments: Iterable[str | Path], last: int = 0) -> Started:
-        """`lichen` with these arguments, in `world`; killed before its `last` change to the file system."""
-        said = self._said / str(time.monotonic_ns())  # not in `world`, whose disk may be full
+    def start(
+        self, world: Path, arguments: Iterable[str | Path], at: int = 0, then: Fault = "kill"
+    ) -> Started:
+        """`lichen` with these arguments, in `world`. Before its change of the number `at` to the file system
+        it is killed or finds the disk full from then on. It stops until it is told to `go_on` before it opens
+        so many files of `world`, or, step by step, before each change."""
         request = {
             "start": [os.fsdecode(each) for each in arguments],
             "folder": str(world),
-            "environment": {"XDG_CONFIG_HOME": str(world / "config"), "COLUMNS": "200"},
-            "said": str(said),
-            "last": last,
+            "environment": environment_of(world),
+            "at": at,
+            "then": then,
         }
-        return Started(self, self._ask(request), said, time.monotonic())
+        return Started(self, self._ask(request), time.monotonic())
 
-    def run(self, world: Path, arguments: Iterable[str | Path], seconds: float = LONGEST) -> Done:
-        return self.start(world, arguments).wait(seconds)
+    def run(self, world: Path, arguments: Iterable[str | Path]) -> Done:
+        return self.start(world, arguments).wait()
 
     def _ask(self, request: dict[str, Any]) -> Any:
         assert self._zygote.stdin is not None
@@ -119,16 +123,16 @@ class Lichen:
 class Started:
     lichen: Lichen
     child: int
-    file: Path
     since: float
 
-    def wait(self, seconds: float = LONGEST) -> Done:
-        status = self.lichen._ask({"wait": self.child, "seconds": seconds})
-        said = self.file.read_text(encoding="utf-8", errors="surrogateescape")
-        self.file.unlink()
-        noted = self.file.with_name(f"{self.file.name}.changes")
-        changes = int(noted.read_text()) if noted.exists() else None
-        return Done(status, said, time.monotonic() - self.since, changes)
+    def wait(self) -> Done:
+        """Until it ends, or stops."""
+        status, said, changes, opened = self.lichen._ask({"wait": self.child, "seconds": LONGEST})
+        return Done(status, said, time.monotonic() - self.since, changes, opened)
+
+    def go_on(self) -> Done:
+        os.kill(self.child, signal.SIGCONT)
+        return self.wait()
 
     def kill(self, after: float, number: signal.Signals = signal.SIGKILL) -> Done:
         """Send a signal so many seconds after the start. SIGKILL goes to all that the command has started, as
@@ -153,6 +157,10 @@ def copy_of(template: Path, world: Path, needs: Iterable[str]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (template / name).is_dir() else shutil.copy2)(template / name, target)
     return world
+
+
+def environment_of(world: Path) -> dict[str, str]:
+    return {"XDG_CONFIG_HOME": str(world / "config"), "COLUMNS": "200"}
 
 
 def digest_of(folder: Path, *patterns: str) -> Digest | None:
@@ -247,6 +255,8 @@ DAMAGES = (
     _folder,
     _fifo,
 )
+OF_CONTENT = {_flip, _edit, _swap, _append, _zeros}
+"""Those after which a file is there and has no byte less."""
 
 
 # ----------------------------------------------------------------------------------------- odd inputs
@@ -294,10 +304,20 @@ def odd_inputs(folder: Path, suffix: str) -> dict[str, Path]:
         del made["device"]
     made["sparse"] = folder / f"sparse{suffix}"
     with made["sparse"].open("wb") as file:
-        file.truncate(2**31)
+        file.truncate(2**29)
     made["name"] = folder / f"\x1b[31m\nname{suffix}"
     made["name"].write_bytes(b"x")
     made["bytes in the name"] = Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe" + suffix.encode()))
     made["bytes in the name"].write_bytes(b"x")
     made["long name"] = folder / ("n" * 5000)
     return made
+
+
+def bound_of(what: str, suffix: str) -> str | None:
+    """What is said of an odd input by all that read such files as a whole, where it is beyond a bound."""
+    kind = suffix.removeprefix(".").upper()
+    if what == "sparse" and kind in ("JSON", "YAML", "TOML"):
+        return "as no such file has"
+    if what in (f"digits in {kind}", f"deep {kind}", f"closed deep {kind}", f"dotted {kind}"):
+        return "does not fit into 64 bits" if "digits" in what else "nested deeper than 100 levels"
+    return None

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import disk_of
 from tests.faults.commands import COMMANDS
 from tests.faults.conftest import KILLS, LONG
-from tests.faults.harness import LONGEST, Command, Digest, Done, Lichen, Started, copy_of, hidden
+from tests.faults.harness import (
+    LONGEST,
+    Command,
+    Digest,
+    Done,
+    Fault,
+    Lichen,
+    Started,
+    copy_of,
+    environment_of,
+    hidden,
+)
 
-BY_NAME = {command.name: command for command in COMMANDS if LONG or command.name != "study"}
+LONG_ONLY = () if LONG else ("study", "train again")
+BY_NAME = {command.name: command for command in COMMANDS if command.name not in LONG_ONLY}
 SHARES = sum(command.kills for command in BY_NAME.values())
 
 
@@ -39,14 +53,17 @@ class Trial:
     before: Undisturbed
     world: Path
 
-    def start(self, last: int = 0) -> Started:
-        return self.lichen.start(self.world, self.command.arguments, last)
+    def start(self, at: int = 0, then: Fault = "kill") -> Started:
+        return self.lichen.start(self.world, self.command.arguments, at, then)
 
     def run(self) -> Done:
         return self.lichen.run(self.world, self.command.arguments)
 
     def digest(self) -> Digest | None:
         return self.command.digest(self.world / self.command.writes)
+
+    def state(self) -> list[tuple[Path, int]]:
+        return sorted((path, path.lstat().st_mtime_ns) for path in self.world.rglob("*"))
 
     def require_whole(self) -> None:
         assert self.command.unfinished or self.digest() in (self.before.former, self.before.new)
@@ -121,11 +138,25 @@ def test_kill_9(make_trial: MakeTrial, name: str, share: float, by_changes: bool
     """Before a change to the file system, wherever it stands, or at any time."""
     trial = make_trial(name)
     if by_changes:
-        trial.start(last=1 + int(share * trial.before.changes)).wait()
+        trial.start(1 + int(share * trial.before.changes)).wait()
     else:
         trial.start().kill(share * trial.before.seconds)
     trial.require_whole()
     trial.finish()
+
+
+@pytest.mark.parametrize("name", [name for name, command in BY_NAME.items() if not command.unfinished])
+def test_whole_at_every_step(make_trial: MakeTrial, name: str) -> None:
+    """Whoever looks between two changes, or finds what a kill there has left, sees the former or the new."""
+    trial = make_trial(name)
+    started = trial.start(then="step")
+    steps = 0
+    while (done := started.wait() if not steps else started.go_on()).status == -signal.SIGSTOP:
+        trial.require_whole()
+        steps += 1
+    assert done.status == 0, done.said
+    assert steps
+    trial.require_new()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM] if LONG else [signal.SIGINT])
@@ -156,30 +187,39 @@ def test_two_at_once(make_trial: MakeTrial, name: str, pair: int) -> None:
     trial.finish()
 
 
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.97] if LONG else [0.5])
-@pytest.mark.parametrize("name", [name for name in BY_NAME if name != "atlas build"])
-def test_a_full_disk(make_trial: MakeTrial, tmp_path: Path, name: str, share: float) -> None:
-    """With room for a part of what the command writes, it says so; with more room it goes on."""
-    disk, spare_folder = tmp_path / "disk", tmp_path / "spare"
-    disk.mkdir()
-    spare_folder.mkdir()
-    with disk_of("256m", disk):
-        trial, used = make_trial(name, disk), _used(disk)
-        spare = make_trial(name, spare_folder)
-        assert spare.run().status == 0
-        written = (path for path in (spare.world / spare.command.writes).rglob("*") if path.is_file())
-        room = max(4096, int(share * sum(path.stat().st_size for path in written)) // 4096 * 4096)
-        subprocess.run(["mount", "-o", f"remount,size={used + room}", disk], check=True)
-        done = trial.run()
-        done.require_words()
-        assert done.status == 0 or "no space left" in done.said, done.said
-        trial.require_whole()
-        subprocess.run(["mount", "-o", "remount,size=256m", disk], check=True)
-        trial.finish()
+TURNS = 8 if LONG else 1
 
 
-def _used(disk: Path) -> int:
-    counts = subprocess.run(
-        ["df", "--block-size=1", "--output=used", disk], capture_output=True, text=True, check=True
-    )
-    return int(counts.stdout.split()[-1])
+@pytest.mark.parametrize("turn", range(TURNS))
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_full_disk(make_trial: MakeTrial, name: str, turn: int) -> None:
+    """Wherever it gets full, the command says so; with room again it goes on."""
+    trial = make_trial(name)
+    share = (turn + random.Random(f"{name} {turn}").random()) / TURNS
+    done = trial.start(1 + int(share * trial.before.changes), "full").wait()
+    done.require_words()
+    assert done.status == 0 or "no space left" in done.said, done.said
+    trial.require_whole()
+    trial.finish()
+
+
+@pytest.mark.parametrize("name", BY_NAME if LONG else ["export again"])
+def test_kill_9_of_a_program_that_a_person_starts(make_trial: MakeTrial, name: str) -> None:
+    """The other tests begin with all imported; here the clock begins with its first change."""
+    trial = make_trial(name)
+    began = trial.state()
+    with subprocess.Popen(
+        [sys.executable, "-m", "lichen", *trial.command.arguments],
+        cwd=trial.world,
+        env={**os.environ, **environment_of(trial.world)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        while trial.state() == began and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(random.Random(name).random() * trial.before.seconds)
+        with suppress(ProcessLookupError):  # it was faster
+            os.killpg(process.pid, signal.SIGKILL)
+    trial.require_whole()
+    trial.finish()

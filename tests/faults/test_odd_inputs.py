@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import LONG
-from tests.faults.harness import Lichen, copy_of, odd_inputs
+from tests.faults.harness import Lichen, bound_of, copy_of, odd_inputs
 
 TAKES_A_FILE: dict[str, tuple[list[str], str]] = {
     "account": (["account", "{}"], ".json"),
     "account folder": (["account", "{}"], ""),
     "fits": (["fits", "{}"], ".json"),
     "cost": (["cost", "{}", "--tokens", "1e12"], ".json"),
-    "advise": (["advise", "--rules", "{}"], ".yaml"),
+    "advise": (["advise", "--rules-file", "{}"], ".yaml"),
     "claims": (["claims", "{}"], ".yaml"),
     "atlas check": (["atlas", "check", "{}"], ".yaml"),
     "atlas add": (["atlas", "add", "{}"], ".yaml"),
@@ -28,6 +28,9 @@ TAKES_A_FILE: dict[str, tuple[list[str], str]] = {
     "export": (["export", "{}", "out"], ""),
     "export to": (["export", "run", "{}"], ""),
     "sample": (["sample", "{}", "x", "--max-tokens", "2"], ""),
+    "trace": (["trace", "{}"], ""),
+    "trace to": (["trace", "run", "--out", "{}"], ""),
+    "trace against": (["trace", "run", "--against", "{}"], ".safetensors"),
     "inspect": (["data", "inspect", "{}"], ""),
     "prepare": (["data", "prepare", "{}", "--out", "new", "--vocab-size", "300"], ".jsonl"),
     "prepare to": (["data", "prepare", "sources", "--out", "{}", "--vocab-size", "400"], ""),
@@ -45,14 +48,17 @@ def test_odd_inputs(
     (odd := tmp_path / "odd").mkdir()
     monkeypatch.chdir(odd)
     failed = {}
-    made = list(odd_inputs(odd, suffix).items())
-    chosen = made if LONG else random.Random(name).sample(made, 6)
-    for what, path in chosen:
+    made = odd_inputs(odd, suffix)
+    bounds = {what: bound for what in made if (bound := bound_of(what, suffix))}
+    others = [what for what in made if what not in bounds]
+    for what in made if LONG else [*bounds, *random.Random(name).sample(others, 6 - len(bounds))]:
+        path = made[what]
         given = [os.fsdecode(path) if each == "{}" else each for each in arguments]
         given = [each.replace("{}", os.fsdecode(path)) for each in given]
         done = lichen.run(world, given)
         try:
             done.require_words()
+            assert bounds.get(what, "") in done.said, done.said
         except AssertionError as error:
             failed[what] = str(error).splitlines()[0]
     assert not failed

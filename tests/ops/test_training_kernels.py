@@ -153,7 +153,7 @@ def streams(dtype: torch.dtype) -> Computed:
         drawn(*shape, seed=52 + i, dtype=torch.float32, size=0.1)
         for i, shape in enumerate([(24, 180), (24,), (3,)])
     ]
-    joined, write, mixing = hyper_connections.read(x, *weights, part, 1e-5)
+    joined, _, write, mixing = hyper_connections.read(x, *weights, part, 1e-5)
     return gradients(hyper_connections.mix(x, y + joined, write, mixing), x, y, *weights)
 
 

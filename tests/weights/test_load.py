@@ -1,6 +1,7 @@
-"""Loading and saving: the layout, every refusal in one sentence, FP8 blocks, dtypes, memory.
+"""Loading and saving: the layout, every refusal in one sentence, dtypes, memory.
 
-What transformers reads and writes is compared in tests/parity/test_checkpoints.py.
+Packed weights are in test_packings.py; what transformers reads and writes is compared in
+tests/parity/test_checkpoints.py.
 """
 
 from __future__ import annotations
@@ -18,12 +19,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from lichen.arch.families import read_config, write_config
 from lichen.errors import LichenError
@@ -384,76 +383,6 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
     torch_file = tmp_path / "pytorch_model.bin"
     torch_file.write_bytes(b"PK")
     with pytest.raises(LichenError, match="is a pickle"):
-        load_model(tmp_path)
-
-
-# ------------------------------------------------------------------------------------------------ FP8 blocks
-
-RAGGED = {
-    "hidden_size": 200,
-    "moe_intermediate_size": 136,
-    "intermediate_size": 300,
-    "num_attention_heads": 20,
-}
-
-
-def blocks(length: int) -> int:
-    return -(-length // 128)
-
-
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """FP8 values and one scale per 128 x 128 block, as DeepSeek publishes them."""
-    rows, columns = weight.shape
-    padded = F.pad(weight, (0, blocks(columns) * 128 - columns, 0, blocks(rows) * 128 - rows))
-    tiles = padded.unflatten(1, (-1, 128)).unflatten(0, (-1, 128))  # row block, row, column block, column
-    scale = tiles.abs().amax((1, 3)) / 448
-    quantised = (tiles / scale[:, None, :, None]).reshape(padded.shape)[:rows, :columns]
-    return quantised.to(torch.float8_e4m3fn).contiguous(), scale
-
-
-def dequantised_by_transformers(weight: Tensor, scale: Tensor) -> Tensor:
-    """Its function wants whole blocks, so ragged edges are padded and cut off again."""
-    rows, columns = weight.shape
-    padded = torch.zeros(scale.shape[0] * 128, scale.shape[1] * 128).to(weight.dtype)
-    padded[:rows, :columns] = weight
-    return Fp8Dequantize(None)._dequantize_one(padded, scale, torch.float32)[:rows, :columns]
-
-
-@pytest.mark.parametrize("scales_elsewhere", [False, True])
-@pytest.mark.parametrize("param_dtype", [torch.float32, torch.bfloat16])
-def test_fp8_blocks_dequantise(tmp_path: Path, scales_elsewhere: bool, param_dtype: torch.dtype) -> None:
-    model = make_model(**RAGGED)
-    write(model, tmp_path)
-    stored = load_file(tmp_path / "model.safetensors")
-    scales, expected = {}, {}
-    for name in [name for name in stored if re.search(r"_proj\.weight|proj_with_mqa", name)]:
-        stored[name], scale = quantise(stored[name])
-        scales[f"{name}_scale_inv"] = scale
-        expected[name] = dequantised_by_transformers(stored[name], scale)
-    assert any(scale.shape == (2, 2) for scale in scales.values())
-    (tmp_path / "model.safetensors").unlink()
-    files = {"a.safetensors": stored, "b.safetensors": scales}
-    if not scales_elsewhere:
-        files = {"a.safetensors": stored | scales}
-    for file, tensors in files.items():
-        save_file(tensors, tmp_path / file)
-    index = {"weight_map": {name: file for file, tensors in files.items() for name in tensors}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-
-    write(load_model(tmp_path, param_dtype=param_dtype), tmp_path / "plain")
-    loaded = load_file(tmp_path / "plain" / "model.safetensors")
-    for name, tensor in expected.items():
-        assert torch.equal(loaded[name], tensor.to(param_dtype).float()), name
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (2, 2, 1), ()])
-def test_fp8_scales_of_the_wrong_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    write(make_model(**RAGGED), tmp_path)
-    name = "model.layers.1.mlp.experts.0.up_proj.weight"
-    edit(tmp_path, lambda t: t.update({name: quantise(t[name])[0], f"{name}_scale_inv": torch.ones(shape)}))
-    with pytest.raises(
-        LichenError, match=rf"{name} is F8_E4M3 \(136, 200\) with scales .*; expected .* \(2, 2\)"
-    ):
         load_model(tmp_path)
 
 

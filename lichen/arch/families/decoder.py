@@ -144,18 +144,20 @@ def _read_storage(fields: Fields) -> tuple[Storage | None, tuple[str, ...]]:
     """How the weights beside the config are packed, None where they are not, and what to say of it: the spec
     says what is computed, so the packing is named and left out."""
     packing = fields.section("quantization_config")
+    experts = fields.get("expert_dtype")  # nobody else's: an export is not packed, and must not say so
     if packing is None:
         return None, ()
     method, form, block = (packing.get(key) for key in ("quant_method", "format", "weight_block_size"))
     note = (
         f"storage with quant_method {shown(method)}: weights packed like this cannot be loaded; "
-        "supported: 16- and 32-bit floats and FP8 blocks"
+        "supported: 16- and 32-bit floats, FP8 in blocks of 128 x 128, and FP4 experts beside it"
     )
     if method == "fp8":
-        experts = packing.get("expert_dtype") or fields.get("expert_dtype")
-        if block is not None:
-            note = f"FP8 storage in blocks of {block}: weights are dequantised"
-        return "fp4" if experts == "fp4" else "fp8", (note,)
+        four_bits = (packing.get("expert_dtype") or experts) == "fp4"
+        if block == [128, 128]:
+            beside = ", experts in FP4" if four_bits else ""
+            note = f"FP8 storage in blocks of {block}{beside}: weights are dequantised"
+        return "fp4" if four_bits else "fp8", (note,)
     if method == "modelopt":
         algorithm = packing.get("quant_algo")
         note = note.replace("quant_method", f"quant_algo {shown(algorithm)} by quant_method")
@@ -163,8 +165,8 @@ def _read_storage(fields: Fields) -> tuple[Storage | None, tuple[str, ...]]:
     if method == "compressed-tensors" and form == "mxfp4-pack-quantized":
         return "mxfp4", (note,)
     groups = json.dumps(packing.get("config_groups"))
-    four_bits = '"num_bits": 4' in groups and '"group_size": 32' in groups
-    int4 = method == "compressed-tensors" and form == "pack-quantized" and four_bits
+    grouped = '"num_bits": 4' in groups and '"group_size": 32' in groups
+    int4 = method == "compressed-tensors" and form == "pack-quantized" and grouped
     return "int4" if int4 else "other", (note,)
 
 

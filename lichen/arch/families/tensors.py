@@ -27,6 +27,7 @@ class TensorNames:
     those of the layers before begin with `layers.*.`; in memory it follows them.
     left_out: patterns of tensors (names as in memory) that are not carried -> what they are, in words.
     mtp_copies: tensors that a multi-token-prediction layer may hold again -> which of the trunk's it copies.
+    writes_copies: whether what is written holds them too.
     """
 
     prefixes: Mapping[str, str] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class TensorNames:
     mtp_prefix: str | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     mtp_copies: Mapping[str, Literal["embedding", "head"]] = field(default_factory=dict)
+    writes_copies: bool = True
 
     def in_memory(self, name: str, n_layers: int) -> str:
         """n_layers: how many there are before those of multi-token prediction."""

@@ -80,8 +80,8 @@ class Compressed:
             (self.head_dim, hidden_size),
             (self.o_groups * self.o_lora_rank, heads * self.head_dim // self.o_groups),  # block-diagonal
             (hidden_size, self.o_groups * self.o_lora_rank),
-            heads,  # sinks
         )
+        found += tensors("attention", heads, least_bytes=4)  # sinks
         found += tensors("norms", self.q_lora_rank, self.head_dim)
         if self.compress_ratio:
             found += self._compressor("attention", self.head_dim, hidden_size)
@@ -93,8 +93,11 @@ class Compressed:
     def _compressor(self, of: Row, width: int, hidden_size: int) -> list[Weight]:
         """Values, gates and a bias per place in the block, in every series of channels."""
         channels = self.series * width
-        shapes = (channels, hidden_size), (channels, hidden_size), self.compress_ratio * channels
-        return [*tensors(of, *shapes), *tensors("norms", width)]
+        return [
+            *tensors(of, (channels, hidden_size), (channels, hidden_size), least_bytes=2),
+            *tensors(of, self.compress_ratio * channels, least_bytes=4),
+            *tensors("norms", width),
+        ]
 
     def stores(self) -> Stored:
         kept = self._key_value(window=self.window)

@@ -24,12 +24,12 @@ class HyperConnections:
     def weights(self, hidden_size: int) -> list[Weight]:
         """Of one sub-layer: read, write, and mix the streams among themselves."""
         mixes = (2 + self.streams) * self.streams
-        return tensors("residual", (mixes, self.streams * hidden_size), mixes, 3)
+        return tensors("residual", (mixes, self.streams * hidden_size), mixes, 3, least_bytes=4)
 
     def last_weights(self, hidden_size: int) -> list[Weight]:
         """Of what joins the streams before the last norm."""
         shapes = (self.streams, self.streams * hidden_size), self.streams, 1
-        return tensors("residual", *shapes) if self.joined else []
+        return tensors("residual", *shapes, least_bytes=4) if self.joined else []
 
     def words(self) -> str:
         return f"hyper-connections, {self.streams} streams"

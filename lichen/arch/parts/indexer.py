@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lichen.arch.declaration import Weight, require_positive, tensors
+from lichen.arch.declaration import Weight, require_positive
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Indexer:
 
     def query_weights(self, q_lora_rank: int, hidden_size: int) -> list[Weight]:
         """Of its queries, made from the query latent, and their weights; its keys are made by its owner."""
-        return tensors("indexer", (self.n_heads * self.head_dim, q_lora_rank), (self.n_heads, hidden_size))
+        weights = Weight("indexer", (self.n_heads, hidden_size), least_bytes=2)
+        return [Weight("indexer", (self.n_heads * self.head_dim, q_lora_rank)), weights]
 
     @property
     def per_key(self) -> int:

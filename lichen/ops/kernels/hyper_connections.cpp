@@ -144,11 +144,11 @@ inline void logits_of(const float* u, const float* base, const float* scale, int
 
 inline int64_t part_size(int64_t tokens) { return (tokens + PARTS * LANES - 1) / (PARTS * LANES) * LANES; }
 
-// x (tokens, streams, n), fn (outputs, streams n) -> joined (tokens, n), write (tokens, streams), mix (tokens, streams,
-// streams); and for the derivative u (tokens, outputs) = fn x r and r (tokens), one over the root mean square.
+// x (tokens, streams, n), fn (outputs, streams n) -> joined (tokens, n), read and write (tokens, streams), mix (tokens,
+// streams, streams); and for the derivative u (tokens, outputs) = fn x r and r (tokens), one over the root mean square.
 template <typename T>
-void streams_read(const T* x, const float* fn, const float* base, const float* scale, T* joined, float* write,
-                  float* mix, float* u, float* r, int64_t tokens, int64_t streams, int64_t n, int64_t iterations,
+void streams_read(const T* x, const float* fn, const float* base, const float* scale, T* joined, float* read,
+                  float* write, float* mix, float* u, float* r, int64_t tokens, int64_t streams, int64_t n, int64_t iterations,
                   float eps, float norm_eps) {
     int64_t outputs = (2 + streams) * streams, width = streams * n;
 #pragma omp parallel num_threads(threads_for(tokens * width * outputs))
@@ -171,6 +171,7 @@ void streams_read(const T* x, const float* fn, const float* base, const float* s
                 store(logits.data() + i, add(sigmoid(load(logits.data() + i)), all(eps)));
                 store(writes + i, mul(all(2.0f), sigmoid(load(writes + i))));
             }
+            from_lanes(logits.data(), count, streams, read + first * streams, streams);
             from_lanes(writes, count, streams, write + first * streams, streams);
             const float* mixed = sinkhorn.forward(writes + streams * LANES);
             from_lanes(mixed, count, streams * streams, mix + first * streams * streams, streams * streams);

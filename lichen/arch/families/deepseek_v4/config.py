@@ -73,7 +73,8 @@ def _read_rates(fields: Fields) -> dict[str, int]:
 def _read_kinds(fields: Fields, rates: dict[str, int], n_layers: int, n_mtp: int) -> list[str]:
     """The kind of every layer, those of multi-token prediction after the others."""
     given = fields.get("layer_types")
-    if given is not None and not (isinstance(given, list) and all(kind in RATES for kind in given)):
+    known = isinstance(given, list) and all(isinstance(kind, str) and kind in RATES for kind in given)
+    if given is not None and not known:
         fields.refuse("layer_types", f"a list of {', '.join(RATES)} is needed, one for every layer")
     if given is not None and len(given) != n_layers:
         fields.refuse("layer_types", f"it names {len(given)} of {n_layers} layers")
@@ -81,9 +82,9 @@ def _read_kinds(fields: Fields, rates: dict[str, int], n_layers: int, n_mtp: int
         return [*given, *[WINDOW] * n_mtp]
     of_rate = {rate: kind for kind, rate in rates.items()}
     ratios = fields.get("compress_ratios")
-    known = sorted(of_rate)
     if not isinstance(ratios, list) or not all(type(ratio) is int and ratio in of_rate for ratio in ratios):
-        wanted = f"{', '.join(map(str, known[:-1]))} and {known[-1]}"
+        *most, last = map(str, sorted(of_rate))
+        wanted = f"{', '.join(most)} and {last}"
         fields.refuse("compress_ratios", f"a list of {wanted}, one for every layer, is needed")
     if len(ratios) != n_layers + n_mtp:
         fields.refuse("compress_ratios", f"it names {len(ratios)} of {n_layers} + {n_mtp} layers")
@@ -96,7 +97,7 @@ def _read_hashed(fields: Fields, n_layers: int) -> int:
     """How many of the first layers route by token id."""
     kinds = fields.get("mlp_layer_types")
     if kinds is None:
-        return fields.integer("num_hash_layers", min(3, n_layers), least=0)
+        return fields.integer("num_hash_layers", min(3, n_layers), least=0, largest=n_layers)
     hashed = kinds.count(HASHED) if isinstance(kinds, list) else 0
     if kinds != [HASHED] * hashed + [LEARNED] * (n_layers - hashed):
         fields.refuse("mlp_layer_types", f"{n_layers} of {HASHED} and {LEARNED} in this order are supported")

@@ -1,7 +1,8 @@
 """DeepSeek publishes V4 under the names of its own inference code. transformers loads and saves them as well,
 with `model.` before those of the layers, and holds the same tensors under its own names.
 
-The multi-token-prediction layer shares the trunk's embedding and head.
+The multi-token-prediction layer shares the trunk's embedding and head. DeepSeek's files hold them once; its
+own converter passes over a second copy, which some conversions have.
 """
 
 from lichen.arch.families.tensors import TensorNames
@@ -44,6 +45,8 @@ OF_LAYER = {
     **{f"hc_head_{name}": f"hc_head.hc_{name}" for name in OF_HYPER_CONNECTIONS},
     **{f"{name}.weight": f"{name}.weight" for name in ("e_proj", "h_proj", "enorm", "hnorm")},
     "norm.weight": "shared_head.norm.weight",
+    "emb.tok_emb.weight": "embed_tokens.weight",
+    "head.weight": "shared_head.head.weight",
 }
 WHOLE = {
     "embed.weight": "model.embed_tokens.weight",
@@ -56,4 +59,6 @@ WHOLE = {
 NAMES = TensorNames(
     renamed=WHOLE | {f"model.{theirs}": ours for theirs, ours in WHOLE.items()},
     mtp_prefix="mtp.*.",
+    mtp_copies={"embed_tokens.weight": "embedding", "shared_head.head.weight": "head"},
+    writes_copies=False,
 )
