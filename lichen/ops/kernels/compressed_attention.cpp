@@ -78,7 +78,7 @@ template <typename T> struct Tile {
     Tile(const List& list, int64_t depth)
         : list(list), keys(list.width), entries(list.width), step(keys.step), x(depth * ROWS * step) {}
 
-    // Columns of p that belong to keys and to entries; between them is room for half a vector too many.
+    // Columns of p that belong to keys and to entries; after each is room for a vector too many.
     int64_t column(int which) const { return which ? keys.padded() + LANES : 0; }
     const Seen& seen(int which) const { return which ? entries : keys; }
     Seen& seen(int which) { return which ? entries : keys; }

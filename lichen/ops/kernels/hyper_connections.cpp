@@ -59,7 +59,7 @@ inline void divide(float* x, int64_t streams, bool rows, float eps, float* inver
     }
 }
 
-// Of y = divide(x) from dy: dx = (dy - sum(dy y)) / sum(x), in the place of dy. Without inverses: of the sums alone.
+// Of y = divide(x) from dy: dx = (dy - sum(dy y)) / sum(x), in the place of dy.
 inline void divide_backward(float* grad, const float* y, int64_t streams, bool rows, const float* inverses) {
     int64_t along = (rows ? 1 : streams) * LANES, across = (rows ? streams : 1) * LANES;
     for (int64_t line = 0; line < streams; line++) {
