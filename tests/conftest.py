@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from lichen.kv.contiguous import Contiguous
@@ -26,6 +27,8 @@ from lichen.ops.sequences import Sequences
 from lichen.train.objective import LossOutput, NextToken
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's business
+settings.load_profile("untimed")
 
 
 def without_slow_work(error: str) -> str:

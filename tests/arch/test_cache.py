@@ -192,7 +192,7 @@ def test_ideal_is_never_more_than_reserved_and_neither_ever_falls(name: str) -> 
         assert sizes == sorted(sizes, key=lambda size: size.reserved)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     name=st.sampled_from(NAMES),
     budget=st.integers(0, 10**12),
@@ -213,7 +213,7 @@ def test_the_longest_context_fits_and_one_more_token_does_not(
         assert reserved(longest + 1) > budget
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(name=st.sampled_from(NAMES), budget=st.integers(-10, 10**12), context=st.integers(1, 10**6))
 def test_the_most_sequences_fit_and_one_more_does_not(name: str, budget: int, context: int) -> None:
     spec = load_spec(name)

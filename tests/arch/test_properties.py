@@ -211,7 +211,6 @@ steady = llamas() | deepseeks() | qwens()  # whose cache grows by the same with 
 models = steady | deepseek_v4s()
 
 
-@settings(deadline=None)
 @given(models)
 def test_every_model_reads_back_from_its_config(spec):
     config = json.loads(json.dumps(write_config(spec)))
@@ -226,7 +225,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(models, st.data())
 def test_a_broken_config_is_refused_in_one_sentence_or_still_means_a_model(spec, data):
     config = write_config(spec)
@@ -248,7 +247,7 @@ def test_a_broken_config_is_refused_in_one_sentence_or_still_means_a_model(spec,
     assert "\n" not in sentence
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from([name for name in NAMES if not can_write(load_spec(name).family)]), st.data())
 def test_a_broken_config_of_the_other_families_is_refused_or_still_accounted(name, data):
     config = copy.deepcopy(named_models()[name].config)
@@ -275,7 +274,7 @@ def objects(config):
             yield from objects(value)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(llamas() | deepseeks(scoring=("sigmoid",), frequencies=(1,), shared=(1, 2)))
 def test_transformers_reads_the_same_model_and_saves_one_that_reads_back(spec):
     written = write_config(for_export(spec))
@@ -287,7 +286,6 @@ def test_transformers_reads_the_same_model_and_saves_one_that_reads_back(spec):
     assert total_parameters(spec) == sum(parameter.numel() for parameter in model.parameters())
 
 
-@settings(deadline=None)
 @given(steady, st.integers(1, 64))
 def test_the_account_agrees_with_itself(spec, batch):
     result = account(spec, context=spec.max_position_embeddings, batch=batch, cache="bf16")

@@ -9,7 +9,7 @@ from lichen.data.prepare import prepare
 from lichen.data.sources import standard_library
 
 # How long an example takes is the machine's affair.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed")
 settings.load_profile("untimed")
 
 

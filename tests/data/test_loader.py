@@ -15,7 +15,7 @@ from lichen.data.prepare import prepare
 from lichen.data.tokenizer import load_tokenizer
 from lichen.errors import LichenError
 
-SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 
 
 def equal(a: Batch, b: Batch) -> bool:

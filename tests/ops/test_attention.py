@@ -118,7 +118,7 @@ def packed_rows(draw: st.DrawFn) -> list[list[int]]:
     return rows
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(rows=packed_rows(), block=st.sampled_from([1, 4, 7, 16, 64]), shape=st.sampled_from(SHAPES))
 def test_any_documents_in_blocks_of_any_size(
     rows: list[list[int]], block: int, shape: tuple[int, int, int, int]

@@ -145,7 +145,7 @@ def routings(draw: st.DrawFn) -> tuple[Tensor, int]:
     return scores.topk(k).indices, n_experts
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(routing=routings(), dtype=st.sampled_from([torch.bfloat16, torch.float32]))
 def test_every_copy_has_one_row_in_its_experts_group(routing: tuple[Tensor, int], dtype: torch.dtype) -> None:
     chosen, n_experts = routing
@@ -163,7 +163,7 @@ def test_every_copy_has_one_row_in_its_experts_group(routing: tuple[Tensor, int]
     assert groups.starts[-1] <= experts.MAX_PADDING * chosen.numel() + experts.ROWS[dtype] * n_experts
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(routing=routings())
 def test_rows_that_only_the_device_counts(routing: tuple[Tensor, int]) -> None:
     chosen, n_experts = routing

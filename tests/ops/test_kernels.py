@@ -219,7 +219,7 @@ def test_router(spec: Router) -> None:
     close(share.gather(1, order), expected_share.gather(1, expected_order))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     lengths=st.lists(st.integers(0, 70), min_size=1, max_size=4),
     key_heads=st.sampled_from([1, 2]),

@@ -114,7 +114,7 @@ V4: dict[str, Any] = {
     "sliding_window": 16,
     # With few heads all products with an entry are often negative, and which of several zeros is chosen is
     # nobody's business.
-    "index_n_heads": 16,
+    "index_n_heads": 32,
     "index_head_dim": 16,
     "index_topk": 5,
     "n_routed_experts": 16,

@@ -30,7 +30,11 @@ from .test_forward import assert_same_logits, shifted
 LONG = V4 | {
     "compress_rates": {CSA: 4, HCA: 128},
     "index_topk": 16,
-    "swiglu_limit": 10.0,  # at a limit that many reach, rounding decides some derivatives
+    # Rounding would decide which experts are chosen at a near tie, and derivatives at a limit that many
+    # reach.
+    "n_routed_experts": 4,
+    "num_hash_layers": 0,
+    "swiglu_limit": 10.0,
     "max_position_embeddings": 4096,
 }
 SCHEDULES = {
@@ -49,8 +53,41 @@ def long(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Oracle(model, folder)
 
 
-def tokens_of(length: int) -> Tensor:
-    return torch.randint(VOCAB_SIZE, (2, length), generator=torch.Generator().manual_seed(length))
+@torch.no_grad()
+def margin(model: DeepseekV4ForCausalLM, tokens: Tensor) -> float:
+    """The least difference, relative to the best, between the last entry that an indexer chooses and the
+    first that it does not."""
+    found = [1.0]
+
+    def note(scorer: torch.nn.Module, given: Any, scores_BST: Tensor) -> None:
+        visible_S = (torch.arange(scores_BST.shape[1]) + 1) // 4
+        hidden_ST = torch.arange(scores_BST.shape[2]) >= visible_S[:, None]
+        best = scores_BST.masked_fill(hidden_ST, -torch.inf)[:, visible_S > topk].topk(topk + 1).values
+        if best.numel():
+            found.append(float(((best[..., -2] - best[..., -1]) / best[..., 0].abs()).min()))
+
+    topk = model.config.index_topk
+    scorers = [module for name, module in model.named_modules() if name.endswith("scorer")]
+    hooks = [scorer.register_forward_hook(note) for scorer in scorers if tokens.shape[1] // 4 > topk]
+    model(tokens, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return min(found)
+
+
+def tokens_of(model: DeepseekV4ForCausalLM, *lengths: int, more: int = 0) -> Tensor:
+    """Documents of these lengths, one after another and two at a time, the last of them with `more` tokens of
+    greedy text, in which the indexers' choices do not hang on rounding."""
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        documents = [torch.randint(VOCAB_SIZE, (2, length), generator=generator) for length in lengths]
+        if more:
+            documents[-1] = model.generate(
+                documents[-1], do_sample=False, max_new_tokens=more, min_new_tokens=more
+            )
+        if min(margin(model, document) for document in documents) > 1e-5:
+            return torch.cat(documents, 1)
+    raise AssertionError("no text without near ties")
 
 
 @pytest.fixture(params=["masked", "gathered"])
@@ -62,14 +99,14 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @torch.no_grad()
 @pytest.mark.parametrize("length", [7, 127, 128, 397])
 def test_any_length(long: Oracle, form: None, length: int) -> None:
-    tokens = tokens_of(length)
+    tokens = tokens_of(long.model, length)
     assert_same_logits(logits_of(load_model(long.folder), tokens), long.logits(tokens))
 
 
 @torch.no_grad()
 def test_packed_documents_are_what_they_are_alone(long: Oracle, form: None) -> None:
     """Whose borders cut blocks of 4 and of 128."""
-    tokens, ends = tokens_of(400), [0, 3, 134, 267, 400]
+    tokens, ends = tokens_of(long.model, 3, 131, 133, 133), [0, 3, 134, 267, 400]
     segment_ids = torch.zeros_like(tokens)
     for number, (start, end) in enumerate(pairwise(ends)):
         segment_ids[:, start:end] = number
@@ -80,8 +117,7 @@ def test_packed_documents_are_what_they_are_alone(long: Oracle, form: None) -> N
 
 def test_pieces_of_a_long_prompt_and_greedy_text(long: Oracle, form: None, monkeypatch) -> None:
     monkeypatch.setattr(compressed_attention, "SCORED", 7)
-    model, tokens = load_model(long.folder), tokens_of(330)
-    text = long.model.generate(tokens, do_sample=False, max_new_tokens=64, min_new_tokens=64)
+    model, text = load_model(long.folder), tokens_of(long.model, 330, more=64)
     expected = long.logits(text)
     storage = Contiguous(model.spec, slots=2, capacity=text.shape[1])
     edges = [0, 1, 130, 259, 330]
@@ -94,7 +130,7 @@ def test_pieces_of_a_long_prompt_and_greedy_text(long: Oracle, form: None, monke
 @pytest.mark.parametrize("prefix", [128, 256, 131])
 def test_a_warm_prefix_is_a_cold_one(long: Oracle, prefix: int) -> None:
     """Bit for bit: windows, entries, what is pending and overlapping halves come back with a snapshot."""
-    model, tokens = load_model(long.folder), tokens_of(330)[:1]
+    model, tokens = load_model(long.folder), tokens_of(long.model, 330)[:1]
     with torch.no_grad():
         cold, warm = Contiguous(model.spec, 2, 400), Contiguous(model.spec, 3, 500)
         model(tokens[0, :prefix], cold.take([prefix], [0]))
@@ -112,7 +148,7 @@ def test_a_warm_prefix_is_a_cold_one(long: Oracle, prefix: int) -> None:
 
 
 def test_gradients_of_a_long_text(long: Oracle, form: None) -> None:
-    ours, theirs, tokens = load_model(long.folder), copy.deepcopy(long.model), tokens_of(260)
+    ours, theirs, tokens = load_model(long.folder), copy.deepcopy(long.model), tokens_of(long.model, 260)
     loss_of(ours, tokens, shifted(tokens)).loss.backward()
     logits = theirs(tokens).logits
     F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
@@ -124,7 +160,9 @@ def test_gradients_of_a_long_text(long: Oracle, form: None) -> None:
         else:
             assert parameter.grad is not None, name
             difference = (parameter.grad - expected).norm() / expected.norm()
-            assert difference < 1e-4, f"{name}: {difference:.1e}"
+            # Of what joins the streams little is left: see `test_forward`.
+            bound = 1e-3 if "_hc." in name or ".hc_" in name else 1e-4
+            assert difference < bound, f"{name}: {difference:.1e}"
 
 
 def test_memory_does_not_grow_with_what_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +208,7 @@ def test_mtp_layer_of_transformers_own_parts(tmp_path: Path) -> None:
     mtp = {name.removeprefix("model.layers.4."): tensor for name, tensor in state.items()}
     join = DeepseekV4HyperHead(theirs.config)
     join.load_state_dict({name: mtp[f"hc_head.{name}"] for name in ("hc_fn", "hc_base", "hc_scale")})
-    tokens = tokens_of(80)
+    tokens = tokens_of(theirs, 80)
     kept: dict[str, Any] = {}
     block, last = theirs.model.layers[4], theirs.model.layers[3]
     block.register_forward_pre_hook(lambda _, args, given: kept.update(given), with_kwargs=True)

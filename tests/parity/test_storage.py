@@ -25,7 +25,7 @@ def model(oracle: Oracle) -> Transformer:
     return load_model(oracle.folder)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(cuts=st.sets(st.integers(1, 79), max_size=8))
 def test_any_split_of_a_prompt(model: Transformer, oracle: Oracle, tokens: Tensor, cuts: set[int]) -> None:
     storage = Contiguous(model.spec, slots=2, capacity=80)
@@ -42,7 +42,7 @@ def test_token_by_token(model: Transformer, oracle: Oracle, tokens: Tensor) -> N
         assert_same_logits(read(model, tokens[:, t : t + 1], storage)[:, -1], expected[:, t])
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=4), more=st.integers(1, 12))
 def test_sequences_of_different_lengths(
     model: Transformer, oracle: Oracle, lengths: list[int], more: int

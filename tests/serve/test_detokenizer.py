@@ -25,14 +25,13 @@ def streamed(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = ()) -
     return "".join(stream_text(ids, tokenizer, stop))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_tokens_stream_to_the_text_of_the_whole(tokenizer, data):
     ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() + 3), max_size=40))
     assert streamed(tokenizer, ids) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-@settings(deadline=None)
 @given(st.text())
 @example("naïve 中文 🎉👩‍👩‍👧")
 @example("a real replacement character: \ufffd!")
@@ -60,7 +59,7 @@ def first_completed(text: str, stops: tuple[str, ...]) -> str:
     return text
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(
     pieces=st.lists(st.text(alphabet="ab中", max_size=4), max_size=12),
     stops=st.lists(st.text(alphabet="ab中", min_size=1, max_size=4), max_size=3).map(tuple),

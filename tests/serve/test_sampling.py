@@ -22,7 +22,7 @@ def reference_probabilities(logits: torch.Tensor, params: SamplingParams) -> tor
     return warpers(torch.zeros(1, 1, dtype=torch.int64), logits).softmax(-1)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     seed=st.integers(0, 2**31),
     vocab_size=st.integers(2, 500),

@@ -107,7 +107,7 @@ def test_experts_are_stacked_in_memory_and_apart_on_disk(tmp_path: Path) -> None
     assert not any(name.endswith(("gate_up_proj", "experts.down_proj")) for name in stored)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(
     experts=st.integers(2, 5),
     dense_layers=st.integers(0, 2),
