@@ -23,7 +23,7 @@ from torch import Tensor
 from lichen.ops.native import FORMATS, Kernel, trains
 from lichen.ops.sequences import BLOCK, Sequences
 
-_forward = Kernel("compressed_forward", "16qd")
+_forward = Kernel("compressed_forward", "17qd")
 _backward = Kernel("compressed_backward", "22qd")
 PARTS = 8  # in which the kernel adds up the gradients of keys and entries
 SCORED = 1024  # entries that a block of queries scores at a time, which bounds what that takes of memory
@@ -328,13 +328,15 @@ class _NativeAttention(torch.autograd.Function):
         reach: Reach,
         scale: float,
     ) -> Tensor:
-        q_NHD, keys_KD, entries_MD = q_NHD.contiguous(), keys_KD.contiguous(), entries_MD.contiguous()
+        q_NHD, keys_KD = q_NHD.contiguous(), keys_KD.contiguous()
+        if entries_MD.stride(-1) != 1 or any(ctx.needs_input_grad):  # else they stay where they are kept
+            entries_MD = entries_MD.contiguous()
         out_NHD = torch.empty_like(q_NHD)
         log_sums_NH = q_NHD.new_empty(q_NHD.shape[:2], dtype=torch.float32)
         choice = (0, 0) if chosen_Nk is None else (chosen_Nk, chosen_Nk.shape[1])
         _forward(
             *(FORMATS[q_NHD.dtype], q_NHD, keys_KD, entries_MD, choice[0], sinks_H.float(), *reach.bounds),
-            *(out_NHD, log_sums_NH, *q_NHD.shape, choice[1], scale),
+            *(out_NHD, log_sums_NH, *q_NHD.shape, choice[1], entries_MD.stride(0), scale),
         )
         ctx.save_for_backward(q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, out_NHD, log_sums_NH)
         ctx.reach, ctx.scale = reach, scale

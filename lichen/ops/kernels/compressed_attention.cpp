@@ -36,13 +36,13 @@ struct Seen {
         for (int64_t i = 0; i < k; i++)
             if (chosen[i] >= 0) ids.push_back(chosen[i]);
     }
-    template <typename T> void copy(const T* list) {
+    template <typename T> void copy(const T* list, int64_t list_step) {
         count = ids.size();
         rows.assign(padded() * step, 0);
         panels.resize(padded() * width);
         for (int64_t row = 0; row < count; row++)
             for (int64_t i = 0; i < width; i += LANES)
-                store(rows.data() + row * step + i, get(list + ids[row] * width, i, width));
+                store(rows.data() + row * step + i, get(list + ids[row] * list_step, i, width));
         for (int64_t panel = 0; panel < padded(); panel += PANEL)
             for (int64_t i = 0; i < width; i++)
                 for (int64_t row = 0; row < PANEL; row++)
@@ -61,10 +61,10 @@ struct Range {
     int64_t first, end;
 };
 
-// What is given of a list of tokens; `chosen` (tokens, k) may be null.
+// What is given of a list of tokens; `chosen` (tokens, k) may be null; entry_step: numbers from entry to entry.
 struct List {
     const int64_t *chosen, *first, *last, *start, *end;
-    int64_t tokens, heads, width, k;
+    int64_t tokens, heads, width, k, entry_step;
     float scale;
 };
 
@@ -153,13 +153,13 @@ template <typename T> struct Tile {
     template <typename F, typename G>
     void each(const T* all_keys, const T* all_entries, int64_t begin, int64_t stop, F of_tile, G of_seen) {
         keys.take(list.first[begin], list.last[stop - 1] + 1);
-        keys.copy(all_keys);
+        keys.copy(all_keys, list.width);
         keys.grads.assign(keys.rows.size(), 0);
         int64_t unit = list.chosen ? 1 : stop - begin;
         for (int64_t query = begin; query < stop; query += unit) {
             if (list.chosen) entries.take_chosen(list.chosen + query * list.k, list.k);
             else entries.take(list.start[begin], list.end[stop - 1]);
-            entries.copy(all_entries);
+            entries.copy(all_entries, list.entry_step);
             entries.grads.assign(entries.rows.size(), 0);
             int64_t rows_end = (query + unit) * list.heads;
             for (row = query * list.heads; row < rows_end; row += ROWS) {
@@ -180,8 +180,8 @@ template <typename T> struct Tile {
 template <typename T>
 void compressed_forward(const T* q, const T* keys, const T* entries, const int64_t* chosen, const float* sinks,
                         const int64_t* first, const int64_t* last, const int64_t* start, const int64_t* end, T* out,
-                        float* log_sums, int64_t tokens, int64_t heads, int64_t width, int64_t k, float scale) {
-    List list{chosen, first, last, start, end, tokens, heads, width, k, scale};
+                        float* log_sums, int64_t tokens, int64_t heads, int64_t width, int64_t k, int64_t entry_step, float scale) {
+    List list{chosen, first, last, start, end, tokens, heads, width, k, entry_step, scale};
 #pragma omp parallel num_threads(threads_for(tokens * heads * width * 64))
     {
         Tile<T> tile(list, 1);
@@ -240,7 +240,7 @@ void compressed_backward(const T* grad, const T* out, const T* q, const T* keys,
                          const int64_t* end, const float* log_sums, T* grad_q, float* grad_keys, float* grad_entries,
                          float* along, int64_t tokens, int64_t heads, int64_t width, int64_t k, int64_t n_keys,
                          int64_t n_entries, float scale) {
-    List list{chosen, first, last, start, end, tokens, heads, width, k, scale};
+    List list{chosen, first, last, start, end, tokens, heads, width, k, width, scale};
     int64_t blocks = (tokens + QUERIES - 1) / QUERIES;
 #pragma omp parallel num_threads(threads_for(tokens * heads * width * 256))
     {
