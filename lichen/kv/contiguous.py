@@ -1,7 +1,8 @@
 """What inference keeps of the tokens it has seen, in one piece of memory per layer for a batch of sequences.
 
 Laid out from what the parts declare (`stores()`) and from nothing else. Entries that come at one rate lie
-side by side, so that a part can read several as one, as MLA does with its latent and its rotated key:
+side by side, so that a part can read several as one, as MLA does with its latent and its rotated key; index
+keys, all of which are read for every token while the others are not, lie apart:
 
     of every token        (slots, capacity, widths)
     of a window of them   (slots, window, widths), a ring: what is of position p lies at p modulo window
@@ -264,5 +265,5 @@ class Contiguous:
                 yield state[slot]
 
 
-def _rate(item: Entries) -> tuple[int, int]:
-    return item.every, item.window or 0
+def _rate(item: Entries) -> tuple[int, int, bool]:
+    return item.every, item.window or 0, item.name == "index_key"

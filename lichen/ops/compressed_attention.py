@@ -169,10 +169,11 @@ def choose_entries(q_NID: Tensor, weights_NI: Tensor, keys_MD: Tensor, topk: int
             continue
         q_QID, weights_Q1I = q_NID[of].float(), weights_NI[of].float().unsqueeze(1)
         scores_QM = weights_Q1I.new_empty(len(q_QID), len(entry_M))
-        for at in range(0, len(entry_M), SCORED):
-            keys = keys_MD[entries][at : at + SCORED].float()
+        together = SCORED * BLOCK // len(q_QID)
+        for at in range(0, len(entry_M), together):
+            keys = keys_MD[entries][at : at + together].float()
             products = (q_QID.flatten(0, 1) @ keys.t()).unflatten(0, q_QID.shape[:2]).relu_()
-            scores_QM[:, at : at + SCORED] = torch.bmm(weights_Q1I, products).squeeze(1)
+            scores_QM[:, at : at + together] = torch.bmm(weights_Q1I, products).squeeze(1)
         start, end = reach.start_N[of, None], reach.end_N[of, None]
         scores_QM.masked_fill_((entry_M < start) | (entry_M >= end), -torch.inf)
         best = scores_QM.topk(min(topk, len(entry_M)), sorted=False)
@@ -329,8 +330,6 @@ class _NativeAttention(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         q_NHD, keys_KD = q_NHD.contiguous(), keys_KD.contiguous()
-        if entries_MD.stride(-1) != 1 or any(ctx.needs_input_grad):  # else they stay where they are kept
-            entries_MD = entries_MD.contiguous()
         out_NHD = torch.empty_like(q_NHD)
         log_sums_NH = q_NHD.new_empty(q_NHD.shape[:2], dtype=torch.float32)
         choice = (0, 0) if chosen_Nk is None else (chosen_Nk, chosen_Nk.shape[1])
@@ -375,5 +374,7 @@ def compressed_attention(
 
     chosen: the entries of each token, -1 for none (`choose_entries`); None for all within its reach.
     """
+    if torch.is_grad_enabled():  # else they stay where they are kept
+        entries_MD = entries_MD.contiguous()
     apply = (_NativeAttention if trains(q_NHD) else _Attention).apply
     return apply(q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, reach, scale)
