@@ -229,8 +229,8 @@ class Contiguous:
     def restore(self, slot: int, snapshot: Snapshot) -> None:
         """Make the sequence in `slot`, of this storage or another of the same model, what it was.
 
-        Raises LichenError for a snapshot of another model, or one that does not fit; then nothing has
-        changed.
+        Raises LichenError for a snapshot of other sizes or numbers, or one that does not fit; then nothing
+        has changed.
         """
         if snapshot.length > self.capacity:
             raise LichenError(
@@ -238,7 +238,7 @@ class Contiguous:
                 "sequence; make it larger"
             )
         parts = list(self._parts(slot, snapshot.length))
-        if [part.shape for part in parts] != [saved.shape for saved in snapshot.tensors]:
+        if [(part.shape, part.dtype) for part in parts] != [(x.shape, x.dtype) for x in snapshot.tensors]:
             raise LichenError(
                 "the snapshot is of another model, which keeps other entries of a sequence; make it again "
                 "with this model"

@@ -75,8 +75,8 @@ class Hashed(Gate):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """Every expert for equally many token ids, k different ones for each: rows of shuffled experts, cut
-        into pieces of k."""
+        """Every expert for nearly equally many token ids, k different ones for each: rows of shuffled experts
+        that are cut into pieces of k."""
         experts, (ids, k) = self.spec.n_routed_experts, self.tid2eid.shape
         per_row = experts // k
         rows = torch.rand(-(-ids // per_row), experts, generator=generator).argsort(1)

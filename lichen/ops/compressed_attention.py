@@ -160,7 +160,7 @@ def overlapping(rows_Mm2C: Tensor, first_M: Tensor, half_mC: Tensor | None, abse
 
 def choose_entries(q_NID: Tensor, weights_NI: Tensor, keys_MD: Tensor, topk: int, reach: Reach) -> Tensor:
     """The best entries of each token by the lightning indexer, sum_i w_i relu(q_i . k) in fp32: (N, k) int64,
-    -1 where fewer are visible."""
+    -1 where fewer are visible. Of equal scores, such as the zeros of few heads, the first entry wins."""
     chosen_Nk = torch.full((len(q_NID), topk), -1, device=q_NID.device)
     for block in reach.blocks:
         of, entries = block.queries, block.entries
@@ -177,9 +177,24 @@ def choose_entries(q_NID: Tensor, weights_NI: Tensor, keys_MD: Tensor, topk: int
         start, end = reach.start_N[of, None], reach.end_N[of, None]
         scores_QM.masked_fill_((entry_M < start) | (entry_M >= end), -torch.inf)
         best = scores_QM.topk(min(topk, len(entry_M)), sorted=False)
+        _first_of_equals(scores_QM, best.values, best.indices)
         chosen = (best.indices + entries.start).masked_fill_(best.values == -torch.inf, -1)
         chosen_Nk[of, : chosen.shape[1]] = chosen
     return chosen_Nk
+
+
+def _first_of_equals(scores_QM: Tensor, best_Qk: Tensor, indices_Qk: Tensor) -> None:
+    """Where more scores equal the last of the best than there is room for, put the first of them into
+    `indices`: which of them PyTorch takes depends on how many there are besides."""
+    least_Q1 = best_Qk.amin(1, keepdim=True)
+    rows = ((scores_QM >= least_Q1).sum(1) > best_Qk.shape[1]) & (least_Q1[:, 0] > -torch.inf)
+    if not rows.any():
+        return
+    scores_RM, least_R1 = scores_QM[rows], least_Q1[rows]
+    above_RM, equal_RM = scores_RM > least_R1, scores_RM == least_R1
+    room_R1 = best_Qk.shape[1] - above_RM.sum(1, keepdim=True)
+    taken_RM = above_RM | (equal_RM & (equal_RM.cumsum(1, dtype=torch.int32) <= room_R1))
+    indices_Qk[rows] = taken_RM.nonzero()[:, 1].view(-1, best_Qk.shape[1])
 
 
 # ----------------------------------------------------------------------------------------------- attention

@@ -154,7 +154,7 @@ def deepseek_v4s(draw):
     )
     scaling = draw(st.none() | yarns(False).map(lambda yarn: replace(yarn, scaled=False)))
     entries = replace(window, compress_ratio=hca, rope=Rope(draw(st.floats(2, 1e6)), True, scaling))
-    indexer = Indexer(*(draw(st.integers(1, 8)) for _ in range(3)))
+    indexer = Indexer(draw(st.integers(1, 8)), rotary + draw(st.integers(0, 8)), draw(st.integers(1, 8)))
     kinds = [window, entries, replace(entries, compress_ratio=csa, indexer=indexer)]
     router = draw(routers(("sqrtsoftplus",), biased_only=True))
     router = replace(router, n_group=1, topk_group=1)

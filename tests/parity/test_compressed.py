@@ -147,6 +147,21 @@ def test_a_warm_prefix_is_a_cold_one(long: Oracle, prefix: int) -> None:
         Contiguous(model.spec, 1, 100).restore(0, saved)
 
 
+@torch.no_grad()
+def test_of_equal_entries_the_first_is_chosen_in_any_form() -> None:
+    """Two heads score many entries 0: packed, in pieces and whole the same ones are chosen."""
+    few_heads = LONG | {"index_n_heads": 2, "index_topk": 5, "layer_types": [CSA] * 4}
+    ours = Transformer(read_config(DeepseekV4Config(**few_heads).to_dict()))
+    randomise(ours, seed=5)
+    tokens = torch.randint(VOCAB_SIZE, (1, 300), generator=torch.Generator().manual_seed(1))
+    segment_ids = (torch.arange(300) >= 41).int()[None]
+    whole = logits_of(ours, tokens[:, 41:])
+    assert_same_logits(logits_of(ours, tokens, segment_ids)[:, 41:], whole)
+    storage = Contiguous(ours.spec, 1, 300)
+    pieces = [read(ours, piece, storage) for piece in tokens[:, 41:].split([13, 1, 130, 115], 1)]
+    assert_same_logits(torch.cat(pieces, 1), whole)
+
+
 def test_gradients_of_a_long_text(long: Oracle, form: None) -> None:
     ours, theirs, tokens = load_model(long.folder), copy.deepcopy(long.model), tokens_of(long.model, 260)
     loss_of(ours, tokens, shifted(tokens)).loss.backward()

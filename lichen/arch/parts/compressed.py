@@ -62,6 +62,12 @@ class Compressed:
             "needs entries to choose from",
         )
 
+        require(
+            self.indexer is None or self.indexer.head_dim >= self.qk_rope_head_dim,
+            f"indexer: index_head_dim is {self.indexer and self.indexer.head_dim}; at least qk_rope_head_dim "
+            f"({self.qk_rope_head_dim}) is needed, as so many channels turn",
+        )
+
     @property
     def rope_dim(self) -> int:
         return self.qk_rope_head_dim
