@@ -65,10 +65,8 @@ class Compressor(nn.Module):
         """Of a list that is all there is: (M, width)."""
         tokens_Mm, first_M = blocks_of(at.sequences, self.every)
         values_MmC, gates_MmC = self.kv_proj(x_NH)[tokens_Mm], self._gates(self.gate_proj(x_NH)[tokens_Mm])
-        if self.overlaps:
-            values_MmC = overlapping(values_MmC, first_M, None, absent=0.0)
-            gates_MmC = overlapping(gates_MmC, first_M, None, absent=-torch.inf)
-        entries_MW = self._made(values_MmC, gates_MmC, at.sequences.positions_N[tokens_Mm[:, 0]])
+        positions_M = at.sequences.positions_N[tokens_Mm[:, 0]]
+        entries_MW = self._made(values_MmC, gates_MmC, positions_M, first_M, (None, None))
         at.record("entries", self, entries_MW)
         return entries_MW
 
@@ -95,17 +93,26 @@ class Compressor(nn.Module):
         )
         gates_MmC = self._gates(gates_MmC)
         number_M = torch.arange(kept // every, kept // every + whole, device=state.device)
+        entries_MW = self._made(values_MmC, gates_MmC, number_M * every, number_M == 0, half_2mW)
         if self.overlaps:
-            halves = [x[-1, :, : self.width].float() for x in (values_MmC, gates_MmC)]
-            values_MmC = overlapping(values_MmC, number_M == 0, half_2mW[0], absent=0.0)
-            gates_MmC = overlapping(gates_MmC, number_M == 0, half_2mW[1], absent=-torch.inf)
-            half_2mW.copy_(torch.stack(halves))
-        return self._made(values_MmC, gates_MmC, number_M * every)
+            half_2mW.copy_(torch.stack([x[-1, :, : self.width].float() for x in (values_MmC, gates_MmC)]))
+        return entries_MW
 
     def _gates(self, gates_MmC: Tensor) -> Tensor:
         return gates_MmC.float() + self.position_bias.float()
 
-    def _made(self, values_MmC: Tensor, gates_MmC: Tensor, positions_M: Tensor) -> Tensor:
+    def _made(
+        self,
+        values_MmC: Tensor,
+        gates_MmC: Tensor,
+        positions_M: Tensor,
+        first_M: Tensor,
+        halves: Tensor | tuple[None, None],
+    ) -> Tensor:
+        """`halves` as in `more_entries`: of the block before the first one here, where there is one."""
+        if self.overlaps:
+            values_MmC = overlapping(values_MmC, first_M, halves[0], absent=0.0)
+            gates_MmC = overlapping(gates_MmC, first_M, halves[1], absent=-torch.inf)
         entries_MW = self.kv_norm(pool(values_MmC, gates_MmC))
         return turned(entries_MW, turns(self.rope, self.rope_dim, positions_M), self.rope)
 

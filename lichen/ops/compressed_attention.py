@@ -15,6 +15,7 @@ sees of both, m tokens of a block that makes an entry, C channels, k chosen entr
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -113,6 +114,7 @@ def reach_of(sequences: Sequences, window: int, every: int) -> Reach:
     return Reach(first_N, token_N, start_N, end_N, blocks, max(sequences.lengths) // every if every else 0)
 
 
+@lru_cache(maxsize=64)  # layers of one kind ask for the same
 def reach_after(kept: int, new: int, window: int, every: int, device: torch.device) -> Reach:
     """Of `new` tokens of one sequence after `kept` others, of which the last of a window lie before the new
     ones in the list of keys; entries are those of the whole sequence."""
@@ -277,8 +279,75 @@ class _Part:
             entries_MD.index_add_(0, self.own_Qk.flatten(), added_QkD.flatten(0, 1))
 
 
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+"""Queries, keys, entries, sinks and chosen entries."""
+
+
+def _forward_by_blocks(
+    inputs: Inputs, reach: Reach, scale: float, out_NHD: Tensor, log_sums_NH: Tensor
+) -> None:
+    q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk = inputs
+    for block in reach.blocks:
+        part = _Part(q_NHD, keys_KD, entries_MD, chosen_Nk, reach, block)
+        logits = part.logits(scale)
+        log_sums = torch.logaddexp(logits.logsumexp(-1), sinks_H.float())
+        p = logits.sub_(log_sums.unsqueeze(-1)).exp_()
+        out_NHD[block.queries] = part.mixed(p.to(q_NHD.dtype))
+        log_sums_NH[block.queries] = log_sums
+
+
+def _backward_by_blocks(
+    inputs: Inputs, reach: Reach, scale: float, out_NHD: Tensor, log_sums_NH: Tensor, grad_NHD: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys and entries, and out . grad of every query and head."""
+    q_NHD, keys_KD, entries_MD, _, chosen_Nk = inputs
+    dtype = q_NHD.dtype
+    along_NH = torch.linalg.vecdot(grad_NHD.float(), out_NHD.float())
+    grad_q_NHD = torch.empty_like(q_NHD)
+    grad_keys_KD = torch.zeros_like(keys_KD, dtype=torch.float32)
+    grad_entries_MD = torch.zeros_like(entries_MD, dtype=torch.float32)
+    for block in reach.blocks:
+        of = block.queries
+        part = _Part(q_NHD, keys_KD, entries_MD, chosen_Nk, reach, block)
+        p = part.logits(scale).sub_(log_sums_NH[of].unsqueeze(-1)).exp_()
+        part.add_outer(p.to(dtype), grad_NHD[of], grad_keys_KD, grad_entries_MD)
+        grad_logits = part.products(grad_NHD[of]).float().sub_(along_NH[of].unsqueeze(-1))
+        grad_logits = grad_logits.mul_(p).mul_(scale).to(dtype)
+        part.add_outer(grad_logits, part.q_QHD, grad_keys_KD, grad_entries_MD)
+        grad_q_NHD[of] = part.mixed(grad_logits)
+    return grad_q_NHD, grad_keys_KD, grad_entries_MD, along_NH
+
+
+def _forward_by_kernel(
+    inputs: Inputs, reach: Reach, scale: float, out_NHD: Tensor, log_sums_NH: Tensor
+) -> None:
+    q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk = inputs
+    chosen, k = (0, 0) if chosen_Nk is None else (chosen_Nk, chosen_Nk.shape[1])
+    _forward(
+        *(FORMATS[q_NHD.dtype], q_NHD, keys_KD, entries_MD, chosen, sinks_H.float(), *reach.bounds),
+        *(out_NHD, log_sums_NH, *q_NHD.shape, k, entries_MD.stride(0), scale),
+    )
+
+
+def _backward_by_kernel(
+    inputs: Inputs, reach: Reach, scale: float, out_NHD: Tensor, log_sums_NH: Tensor, grad_NHD: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q_NHD, keys_KD, entries_MD, _, chosen_Nk = inputs
+    chosen, k = (0, 0) if chosen_Nk is None else (chosen_Nk, chosen_Nk.shape[1])
+    grad_q_NHD, along_NH = torch.empty_like(q_NHD), torch.empty_like(log_sums_NH)
+    grad_keys, grad_entries = (log_sums_NH.new_empty(PARTS, *x.shape) for x in (keys_KD, entries_MD))
+    _backward(
+        *(FORMATS[q_NHD.dtype], grad_NHD, out_NHD, q_NHD, keys_KD, entries_MD, chosen),
+        *(*reach.bounds, log_sums_NH, grad_q_NHD, grad_keys, grad_entries, along_NH, *q_NHD.shape),
+        *(k, len(keys_KD), len(entries_MD), scale),
+    )
+    return grad_q_NHD, grad_keys.sum(0), grad_entries.sum(0), along_NH
+
+
 class _Attention(torch.autograd.Function):
-    """Block by block; the backward pass computes the probabilities again from the sums of the softmax."""
+    """The backward pass computes the probabilities again from the sums of the softmax: block by block, or by
+    a kernel (`lichen/ops/kernels/compressed_attention.cpp`), in which a few rows go from their logits to
+    their output while they are in the cache."""
 
     @staticmethod
     def forward(
@@ -291,89 +360,23 @@ class _Attention(torch.autograd.Function):
         reach: Reach,
         scale: float,
     ) -> Tensor:
-        out_NHD = torch.empty_like(q_NHD)
+        inputs = q_NHD.contiguous(), keys_KD.contiguous(), entries_MD, sinks_H, chosen_Nk
+        out_NHD = torch.empty_like(inputs[0])
         log_sums_NH = q_NHD.new_empty(q_NHD.shape[:2], dtype=torch.float32)
-        for block in reach.blocks:
-            part = _Part(q_NHD, keys_KD, entries_MD, chosen_Nk, reach, block)
-            logits = part.logits(scale)
-            log_sums = torch.logaddexp(logits.logsumexp(-1), sinks_H.float())
-            p = logits.sub_(log_sums.unsqueeze(-1)).exp_()
-            out_NHD[block.queries] = part.mixed(p.to(q_NHD.dtype))
-            log_sums_NH[block.queries] = log_sums
-        ctx.save_for_backward(q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, out_NHD, log_sums_NH)
+        forward = _forward_by_kernel if trains(q_NHD) else _forward_by_blocks
+        forward(inputs, reach, scale, out_NHD, log_sums_NH)
+        ctx.save_for_backward(*inputs, out_NHD, log_sums_NH)
         ctx.reach, ctx.scale = reach, scale
         return out_NHD
 
     @staticmethod
     def backward(ctx: Any, grad_NHD: Tensor) -> tuple[Tensor | None, ...]:
-        q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, out_NHD, log_sums_NH = ctx.saved_tensors
-        dtype, grad_NHD = q_NHD.dtype, grad_NHD.contiguous()
-        along_NH = torch.linalg.vecdot(grad_NHD.float(), out_NHD.float())
-        grad_q_NHD = torch.empty_like(q_NHD)
-        grad_keys_KD = torch.zeros_like(keys_KD, dtype=torch.float32)
-        grad_entries_MD = torch.zeros_like(entries_MD, dtype=torch.float32)
-        for block in ctx.reach.blocks:
-            of = block.queries
-            part = _Part(q_NHD, keys_KD, entries_MD, chosen_Nk, ctx.reach, block)
-            p = part.logits(ctx.scale).sub_(log_sums_NH[of].unsqueeze(-1)).exp_()
-            part.add_outer(p.to(dtype), grad_NHD[of], grad_keys_KD, grad_entries_MD)
-            grad_logits = part.products(grad_NHD[of]).float().sub_(along_NH[of].unsqueeze(-1))
-            grad_logits = grad_logits.mul_(p).mul_(ctx.scale).to(dtype)
-            part.add_outer(grad_logits, part.q_QHD, grad_keys_KD, grad_entries_MD)
-            grad_q_NHD[of] = part.mixed(grad_logits)
-        grads = (
-            grad_keys_KD.to(dtype),
-            grad_entries_MD.to(dtype),
-            _sinks_gradient(sinks_H, log_sums_NH, along_NH),
-        )
-        return grad_q_NHD, *grads, None, None, None
-
-
-class _NativeAttention(torch.autograd.Function):
-    """The same by a kernel (`lichen/ops/kernels/compressed_attention.cpp`), in which a few rows go from their
-    logits to their output while they are in the cache."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q_NHD: Tensor,
-        keys_KD: Tensor,
-        entries_MD: Tensor,
-        sinks_H: Tensor,
-        chosen_Nk: Tensor | None,
-        reach: Reach,
-        scale: float,
-    ) -> Tensor:
-        q_NHD, keys_KD = q_NHD.contiguous(), keys_KD.contiguous()
-        out_NHD = torch.empty_like(q_NHD)
-        log_sums_NH = q_NHD.new_empty(q_NHD.shape[:2], dtype=torch.float32)
-        choice = (0, 0) if chosen_Nk is None else (chosen_Nk, chosen_Nk.shape[1])
-        _forward(
-            *(FORMATS[q_NHD.dtype], q_NHD, keys_KD, entries_MD, choice[0], sinks_H.float(), *reach.bounds),
-            *(out_NHD, log_sums_NH, *q_NHD.shape, choice[1], entries_MD.stride(0), scale),
-        )
-        ctx.save_for_backward(q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, out_NHD, log_sums_NH)
-        ctx.reach, ctx.scale = reach, scale
-        return out_NHD
-
-    @staticmethod
-    def backward(ctx: Any, grad_NHD: Tensor) -> tuple[Tensor | None, ...]:
-        q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, out_NHD, log_sums_NH = ctx.saved_tensors
-        grad_q_NHD, along_NH = torch.empty_like(q_NHD), torch.empty_like(log_sums_NH)
-        grad_keys, grad_entries = (log_sums_NH.new_empty(PARTS, *x.shape) for x in (keys_KD, entries_MD))
-        choice = (0, 0) if chosen_Nk is None else (chosen_Nk, chosen_Nk.shape[1])
-        _backward(
-            *(FORMATS[q_NHD.dtype], grad_NHD.contiguous(), out_NHD, q_NHD, keys_KD, entries_MD, choice[0]),
-            *(*ctx.reach.bounds, log_sums_NH, grad_q_NHD, grad_keys, grad_entries, along_NH, *q_NHD.shape),
-            *(choice[1], len(keys_KD), len(entries_MD), ctx.scale),
-        )
-        grad_sinks_H = _sinks_gradient(sinks_H, log_sums_NH, along_NH)
-        grads = (x.sum(0).to(q_NHD.dtype) for x in (grad_keys, grad_entries))
-        return grad_q_NHD, *grads, grad_sinks_H, None, None, None
-
-
-def _sinks_gradient(sinks_H: Tensor, log_sums_NH: Tensor, along_NH: Tensor) -> Tensor:
-    return -((sinks_H.float() - log_sums_NH).exp() * along_NH).sum(0).to(sinks_H.dtype)
+        *inputs, out_NHD, log_sums_NH = ctx.saved_tensors
+        backward = _backward_by_kernel if trains(grad_NHD) else _backward_by_blocks
+        *grads, along_NH = backward(inputs, ctx.reach, ctx.scale, out_NHD, log_sums_NH, grad_NHD.contiguous())
+        sinks_H = inputs[3]
+        grad_sinks_H = -((sinks_H.float() - log_sums_NH).exp() * along_NH).sum(0).to(sinks_H.dtype)
+        return *(grad.to(grad_NHD.dtype) for grad in grads), grad_sinks_H, None, None, None
 
 
 def compressed_attention(
@@ -391,5 +394,4 @@ def compressed_attention(
     """
     if torch.is_grad_enabled():  # else they stay where they are kept
         entries_MD = entries_MD.contiguous()
-    apply = (_NativeAttention if trains(q_NHD) else _Attention).apply
-    return apply(q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, reach, scale)
+    return _Attention.apply(q_NHD, keys_KD, entries_MD, sinks_H, chosen_Nk, reach, scale)

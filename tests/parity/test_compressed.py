@@ -90,10 +90,12 @@ def tokens_of(model: DeepseekV4ForCausalLM, *lengths: int, more: int = 0) -> Ten
     raise AssertionError("no text without near ties")
 
 
-@pytest.fixture(params=["masked", "gathered"])
+@pytest.fixture(params=["by a kernel", "masked", "gathered"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chosen entries among all, or those alone."""
-    monkeypatch.setattr(compressed_attention, "GATHERED", {"masked": 10**6, "gathered": 0}[request.param])
+    """How attention is computed, without a kernel with the chosen entries among all, or those alone."""
+    if request.param != "by a kernel":
+        monkeypatch.setattr(compressed_attention, "trains", lambda x: False)
+        monkeypatch.setattr(compressed_attention, "GATHERED", {"masked": 10**6, "gathered": 0}[request.param])
 
 
 @torch.no_grad()
